@@ -1,0 +1,43 @@
+"""Sparse autoencoders for CLIP vision transformers, as a plugin for SAELens and TransformerLens.
+
+Importing this package registers its architectures with SAELens. Everything else is imported on
+first use, so that the import costs what importing ``sae_lens`` costs and nothing heavier.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME_OF = {
+    "HookedViT": "hooked_vit",
+    "HookedViTConfig": "hooked_vit",
+    "HookedSAEViT": "hooked_vit",
+    "PatchSAE": "saes",
+    "PatchSAEConfig": "saes",
+    "PatchTrainingSAE": "saes",
+    "PatchTrainingSAEConfig": "saes",
+    "MatryoshkaTopKSAE": "saes",
+    "MatryoshkaTopKSAEConfig": "saes",
+    "MatryoshkaTopKTrainingSAE": "saes",
+    "MatryoshkaTopKTrainingSAEConfig": "saes",
+    "PatchAggregatedSAE": "saes",
+    "PatchAggregatedSAEConfig": "saes",
+    "LatentAtlas": "analysis",
+    "analyze": "analysis",
+    "ViTSAERunnerConfig": "training",
+    "ViTSAETrainingRunner": "training",
+    "ViTActivationsStore": "activations",
+}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

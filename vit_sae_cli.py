@@ -1,0 +1,251 @@
+"""The front door of the ``vit-sae`` command line: it reads arguments, and imports nothing heavy.
+
+It stands outside the package so that ``vit-sae --help`` need not import torch and SAELens, which
+``import vit_sae_plugin`` does. Each command's work is in ``vit_sae_plugin/cli/<command>.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_IMAGES_HELP = (
+    "where the images are: a folder (sub-folders are classes), 'hf:NAME[:SPLIT]' or a folder "
+    "saved by Hugging Face datasets, 'wds:shards-{000..010}.tar', or 'shapes[:train|test]' for "
+    "the built-in shape scenes (options as in 'shapes:test?n_images=500&n_objects=1')"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one ``vit-sae`` command and return its exit code (2: bad input, told in one line)."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    # Worker processes and tokenizers would otherwise warn about each other at every start.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return import_module(f"vit_sae_plugin.cli.{args.command}").run(args) or 0
+    except KeyboardInterrupt:
+        print("vit-sae: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"vit-sae {args.command}: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; building it costs milliseconds."""
+    parser = argparse.ArgumentParser(
+        prog="vit-sae",
+        description="Sparse autoencoders for CLIP vision transformers: train them on image "
+        "patches, measure them, and look at what their latents mean.",
+        epilog="New here? 'vit-sae demo' does everything once, offline, on drawn scenes. "
+        "'vit-sae COMMAND --help' explains a command.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_train(commands)
+    _add_eval(commands)
+    _add_analyze(commands)
+    _add_export(commands)
+    return parser
+
+
+def _command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_demo(commands) -> None:
+    command = _command(
+        commands,
+        "demo",
+        "train a PatchSAE on drawn scenes, evaluate it and write a page that shows its latents",
+        "vit-sae demo --output-path demo-results",
+    )
+    command.add_argument(
+        "--output-path", default="demo-results", metavar="FOLDER", help="default: demo-results"
+    )
+    command.add_argument(
+        "--training-tokens",
+        type=int,
+        metavar="N",
+        help="train on this many tokens instead of the demo's own number",
+    )
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def _add_train(commands) -> None:
+    command = _command(
+        commands,
+        "train",
+        "train an SAE on the activations of a vision transformer",
+        "vit-sae train --images photos/ --model ViT-B-16 --pretrained openai "
+        "--output-path runs/photos",
+    )
+    start = command.add_argument_group("where the settings come from (flags below override them)")
+    start.add_argument(
+        "--preset", metavar="NAME", help="settings shipped with the package; 'list' names them"
+    )
+    start.add_argument("--config", metavar="FILE", help="settings saved as YAML or JSON")
+    start.add_argument(
+        "--resume", metavar="RUN", help="go on with the run in this folder, exactly where it was"
+    )
+    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
+    command.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="train on the rows of this .npy, .safetensors or .parquet file instead of on images",
+    )
+    _add_model(command)
+    command.add_argument(
+        "--hook-name", metavar="HOOK", help="where the SAE sits, such as blocks.10.hook_resid_post"
+    )
+    command.add_argument(
+        "--token-kind", choices=["all", "patches", "cls"], help="which tokens become rows"
+    )
+    command.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="patchsae, matryoshka_topk, or any that SAELens has: standard, topk, batchtopk, …",
+    )
+    width = command.add_mutually_exclusive_group()
+    width.add_argument("--d-sae", type=int, metavar="N", help="number of latents")
+    width.add_argument(
+        "--expansion-factor", type=int, metavar="N", help="number of latents ÷ width of the hook"
+    )
+    command.add_argument("--training-tokens", type=int, metavar="N", help="rows to train on")
+    command.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    command.add_argument("--n-workers", type=int, metavar="N", help="processes that decode images")
+    command.add_argument("--seed", type=int, metavar="N")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument("--output-path", metavar="FOLDER", help="the run's folder")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set any other field of ViTSAERunnerConfig, or of the SAE's own config with "
+        "'sae.FIELD', such as --set sae.l1_coefficient=1e-4; may be repeated",
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        metavar="NAME",
+        help="an open_clip name (ViT-B-16), 'hf:ORG/NAME', 'timm:NAME', or 'shapes-clip'",
+    )
+    command.add_argument(
+        "--pretrained",
+        metavar="TAG",
+        help="the weights, as open_clip names them (openai, laion2b_s34b_b79k, a file); "
+        "without it an open_clip model has random weights",
+    )
+
+
+def _add_eval(commands) -> None:
+    command = _command(
+        commands,
+        "eval",
+        "measure a saved SAE: sparsity, reconstruction, and what splicing it in does to the model",
+        "vit-sae eval runs/photos/sae --images photos/",
+    )
+    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
+    command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
+    _add_model(command)
+    command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
+    command.add_argument("--batch-size-images", type=int, default=64, metavar="N")
+    command.add_argument("--n-workers", type=int, default=0, metavar="N")
+    command.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="zero-shot prompt templates, one a line with {} for the class name "
+        "(default: OpenAI's 80)",
+    )
+    command.add_argument(
+        "--suite",
+        choices=["splice", "msae"],
+        default="splice",
+        help="splice: the measures of PatchSAE (default); msae: those of the Matryoshka paper",
+    )
+    command.add_argument(
+        "--save-latents",
+        metavar="FOLDER",
+        help="also write every image's latents there, as sparse rows in the order of the images",
+    )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument(
+        "--output-path",
+        metavar="FOLDER",
+        help="where the CSV and JSON go (default: 'evaluation' in the SAE's folder)",
+    )
+
+
+def _add_analyze(commands) -> None:
+    command = _command(
+        commands,
+        "analyze",
+        "find out what each latent responds to, and write it as tables and as a browsable report",
+        "vit-sae analyze runs/photos/sae --images photos/ --report report/",
+    )
+    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
+    command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
+    _add_model(command)
+    command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
+    command.add_argument("--batch-size-images", type=int, default=64, metavar="N")
+    command.add_argument("--n-workers", type=int, default=0, metavar="N")
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="a token counts as active above this (the τ of PatchSAE; default: 0.2)",
+    )
+    command.add_argument(
+        "--output-path",
+        metavar="FOLDER",
+        help="the atlas's folder (default: 'atlas' in the SAE's folder)",
+    )
+    command.add_argument("--report", metavar="FOLDER", help="write a static site there")
+    command.add_argument(
+        "--n-explained",
+        type=int,
+        default=12,
+        metavar="N",
+        help="images to explain patch by patch in the report (default: 12)",
+    )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def _add_export(commands) -> None:
+    command = _command(
+        commands,
+        "export",
+        "save an SAE as a plain SAELens one that loads where this plugin is not installed",
+        "vit-sae export runs/photos/sae exported/",
+    )
+    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
+    command.add_argument("output_path", metavar="FOLDER", help="the new folder")
+    command.add_argument(
+        "--architecture", choices=["standard", "topk"], default="standard", help="default: standard"
+    )
+    command.add_argument("--k", type=int, metavar="K", help="with topk: latents kept for each row")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the commands of ``vit-sae`` do; their arguments are defined in ``vit_sae_cli.py``."""

@@ -7,7 +7,7 @@ first use, so that the import costs what importing ``sae_lens`` costs and nothin
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _HOME_OF = {
     "HookedViT": "hooked_vit",
@@ -30,7 +30,7 @@ _HOME_OF = {
     "ViTActivationsStore": "activations",
 }
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

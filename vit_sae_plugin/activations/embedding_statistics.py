@@ -1,0 +1,110 @@
+"""Centring and scaling of embeddings: one mean and one scale for each modality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EmbeddingStatistics:
+    """Statistics of one modality's training split (MSAE, arXiv 2502.20578, section 4).
+
+    An SAE trained on standardised embeddings sees ``(x − mean) · scale``, whose mean norm is √d.
+    Every later use of that SAE takes these same statistics, never those of the evaluation data.
+    """
+
+    mean: Float[Tensor, "d"]
+    """Mean of the raw embeddings."""
+    scale: float
+    """√d ÷ mean norm of the centred embeddings."""
+    modality: str = "image"
+    """What was embedded: ``"image"`` or ``"text"``."""
+    n_rows: int = 0
+    """Number of rows they were computed from."""
+
+    @classmethod
+    def from_rows(
+        cls, rows: Tensor | Iterable[Tensor], modality: str = "image"
+    ) -> EmbeddingStatistics:
+        """Statistics of ``[n, d]`` rows, or of batches of them, in float64 and constant memory.
+
+        Batches are walked twice (the scale is that of *centred* rows), so an iterator that can be
+        walked only once is refused.
+
+        Raises:
+            ValueError: no rows, rows that aren't finite, or rows that are all the same.
+        """
+        batches: Iterable[Tensor] = [rows] if isinstance(rows, Tensor) else rows
+        if iter(batches) is batches:
+            raise ValueError(
+                "EmbeddingStatistics.from_rows walks the batches twice: "
+                "give it a list or another re-iterable object, not an iterator"
+            )
+        n_rows, total = 0, None
+        for batch in batches:
+            batch_sum = batch.to(torch.float64).sum(0)
+            total = batch_sum if total is None else total + batch_sum
+            n_rows += len(batch)
+        if total is None or n_rows == 0:
+            raise ValueError("there are no embeddings to take statistics of")
+        mean = total / n_rows
+        norm_sum = sum(
+            (batch.to(torch.float64) - mean).norm(dim=-1).sum().item() for batch in batches
+        )
+        mean_norm = norm_sum / n_rows
+        if not math.isfinite(mean_norm):
+            raise ValueError("the embeddings hold NaN or infinite values: drop those rows first")
+        if mean_norm == 0:
+            raise ValueError(f"all {n_rows} embeddings are the same, so there is no scale")
+        scale = math.sqrt(len(mean)) / mean_norm
+        return cls(mean.to(torch.float32), scale, modality, n_rows)
+
+    def standardize(self, rows: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Raw embeddings → what the SAE sees."""
+        return (rows - self.mean.to(rows)) * self.scale
+
+    def restore(self, rows: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """What the SAE sees, or reconstructs → raw embeddings."""
+        return rows / self.scale + self.mean.to(rows)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """As JSON-able values, for an SAE's metadata (key ``input_statistics``)."""
+        return {
+            "modality": self.modality,
+            "scale": self.scale,
+            "mean": self.mean.tolist(),
+            "n_rows": self.n_rows,
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> EmbeddingStatistics:
+        """The inverse of :meth:`to_metadata`."""
+        return cls(
+            mean=torch.tensor(metadata["mean"], dtype=torch.float32),
+            scale=float(metadata["scale"]),
+            modality=metadata["modality"],
+            n_rows=int(metadata["n_rows"]),
+        )
+
+
+def fold_statistics(sae: Any, statistics: EmbeddingStatistics) -> None:
+    """Fold standardisation into an SAE's weights, in place: it then takes and gives raw embeddings.
+
+    Its latents stay the same. The metadata's ``input_statistics`` are removed, for they no longer
+    apply. (An affine map, so SAELens's own folding of a whitening does it.)
+    """
+    d_in = len(statistics.mean)
+    identity = torch.eye(d_in, dtype=torch.float32)
+    sae.fold_activation_whitening(
+        mean=statistics.mean,
+        whitening_matrix=identity * statistics.scale,
+        unwhitening_matrix=identity / statistics.scale,
+    )
+    sae.cfg.metadata.input_statistics = None

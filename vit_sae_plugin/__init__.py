@@ -9,6 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .saes.registration import register
+
+register()
+
 _HOME_OF = {
     "HookedViT": "hooked_vit",
     "HookedViTConfig": "hooked_vit",

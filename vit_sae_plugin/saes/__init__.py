@@ -1,0 +1,24 @@
+"""Sparse autoencoder architectures, as SAELens classes, and the pieces they are made of."""
+
+from .ghost_gradients import ghost_gradient_error
+from .ghost_saes import (
+    StandardGhostTrainingSAE,
+    StandardGhostTrainingSAEConfig,
+    TopKGhostTrainingSAE,
+    TopKGhostTrainingSAEConfig,
+)
+from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
+from .registration import register
+
+__all__ = [
+    "PatchSAE",
+    "PatchSAEConfig",
+    "PatchTrainingSAE",
+    "PatchTrainingSAEConfig",
+    "StandardGhostTrainingSAE",
+    "StandardGhostTrainingSAEConfig",
+    "TopKGhostTrainingSAE",
+    "TopKGhostTrainingSAEConfig",
+    "ghost_gradient_error",
+    "register",
+]

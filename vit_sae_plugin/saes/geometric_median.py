@@ -1,0 +1,47 @@
+"""The point with the smallest summed distance to a set of rows."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_ITERATIONS = 100
+RELATIVE_TOLERANCE = 1e-6
+
+
+@torch.no_grad()
+def geometric_median(rows: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, " d_in"]:
+    """``argmin_m Σ_i ‖rows_i − m‖₂`` by Weiszfeld's algorithm (Weiszfeld 1937).
+
+    Each iteration is a mean of the rows weighted by the inverse of their distance. It starts at
+    the mean and stops after 100 iterations or when the point moves by less than a millionth of
+    the mean distance. Unlike the mean it is not dragged along by a few rows of very large norm,
+    such as the class token's.
+
+    Args:
+        rows: at least one row. Rows of 16-bit types are worked on in float32.
+
+    Returns:
+        The median, in the dtype of ``rows``.
+
+    Raises:
+        ValueError: ``rows`` is empty or not two-dimensional.
+    """
+    if rows.ndim != 2 or rows.shape[0] == 0:
+        raise ValueError(
+            f"geometric_median needs rows [n_rows, d_in] with n_rows >= 1, got shape "
+            f"{tuple(rows.shape)}; flatten the batch and token axes first"
+        )
+    points = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    median = points.mean(dim=0)
+    for _ in range(MAX_ITERATIONS):
+        distance = (points - median).norm(dim=-1)
+        # A row exactly at the current point would get an infinite weight.
+        weight = 1.0 / distance.clamp(min=1e-12)
+        new_median = (weight @ points) / weight.sum()
+        moved = (new_median - median).norm()
+        median = new_median
+        if moved <= RELATIVE_TOLERANCE * distance.mean():
+            break
+    return median.to(rows.dtype)

@@ -1,0 +1,68 @@
+"""Ghost gradients: a second reconstruction by dead latents only, which pulls them back to life.
+
+Anthropic, *Circuits Updates January 2024*, "Ghost grads"; used by PatchSAE (Lim et al., ICLR
+2025, arXiv 2412.05276). A latent that never fires gets no gradient from ReLU or top-k; here it
+acts through ``exp`` of its pre-activation, and is trained towards what the SAE left over.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+_EPSILON = 1e-6
+
+
+def ghost_gradient_error(
+    sae_in: Float[Tensor, "*batch d_in"],
+    sae_out: Float[Tensor, "*batch d_in"],
+    hidden_pre: Float[Tensor, "*batch d_sae"],
+    decoder_rows: Float[Tensor, "d_sae d_in"],
+    dead_neuron_mask: Bool[Tensor, " d_sae"],
+    reconstruction_error: Float[Tensor, "*batch d_in"],
+) -> Float[Tensor, "*batch d_in"]:
+    """The ghost term, element by element; reduce it as the reconstruction error is reduced.
+
+    With ``r = z − ẑ`` and ``g = exp(h_pre[dead]) W_dec[dead]``, scaled to half the length of
+    ``r``: ``e = (g − r)² / ‖r‖₂``, then rescaled elementwise to the size of the reconstruction
+    error. All scales and ``r`` are constants of the gradient, so only the dead latents (and,
+    through the encoder, ``b_dec``) feel it. Its value therefore says nothing: it equals the
+    reconstruction error, up to rounding.
+
+    Args:
+        sae_in: the SAE's input ``z``.
+        sae_out: its reconstruction ``ẑ``.
+        hidden_pre: latents before the activation function.
+        decoder_rows: the rows by which latents are decoded.
+        dead_neuron_mask: True where a latent counts as dead.
+        reconstruction_error: the loss's elementwise error, before any weight of single tokens.
+
+    Returns:
+        Zeros if no latent is dead.
+    """
+    if torch.compiler.is_compiling():
+        # Selecting rows by a mask breaks the compiled graph; the product over all latents, in
+        # which the living weigh exp(-inf) = 0, doesn't, and costs one more decoding.
+        ghost_acts = hidden_pre.masked_fill(~dead_neuron_mask, -torch.inf)
+    else:
+        dead = dead_neuron_mask.nonzero().squeeze(-1)
+        if dead.numel() == 0:
+            return torch.zeros_like(reconstruction_error)
+        ghost_acts, decoder_rows = hidden_pre[..., dead], decoder_rows[dead]
+    # Dead latents of a top-k SAE may have large pre-activations. A factor common to a token's
+    # latents cancels when g is scaled, and without it exp overflows.
+    largest = ghost_acts.detach().amax(dim=-1, keepdim=True).clamp(min=0)
+    ghost_out = (ghost_acts - largest).exp() @ decoder_rows
+
+    residual = (sae_in - sae_out).detach()
+    residual_norm = residual.norm(dim=-1, keepdim=True)
+    ghost_norm = ghost_out.detach().norm(dim=-1, keepdim=True)
+    ghost_out = ghost_out * (residual_norm / (2 * ghost_norm + _EPSILON))
+    # A perfectly reconstructed token has r = g = 0 and no error, not 0 / 0.
+    smallest = torch.finfo(residual_norm.dtype).tiny
+    error = (ghost_out - residual).square() / residual_norm.clamp(min=smallest)
+    ghost = error * (reconstruction_error / (error + _EPSILON)).detach()
+    if torch.compiler.is_compiling():
+        ghost = torch.where(dead_neuron_mask.any(), ghost, torch.zeros_like(ghost))
+    return ghost

@@ -1,0 +1,293 @@
+"""PatchSAE: the sparse autoencoder of Lim et al. (ICLR 2025, arXiv 2412.05276), one row a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from sae_lens import StandardSAE
+from sae_lens.saes.sae import (
+    SAEConfig,
+    TrainCoefficientConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
+from torch import Tensor, nn
+from typing_extensions import override
+
+from .b_dec_init import BDecInitMethod, central_point, check_b_dec_init_method
+from .ghost_gradients import ghost_gradient_error
+from .unit_norm_decoder import normalize_rows_, tangent_rows
+
+MSENormalization = Literal["input_norm", "none"]
+
+_STARTED_FLAG = "b_dec_is_initialized"
+
+
+@dataclass
+class PatchSAEConfig(SAEConfig):
+    """A PatchSAE for inference: SAELens's fields and nothing else."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "patchsae"
+
+
+class PatchSAE(StandardSAE):
+    """``h = ReLU((z − b_dec) W_enc + b_enc)``, ``ẑ = h W_dec + b_dec`` (Eq. 1).
+
+    The same function as SAELens's ``standard``; what differs is how it is trained
+    (:class:`PatchTrainingSAE`). ``export_as_standard`` makes a plain ``standard`` SAE of it.
+    """
+
+    cfg: PatchSAEConfig  # type: ignore[assignment]
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        # Training checkpoints can be opened for inference too; they carry the training's flag.
+        state_dict.pop(_STARTED_FLAG, None)
+
+
+@dataclass
+class PatchTrainingSAEConfig(TrainingSAEConfig):
+    """Settings of a PatchSAE in training; the defaults are the published ones.
+
+    SAELens's coefficients do not carry over: its architectures *sum* the squared error over the
+    ``d_in`` features, do not divide by ``‖z‖``, and weight ``|h|`` by the decoder's row norms
+    (which are 1 here). With ``N`` a typical norm of a token's activation,
+
+    - ``mse_normalization="none"``: ``l1_coefficient = (SAELens's l1_coefficient) / d_in``;
+    - ``mse_normalization="input_norm"``: ``l1_coefficient = (SAELens's) / (d_in · N)``.
+
+    (Both losses then are SAELens's, divided by a constant.) The published 8e-5 for ``d_in = 768``
+    is SAELens's 0.061 without normalisation, times ``N`` with it.
+    """
+
+    l1_coefficient: float = 8e-5
+    """λ of Eq. 2: weight of the mean over tokens of ``Σ|h|``. Larger is sparser and blunter."""
+
+    l1_warm_up_steps: int = 0
+    """Steps over which λ rises linearly from zero. 0: the full penalty from the first step."""
+
+    use_ghost_grads: bool = True
+    """Add the ghost term for dead latents. The trainer's ``dead_feature_window`` says when a
+    latent is dead; published: 64 steps."""
+
+    b_dec_init_method: BDecInitMethod = "geometric_median"
+    """What of the first training batch ``b_dec`` starts at: "geometric_median", "mean", or
+    "zeros" (leave it at zero)."""
+
+    mse_normalization: MSENormalization = "input_norm"
+    """"input_norm" divides a token's squared error by ``‖z‖₂``, so that large tokens don't rule
+    the loss; "none" doesn't."""
+
+    cls_mse_coefficient: float = 1.0
+    """Weight of token 0's reconstruction error. Other than 1 it needs input
+    ``[batch, token, d_in]``, so it can't be used with shuffled rows."""
+
+    decoder_init_norm: float | None = 1.0
+    """Always 1: decoder rows have unit norm throughout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_b_dec_init_method(self.b_dec_init_method)
+        if self.mse_normalization not in get_args(MSENormalization):
+            raise ValueError(
+                f"mse_normalization={self.mse_normalization!r} is unknown; choose one of "
+                f"{', '.join(map(repr, get_args(MSENormalization)))}"
+            )
+        for name in ("l1_coefficient", "l1_warm_up_steps", "cls_mse_coefficient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.decoder_init_norm != 1.0:
+            raise ValueError(
+                f"decoder_init_norm={self.decoder_init_norm} cannot be had: the rows of a "
+                f"PatchSAE's decoder have norm 1.0 at each step; leave the setting out"
+            )
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "patchsae"
+
+    @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> PatchTrainingSAEConfig:
+        # An inference folder keeps the training settings in its metadata only. Without them,
+        # training on from such a folder would silently go back to the defaults.
+        metadata = config_dict.get("metadata") or {}
+        trained_with = metadata.get("training_architecture_details") or {}
+        return super().from_dict({**trained_with, **config_dict})
+
+
+class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
+    """A PatchSAE in training.
+
+    Loss (Eq. 2): ``mean over tokens and features of (ẑ − z)² / ‖z‖₂``
+    ``+ λ · mean over tokens of Σ|h|`` ``+ ghost term``.
+
+    In training mode each step first scales the decoder's rows to norm 1, and the decoder's
+    gradient has no part parallel to its rows. The very first step sets ``b_dec``; a buffer,
+    saved with checkpoints, remembers that, so that neither a resumed run nor one that starts
+    from a saved SAE sets it again.
+
+    Runs under ``sae_lens.SAETrainer``, which clips gradients at norm 1 (the published training
+    doesn't), autocast and ``torch.compile(fullgraph=True)``.
+    """
+
+    b_enc: nn.Parameter
+    b_dec_is_initialized: Tensor
+
+    def __init__(self, cfg: PatchTrainingSAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self.register_buffer(
+            _STARTED_FLAG, torch.zeros((), dtype=torch.bool, device=self.W_dec.device)
+        )
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        # Not the decoder's transpose. As in the released code the fan counted for this
+        # [d_in, d_sae] matrix is d_sae: latents start small, and few of them die at once.
+        nn.init.kaiming_uniform_(self.W_enc)
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {
+            "l1": TrainCoefficientConfig(
+                value=self.cfg.l1_coefficient, warm_up_steps=self.cfg.l1_warm_up_steps
+            )
+        }
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d_sae"]]:
+        """The latents, and the latents before ReLU."""
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
+
+    @override
+    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        return self._decode_by(tangent_rows(self.W_dec), feature_acts)
+
+    def _decode_by(self, decoder_rows: Tensor, feature_acts: Tensor) -> Tensor:
+        sae_out = self.hook_sae_recons(feature_acts @ decoder_rows + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss; call ``backward`` on the result's ``loss``.
+
+        Args:
+            step_input: ``sae_in`` is ``[n_tokens, d_in]``, or ``[batch, token, d_in]``.
+
+        Raises:
+            ValueError: ``cls_mse_coefficient`` is not 1 and the input is not 3-dimensional.
+        """
+        sae_in = step_input.sae_in
+        if self.training:
+            self._start_step(sae_in, step_input.n_training_steps)
+        decoder_rows = tangent_rows(self.W_dec)
+        feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
+        sae_out = self._decode_by(decoder_rows, feature_acts)
+
+        error = self._reconstruction_error(sae_in, sae_out)
+        # Sums over thousands of latents lose too much in 16 bits.
+        sum_dtype = torch.promote_types(feature_acts.dtype, torch.float32)
+        l1_per_token = feature_acts.abs().sum(dim=-1, dtype=sum_dtype)
+        losses = {
+            "mse_loss": self._weigh_class_token(error).mean(),
+            "l1_loss": step_input.coefficients["l1"] * l1_per_token.mean(),
+        }
+        dead = step_input.dead_neuron_mask
+        if self.cfg.use_ghost_grads and self.training and dead is not None:
+            ghost = ghost_gradient_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error)
+            losses["ghost_grad_loss"] = ghost.mean()
+        return TrainStepOutput(
+            sae_in=sae_in,
+            sae_out=sae_out,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+        )
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        """Nothing: the forward pass above knows all of the loss."""
+        return {}
+
+    @torch.no_grad()
+    def _start_step(self, sae_in: Tensor, n_training_steps: int) -> None:
+        normalize_rows_(self.W_dec)
+        if n_training_steps == 0 and self.cfg.b_dec_init_method != "zeros":
+            # b_dec lives where the encoder subtracts it: after the activations' normalisation.
+            rows = self.run_time_activation_norm_fn_in(self.reshape_fn_in(sae_in.to(self.dtype)))
+            start = central_point(rows.reshape(-1, self.cfg.d_in), self.cfg.b_dec_init_method)
+            # No `if`: it would wait for the device, and break a compiled graph.
+            self.b_dec.copy_(torch.where(self.b_dec_is_initialized, self.b_dec, start))
+        self.b_dec_is_initialized.fill_(True)
+
+    def _reconstruction_error(self, sae_in: Tensor, sae_out: Tensor) -> Tensor:
+        error = (sae_out - sae_in).square()
+        if self.cfg.mse_normalization == "none":
+            return error
+        norm = sae_in.norm(dim=-1, keepdim=True)
+        # A token of zeros has no norm to divide by: its error counts as it is.
+        return error / torch.where(norm > 0, norm, torch.ones_like(norm))
+
+    def _weigh_class_token(self, error: Tensor) -> Tensor:
+        if self.cfg.cls_mse_coefficient == 1.0 or not self.training:
+            return error
+        if error.ndim != 3:
+            raise ValueError(
+                f"cls_mse_coefficient={self.cfg.cls_mse_coefficient} weights token 0 and needs "
+                f"input [batch, token, d_in], got shape {tuple(error.shape)}; rows of shuffled "
+                f"tokens don't say which is the class token, set it to 1"
+            )
+        weight = torch.ones(error.shape[1], 1, dtype=error.dtype, device=error.device)
+        weight[0] = self.cfg.cls_mse_coefficient
+        return error * weight
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        # SAELens folds the factor into the decoder; a training step of a later run would
+        # normalise it away again. Latents are therefore given in units of the raw activations.
+        self.fold_W_dec_norm()
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+    ) -> None:
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self.fold_W_dec_norm()
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        state_dict.pop(_STARTED_FLAG)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        # Weights without the flag are a finished SAE's. SAELens's loader also casts it to the
+        # weights' dtype.
+        started = state_dict.get(_STARTED_FLAG, torch.ones((), device=state_dict["b_dec"].device))
+        state_dict[_STARTED_FLAG] = started.bool()

@@ -1,0 +1,55 @@
+"""Decoder rows of norm one: rescaling them, and keeping their gradient on the unit sphere.
+
+Both are functions of the weight alone. A gradient hook on the parameter would be lost by
+``deepcopy`` and by ``load_state_dict(assign=True)``, which is what SAELens loads with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_SMALLEST_NORM = 1e-8
+
+
+class _TangentRows(torch.autograd.Function):
+    @staticmethod
+    def forward(W_dec: Tensor) -> Tensor:
+        return W_dec.view_as(W_dec)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (W_dec,) = ctx.saved_tensors
+        return remove_parallel_part(grad_outputs[0], W_dec)
+
+
+def remove_parallel_part(
+    gradient: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "d_sae d_in"]:
+    """The gradient without its component along each decoder row: ``g - (g·w / w·w) w``."""
+    squared_norm = W_dec.square().sum(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM**2)
+    parallel = (gradient * W_dec).sum(dim=-1, keepdim=True) / squared_norm
+    return gradient - parallel * W_dec
+
+
+def tangent_rows(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
+    """``W_dec`` itself, whose gradient loses the part parallel to each row on the way back.
+
+    A step along a row only changes its norm, which the next step undoes; left in, it would still
+    fill Adam's moments. Every use of the decoder in a loss has to go through this function (once
+    is enough: use its result in all of them).
+    """
+    return _TangentRows.apply(W_dec)
+
+
+@torch.no_grad()
+def normalize_rows_(W_dec: Float[Tensor, "d_sae d_in"]) -> None:
+    """Divide each row by its norm, in place. A row of zeros stays zero."""
+    W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM))

@@ -1,0 +1,215 @@
+"""``evaluate_embeddings``: the evaluation suite of MSAE, for any SAELens SAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
+from vit_sae_plugin.evaluation.activation_histogram import ActivationHistogram
+from vit_sae_plugin.evaluation.cknna import cknna
+from vit_sae_plugin.evaluation.embedding_metrics import EmbeddingTotals, decoder_orthogonality
+from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
+from vit_sae_plugin.evaluation.linear_probe import LinearProbe, ProbeTotals
+from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
+from vit_sae_plugin.evaluation.row_sample import RowSample
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
+
+Rows = Tensor | EmbeddingRows | Iterable[Tensor]
+_MAX_LATENT_VALUES = 2**26
+
+
+@torch.no_grad()
+def evaluate_embeddings(
+    sae: SAE[Any],
+    rows: Rows | Mapping[str, Rows],
+    *,
+    statistics: EmbeddingStatistics | Mapping[str, EmbeddingStatistics] | None = None,
+    probe: LinearProbe | None = None,
+    k_list: Sequence[int] | None = None,
+    n_cknna: int = 2048,
+    n_neighbors: int = 10,
+    batch_size_rows: int = 4096,
+    seed: int = 0,
+) -> EvaluationReport:
+    """Measure an SAE on embeddings (or any rows), in one pass and constant memory.
+
+    All metrics are in the model's own space: what was centred and scaled for the SAE is restored
+    before. The report's tables:
+
+    - ``embeddings``: a row for each modality, under the SAE's own rule for its latents. Metrics of
+      [`EmbeddingTotals.compute`][]; CKNNA between inputs and latents (unbiased and biased) and
+      between inputs and reconstructions; probe agreement and KL; decoder orthogonality (of unit
+      decoder rows).
+    - ``progressive_recovery``: the same for each (modality, k).
+    - ``activation_histogram``: see [`ActivationHistogram.compute`][].
+
+    Everything is exact but CKNNA, whose time grows with the square of the rows: it is computed on
+    ``n_cknna`` of them, drawn uniformly. An SAE that keeps few latents by its own rule (TopK) gives
+    no more than those at a larger k.
+
+    Args:
+        sae: any SAELens SAE.
+        rows: raw embeddings ``[n, d_in]`` as a tensor, ``EmbeddingRows`` or batches of tensors;
+            or several of them by modality, such as ``{"image": …, "text": …}``.
+        statistics: of each modality's **training** rows. Default: those in the SAE's metadata, for
+            the modality they name.
+        probe: a classifier of embeddings, fitted on training rows by [`fit_linear_probe`][].
+        k_list: numbers of latents for progressive recovery. Default: 16, doubled up to d_sae, and
+            d_sae. Empty: none.
+        n_cknna: rows that CKNNA is computed on.
+        n_neighbors: its neighbours.
+        batch_size_rows: rows encoded at a time, at most.
+        seed: of CKNNA's sample.
+
+    Raises:
+        ValueError: widths that don't fit, no rows, k out of range, or a second modality for which
+            no statistics were given although the SAE was trained on standardised rows.
+    """
+    by_modality = _by_modality(rows, sae)
+    ks = _check_k_list(k_list, sae.cfg.d_sae)
+    if batch_size_rows < 1:
+        raise ValueError(f"batch_size_rows must be at least 1, got {batch_size_rows}")
+    orthogonality = decoder_orthogonality(functional.normalize(sae.W_dec.detach().float(), dim=-1))
+    own, progressive, histograms = {}, {}, {}
+    for modality, modality_rows in by_modality.items():
+        coder = ModelSpaceSAE(sae, statistics=_statistics_of(modality, statistics, sae))
+        measured = _Measured(coder, [None, *ks], probe)
+        sample = RowSample(n_cknna, seed)
+        for batch in iterate_rows(modality_rows, batch_size_rows, sae.cfg.d_sae):
+            batch = batch.to(sae.W_dec.device)
+            measured.update(batch)
+            sample.update(batch)
+        if measured.totals[None].basic.n_tokens == 0:
+            raise ValueError(f"there are no {modality} rows to evaluate")
+        for k in measured.totals:
+            result = measured.compute(k) | _alignment(coder, sample.rows, k, n_neighbors)
+            if k is None:
+                own[modality] = result | {"decoder_orthogonality": orthogonality}
+            else:
+                progressive[modality, k] = result
+        histograms[modality] = measured.histogram.compute()
+
+    tables = {"embeddings": pd.DataFrame.from_dict(own, orient="index").rename_axis("modality")}
+    if progressive:
+        index = pd.MultiIndex.from_tuples(progressive, names=["modality", "k"])
+        tables["progressive_recovery"] = pd.DataFrame(list(progressive.values()), index=index)
+    tables["activation_histogram"] = pd.concat(histograms, names=["modality"])
+    settings = {
+        "architecture": sae.cfg.architecture(),
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_sae,
+        "n_cknna": {name: min(n_cknna, result["n_rows"]) for name, result in own.items()},
+        "n_neighbors": n_neighbors,
+    }
+    notes = [] if probe else ["probe agreement and KL: left out, for no probe was given"]
+    return EvaluationReport(tables, settings, notes)
+
+
+class _Measured:
+    """Totals for the SAE's own rule (k None) and for each k, filled from the same rows."""
+
+    def __init__(self, coder: ModelSpaceSAE, ks: Sequence[int | None], probe: LinearProbe | None):
+        self.coder = coder
+        self.totals = {k: EmbeddingTotals(coder.d_in, coder.d_sae) for k in ks}
+        self.probes = {k: ProbeTotals(probe) for k in ks} if probe is not None else {}
+        self.histogram = ActivationHistogram(coder.d_sae)
+
+    def update(self, x: Tensor) -> None:
+        for k, totals in self.totals.items():
+            latents = self.coder.encode(x, k)
+            x_hat = self.coder.decode(latents)
+            totals.update(x, x_hat, latents)
+            if k in self.probes:
+                self.probes[k].update(x, x_hat)
+            if k is None:
+                self.histogram.update(latents)
+
+    def compute(self, k: int | None) -> dict[str, float]:
+        probe = self.probes[k].compute() if k in self.probes else {}
+        return self.totals[k].compute() | probe
+
+
+def _alignment(
+    coder: ModelSpaceSAE, x: Tensor, k: int | None, n_neighbors: int
+) -> dict[str, float]:
+    """CKNNA on the sampled rows; NaN where they are too few."""
+    names = ("cknna_latents", "cknna_latents_biased", "cknna_reconstruction")
+    if len(x) <= max(n_neighbors, 3):
+        return dict.fromkeys(names, float("nan"))
+    x = x.to(coder.sae.W_dec.device)
+    n_at_a_time = max(1, _MAX_LATENT_VALUES // coder.d_sae)
+    latents = torch.cat([coder.encode(part, k) for part in x.split(n_at_a_time)])
+    x_hat = torch.cat([coder.decode(part) for part in latents.split(n_at_a_time)])
+    return {
+        names[0]: cknna(x, latents, n_neighbors=n_neighbors),
+        names[1]: cknna(x, latents, n_neighbors=n_neighbors, unbiased=False),
+        names[2]: cknna(x, x_hat, n_neighbors=n_neighbors),
+    }
+
+
+def iterate_rows(rows: Rows, batch_size_rows: int, d_sae: int) -> Iterator[Tensor]:
+    """Rows in batches small enough for their latents."""
+    n_at_a_time = max(1, min(batch_size_rows, _MAX_LATENT_VALUES // d_sae))
+    if isinstance(rows, EmbeddingRows):
+        yield from rows.batches(n_at_a_time)
+        return
+    for batch in [rows] if isinstance(rows, Tensor) else rows:
+        if batch.ndim != 2:
+            raise ValueError(f"want rows [n, d_in], got shape {tuple(batch.shape)}")
+        if len(batch):
+            yield from batch.split(n_at_a_time)
+
+
+def default_k_list(d_sae: int, start: int = 16) -> list[int]:
+    """16, 32, … up to d_sae, and d_sae itself."""
+    ks = []
+    while start < d_sae:
+        ks.append(start)
+        start *= 2
+    return [*ks, d_sae]
+
+
+def _check_k_list(k_list: Sequence[int] | None, d_sae: int) -> list[int]:
+    ks = default_k_list(d_sae) if k_list is None else list(k_list)
+    if ks != sorted(set(ks)) or (ks and not 1 <= ks[0] <= ks[-1] <= d_sae):
+        raise ValueError(f"k_list must increase from at least 1 to at most d_sae={d_sae}, got {ks}")
+    return ks
+
+
+def _by_modality(rows: Rows | Mapping[str, Rows], sae: SAE[Any]) -> Mapping[str, Rows]:
+    if isinstance(rows, Mapping):
+        return rows
+    trained_on = sae.cfg.metadata.input_statistics or {}
+    return {trained_on.get("modality", "image"): rows}
+
+
+def _statistics_of(
+    modality: str,
+    statistics: EmbeddingStatistics | Mapping[str, EmbeddingStatistics] | None,
+    sae: SAE[Any],
+) -> EmbeddingStatistics | None:
+    """The training statistics of this modality; None only if the SAE reads raw rows."""
+    if isinstance(statistics, Mapping):
+        if modality in statistics:
+            return statistics[modality]
+    elif statistics is not None and statistics.modality == modality:
+        return statistics
+    in_metadata = sae.cfg.metadata.input_statistics
+    if in_metadata is None and statistics is None:
+        return None
+    if in_metadata is not None and in_metadata["modality"] == modality:
+        return None  # ModelSpaceSAE finds them there
+    raise ValueError(
+        f"the SAE reads standardised rows, but no statistics of {modality!r} rows are known; pass "
+        f"statistics={{{modality!r}: EmbeddingStatistics.from_rows(training_rows, {modality!r})}}"
+    )

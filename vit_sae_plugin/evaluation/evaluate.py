@@ -1,0 +1,233 @@
+"""``evaluate_sae``: how good is this SAE, by itself and inside its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.datasets import ImageLoader, ImageSource
+from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
+from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
+from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
+from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
+from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
+from vit_sae_plugin.evaluation.splicing import TOKEN_GROUPS, run_spliced, token_groups
+from vit_sae_plugin.evaluation.zero_shot import SplicingTotals
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+_MAX_LATENT_VALUES = 2**26
+
+
+@torch.no_grad()
+def evaluate_sae(
+    model: HookedViT,
+    sae: SAE[Any],
+    images: ImageSource,
+    *,
+    batch_size_images: int = 32,
+    n_images: int | None = None,
+    class_names: Sequence[str] | None = None,
+    templates: str | Path | Sequence[Template] | None = None,
+    captions: Callable[[int], str] | Sequence[str] | None = None,
+    batch_size_contrastive: int = 64,
+    splice: bool = True,
+    dense_threshold: float = 0.1,
+    source: ActivationSource | None = None,
+    statistics: EmbeddingStatistics | None = None,
+    n_workers: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> EvaluationReport:
+    """Measure an SAE on images, in one pass and constant memory, on the model's device.
+
+    The report has two tables. ``reconstruction`` (see [`ReconstructionTotals.compute`][]) has a row
+    for all tokens the SAE reads, for the class token and for patches; a row is empty where the SAE
+    doesn't read such tokens. ``splicing`` (see [`SplicingTotals.compute`][]) has a row for the
+    model as it is, for the SAE's reconstruction put in place of the tokens it reads, for zeros
+    there, and the share recovered. What cannot be measured is NaN, with the reason in ``notes``.
+
+    Args:
+        model: the model whose activations the SAE reads.
+        sae: any SAELens SAE; its metadata say which hook and tokens it reads.
+        images: where images come from. A map-style source is visited in a random order fixed by
+            ``seed``, so that ``n_images`` is a fair sample of it; a streaming one in its own order.
+        batch_size_images: images in one forward pass.
+        n_images: how many to use; None: all.
+        class_names: label index → name; default: the source's.
+        templates: prompt templates: ``"openai"`` (the 80 of CLIP's ImageNet evaluation, the
+            default), ``"shapes"``, a text file with one a line, or the templates themselves.
+        captions: image index → caption, for the contrastive loss; default: the captions of shape
+            scenes, else each image's class name.
+        batch_size_contrastive: images in a batch of the contrastive loss. No two of them share a
+            caption, so it is lowered where there are fewer distinct class names.
+        splice: also measure the ``splicing`` table (three more forward passes).
+        dense_threshold: a latent active on more than this share of tokens is dense.
+        source: hook and tokens, for an SAE whose metadata don't name them.
+        statistics: centring and scaling of the SAE's training rows; default: in its metadata.
+        n_workers: processes that decode images.
+        seed: of the order of the images.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the SAE doesn't fit the model, a setting is out of range, or the source gives
+            no image.
+    """
+    if batch_size_images < 1:
+        raise ValueError(f"batch_size_images must be at least 1, got {batch_size_images}")
+    if n_images is not None and n_images < 1:
+        raise ValueError(f"n_images must be at least 1, or None for all; got {n_images}")
+    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
+    source.check_model(model)
+    if model.hook_width(source.hook_name) != sae.cfg.d_in:
+        raise ValueError(
+            f"the SAE's d_in is {sae.cfg.d_in}, but {source.hook_name} of this model is "
+            f"{model.hook_width(source.hook_name)} wide"
+        )
+    coder = ModelSpaceSAE(sae, statistics=statistics, d_head=model.cfg.d_head)
+    totals = {
+        name: ReconstructionTotals(sae.cfg.d_in, sae.cfg.d_sae, dense_threshold)
+        for name in TOKEN_GROUPS
+    }
+    notes: list[str] = []
+    splicing = None
+    if splice:
+        splicing = _splicing_totals(
+            model, images, class_names, templates, captions, batch_size_contrastive, notes
+        )
+
+    loader = ImageLoader(
+        images,
+        model.preprocess,
+        batch_size_images=batch_size_images,
+        n_workers=n_workers,
+        shuffle=not images.is_streaming,
+        seed=seed,
+    )
+    weight = next(model.parameters())
+    n_seen = 0
+    n_wanted = n_images if n_images is not None else images.n_images
+    with tqdm(total=n_wanted, unit="image", disable=not progress, desc="evaluate") as bar:
+        for batch in loader:
+            n_use = len(batch.ids) if n_images is None else min(len(batch.ids), n_images - n_seen)
+            pixels = batch.pixels[:n_use].to(weight.device, weight.dtype)
+            output, cache = model.run_with_cache(
+                pixels,
+                names_filter=source.hook_name,
+                stop_at_layer=None if splicing else source.stop_at_layer,
+            )
+            hook_value = cache[source.hook_name]
+            x_hat = _reconstruct(coder, source, model.cfg, hook_value, totals)
+            if splicing is not None:
+                outputs = {
+                    "original": output,
+                    "spliced": run_spliced(model, source, pixels, x_hat),
+                    "zeros": run_spliced(model, source, pixels, 0.0),
+                }
+                splicing.update(outputs, batch.label[:n_use], batch.index[:n_use])
+            n_seen += n_use
+            bar.update(n_use)
+            if n_images is not None and n_seen >= n_images:
+                break
+    if n_seen == 0:
+        raise ValueError(f"{images.name} gave no image that can be read")
+
+    rows = {name: totals[name].compute() for name in TOKEN_GROUPS}
+    reconstruction = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens")
+    tables = {"reconstruction": reconstruction.astype({"n_tokens": int})}
+    settings = {
+        "images": images.name,
+        "n_images": n_seen,
+        "n_images_skipped": sum(loader.skipped.counts.values()),
+        "hook_name": source.hook_name,
+        "token_kind": source.token_kind,
+        "architecture": sae.cfg.architecture(),
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_sae,
+        "dense_threshold": dense_threshold,
+    }
+    if splicing is not None:
+        tables["splicing"] = splicing.compute()
+        settings |= splicing.settings()
+    return EvaluationReport(tables, settings, notes)
+
+
+def _reconstruct(
+    coder: ModelSpaceSAE,
+    source: ActivationSource,
+    cfg: Any,
+    hook_value: Tensor,
+    totals: dict[str, ReconstructionTotals],
+) -> Tensor:
+    """The SAE's reconstruction of what it reads; adds it to the totals of each token group."""
+    acts_btd = source.select(cfg, hook_value)
+    groups = token_groups(source, cfg, hook_value)
+    # A few images at a time: the latents of a whole batch can be far larger than its activations.
+    n_at_a_time = max(1, _MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
+    x_hat = []
+    for acts in acts_btd.split(n_at_a_time):
+        latents = coder.encode(acts)
+        x_hat.append(coder.decode(latents))
+        for name, tokens in groups.items():
+            if len(tokens) == acts.shape[1]:
+                totals[name].update(acts, x_hat[-1], latents)
+            elif len(tokens):
+                chosen = tokens.to(acts.device)
+                totals[name].update(acts[:, chosen], x_hat[-1][:, chosen], latents[:, chosen])
+    return torch.cat(x_hat)
+
+
+def _splicing_totals(
+    model: HookedViT,
+    images: ImageSource,
+    class_names: Sequence[str] | None,
+    templates: str | Path | Sequence[Template] | None,
+    captions: Callable[[int], str] | Sequence[str] | None,
+    batch_size_contrastive: int,
+    notes: list[str],
+) -> SplicingTotals:
+    """What the model and the source allow to be measured; the rest is said in ``notes``."""
+    if not model.has_text_tower:
+        notes.append(
+            "zero-shot accuracy and contrastive loss: left out, for the model has no text tower"
+        )
+        return SplicingTotals()
+    class_names = class_names if class_names is not None else images.class_names
+    classifier = None
+    if class_names:
+        chosen = named_templates(templates)
+        prompts = [lambda name, template=template: fill(template, name) for template in chosen]
+        classifier = model.zero_shot_classifier(list(class_names), prompts)
+    else:
+        notes.append("zero-shot accuracy: left out, for the images have no labels")
+    find_caption = _find_captions(images, captions)
+    if find_caption is None and classifier is None:
+        notes.append("contrastive loss: left out, for the images have neither captions nor labels")
+        return SplicingTotals()
+    n_distinct = None if find_caption else len(set(class_names or ()))
+    batch_size = min(batch_size_contrastive, n_distinct or batch_size_contrastive)
+    if batch_size < 2:
+        notes.append("contrastive loss: left out, for all images have the same class name")
+        return SplicingTotals(classifier, class_names)
+    contrastive = ContrastiveBatches(batch_size, float(model.logit_scale))
+    return SplicingTotals(classifier, class_names, contrastive, find_caption, model.encode_text)
+
+
+def _find_captions(
+    images: ImageSource, captions: Callable[[int], str] | Sequence[str] | None
+) -> Callable[[int], str] | None:
+    if captions is None:
+        scene = getattr(images, "scene", None)
+        return None if scene is None else lambda index: scene(index).caption
+    return captions if callable(captions) else captions.__getitem__

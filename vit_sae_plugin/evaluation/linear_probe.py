@@ -1,0 +1,106 @@
+"""A linear classifier on embeddings, and how much a reconstruction changes what it says."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LinearProbe(nn.Module):
+    """Logistic regression on L2-normalised embeddings (MSAE, section 5.2).
+
+    Args:
+        d_in: width of an embedding.
+        n_classes: number of classes.
+    """
+
+    def __init__(self, d_in: int, n_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_classes, d_in))
+        self.bias = nn.Parameter(torch.zeros(n_classes))
+
+    def forward(self, embeddings: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows n_classes"]:
+        """Logits; the embeddings need not be normalised yet."""
+        unit = functional.normalize(embeddings.to(self.weight), dim=-1)
+        return functional.linear(unit, self.weight, self.bias)
+
+    @torch.no_grad()
+    def accuracy(self, embeddings: Tensor, labels: Tensor) -> float:
+        """Share of embeddings given their label."""
+        return (self(embeddings).argmax(-1).cpu() == labels.cpu()).double().mean().item()
+
+
+def fit_linear_probe(
+    embeddings: Float[Tensor, "rows d_in"],
+    labels: Int[Tensor, " rows"],
+    *,
+    n_classes: int | None = None,
+    weight_decay: float = 1e-4,
+    max_iterations: int = 200,
+) -> LinearProbe:
+    """Fit by full-batch L-BFGS from zero, so that the result needs no seed.
+
+    Args:
+        embeddings: of a **training** split, raw; not the rows to be evaluated.
+        labels: class indices from 0.
+        n_classes: number of classes; default: the largest label + 1.
+        weight_decay: minimised is mean cross-entropy + ``weight_decay / 2 · ‖weight‖²``.
+        max_iterations: L-BFGS iterations at most.
+
+    Raises:
+        ValueError: labels that don't fit the embeddings, negative ones among them, or one class.
+    """
+    if len(embeddings) != len(labels):
+        raise ValueError(f"{len(embeddings)} embeddings, but {len(labels)} labels")
+    if len(labels) == 0 or int(labels.min()) < 0:
+        raise ValueError("a probe is fitted on labelled rows: labels must be 0 or more")
+    n_classes = n_classes if n_classes is not None else int(labels.max()) + 1
+    if n_classes < 2 or int(labels.max()) >= n_classes:
+        raise ValueError(
+            f"labels reach {int(labels.max())} and n_classes is {n_classes}; "
+            "want at least 2 classes and labels below n_classes"
+        )
+    probe = LinearProbe(embeddings.shape[-1], n_classes).to(embeddings.device)
+    embeddings, labels = embeddings.float(), labels.to(embeddings.device)
+    optimizer = torch.optim.LBFGS(
+        probe.parameters(), max_iter=max_iterations, line_search_fn="strong_wolfe"
+    )
+
+    def loss_and_gradients() -> Tensor:
+        optimizer.zero_grad()
+        penalty = weight_decay / 2 * probe.weight.square().sum()
+        loss = functional.cross_entropy(probe(embeddings), labels) + penalty
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(loss_and_gradients)  # type: ignore[arg-type]
+    return probe.requires_grad_(False)
+
+
+class ProbeTotals:
+    """How often the probe says the same of a reconstruction, and how far its answers move."""
+
+    def __init__(self, probe: LinearProbe):
+        self.probe = probe
+        self.n_rows = 0
+        self._n_agree = 0
+        self._divergence = 0.0
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> None:
+        """Add raw embeddings and their reconstructions."""
+        original = functional.log_softmax(self.probe(x), dim=-1)
+        spliced = functional.log_softmax(self.probe(x_hat), dim=-1)
+        self.n_rows += len(x)
+        self._n_agree += int((original.argmax(-1) == spliced.argmax(-1)).sum())
+        divergence = (original.exp() * (original - spliced)).sum(-1)
+        self._divergence += divergence.cpu().double().sum().item()
+
+    def compute(self) -> dict[str, float]:
+        """``probe_agreement``: share of rows with the same answer; ``probe_kl``: mean
+        KL(original ‖ reconstruction), nats."""
+        n = max(self.n_rows, 1)
+        return {"probe_agreement": self._n_agree / n, "probe_kl": self._divergence / n}

@@ -1,0 +1,257 @@
+"""From whatever a data set holds (file, bytes, picture, array) to one clean RGB picture.
+
+An image is either converted by these rules or refused with a reason:
+
+- transparency (alpha, palette, single colour): laid on white, as web pages show it
+- 16-bit grey: 0…65535 becomes 0…255
+- 32-bit integers: as 16-bit if within 0…65535, else minimum…maximum becomes 0…255
+- floats: 0…1, 0…255 or 0…65535, the first that holds all values; else minimum…maximum
+- EXIF orientation: applied. Colour profiles are not
+- animation, several pages: the first frame
+- mis-named file: read by its content, whatever its name
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# Formats that hold photographs. EPS is left out on purpose: Pillow hands it to Ghostscript, and a
+# file that is merely called .jpg must not start another program.
+READABLE_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO",
+)  # fmt: skip
+
+_WHITE = (255, 255, 255, 255)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(Exception):
+    """An image that cannot be used.
+
+    Attributes:
+        reason: a short kind ("truncated or damaged"), then, after ": ", what was seen. Reports
+            count by the kind.
+    """
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        self.reason = f"{kind}: {detail}" if detail else kind
+        super().__init__(kind, detail)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class DecodingLimits:
+    """What is refused before it is decoded, so that no single file takes all the memory."""
+
+    max_pixels: int = 89_478_485
+    """Most pixels (width × height) an image may have. The default, Pillow's own warning level, is
+    a third of a gigabyte once decoded."""
+    max_aspect_ratio: float = 200.0
+    """Longest side ÷ shortest side an image may have. Preprocessing scales the *short* side to
+    the model's size: a strip of 10000 × 1 would become 2,240,000 × 224."""
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels is {self.max_pixels}; it must be at least 1.")
+        if not self.max_aspect_ratio >= 1:
+            raise ValueError(
+                f"max_aspect_ratio is {self.max_aspect_ratio}; it must be at least 1 (square)."
+            )
+
+    def check(self, width: int, height: int) -> None:
+        """Raise `UnreadableImageError` for a picture of this size if it is beyond the limits."""
+        seen = f"{width} x {height}"
+        if width < 1 or height < 1:
+            raise UnreadableImageError("no pixels", seen)
+        if width * height > self.max_pixels:
+            raise UnreadableImageError("too many pixels", f"{seen}, max_pixels={self.max_pixels}")
+        if max(width, height) > self.max_aspect_ratio * min(width, height):
+            raise UnreadableImageError(
+                "too long and thin", f"{seen}, max_aspect_ratio={self.max_aspect_ratio:g}"
+            )
+
+
+DEFAULT_LIMITS = DecodingLimits()
+
+
+def decode_image(content: Any, limits: DecodingLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Turn `content` into an upright 8-bit RGB picture.
+
+    Args:
+        content: a path (`str` or `os.PathLike`), the `bytes` of an image file, a PIL picture, or
+            a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]`.
+        limits: the largest sizes that are accepted.
+
+    Raises:
+        UnreadableImageError: whatever is wrong with the image; never another exception.
+    """
+    try:
+        with _quiet_pillow(limits):
+            if isinstance(content, Image.Image):
+                return _to_rgb(content, limits)
+            if isinstance(content, np.ndarray):
+                grey = content.ndim == 3 and content.shape[2] == 1
+                return _to_rgb(Image.fromarray(content[..., 0] if grey else content), limits)
+            if isinstance(content, bytes):
+                return _decode_file(BytesIO(content), len(content), limits)
+            with _open_regular_file(content) as (file, n_bytes):
+                return _decode_file(file, n_bytes, limits)
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableImageError("too many pixels", f"max_pixels={limits.max_pixels}") from None
+    except MemoryError:
+        raise UnreadableImageError("not enough memory to decode it") from None
+    except Exception as error:
+        # On damaged files Pillow's readers raise OSError, SyntaxError, struct.error, IndexError …
+        seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UnreadableImageError("truncated or damaged", seen) from None
+
+
+# Python's warning filters and Pillow's limit belong to the whole process: one thread at a time.
+_process_wide_settings = threading.RLock()
+
+
+def _renew_lock_after_fork() -> None:
+    """A worker forked while another thread was decoding must not inherit a taken lock."""
+    global _process_wide_settings
+    _process_wide_settings = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock_after_fork)
+
+
+@contextmanager
+def _quiet_pillow(limits: DecodingLimits) -> Iterator[None]:
+    """Silence Pillow's warnings and make its own size check (frames, tiles) that of `limits`."""
+    with _process_wide_settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pillows_limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2 + 1  # Pillow refuses above twice this
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillows_limit
+
+
+@contextmanager
+def _open_regular_file(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableImageError("a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+            raise UnreadableImageError("not a regular file")
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _why_not_opened(path, error) from None
+    with file:
+        yield file, status.st_size
+
+
+def _why_not_opened(path: str | os.PathLike[str], error: OSError) -> UnreadableImageError:
+    if error.errno == errno.ELOOP:
+        return UnreadableImageError("link loop")
+    if error.errno == errno.ENOENT:
+        return UnreadableImageError("broken link" if os.path.islink(path) else "no such file")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return UnreadableImageError("no permission to read it")
+    return UnreadableImageError("cannot be opened", error.strerror or type(error).__name__)
+
+
+def _decode_file(file: BinaryIO, n_bytes: int, limits: DecodingLimits) -> Image.Image:
+    if n_bytes == 0:
+        raise UnreadableImageError("empty file")
+    try:
+        picture = Image.open(file, formats=READABLE_FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImageError("not an image of a known format") from None
+    with picture:
+        return _to_rgb(picture, limits)
+
+
+def _to_rgb(picture: Image.Image, limits: DecodingLimits) -> Image.Image:
+    limits.check(*picture.size)
+    picture.load()
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        rgb = _deep_grey_to_8_bit(picture).convert("RGB")
+    elif picture.has_transparency_data:
+        rgb = _on_white(picture)
+    elif picture.mode == "RGB":
+        rgb = picture
+    else:
+        rgb = _converted(picture, "RGB")
+    return _upright(rgb, picture)
+
+
+def _converted(picture: Image.Image, mode: str) -> Image.Image:
+    try:
+        return picture.convert(mode)
+    except ValueError:
+        raise UnreadableImageError("colour mode cannot be converted", picture.mode) from None
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode == "La":  # premultiplied grey has no direct way to RGBA
+        picture = picture.convert("LA")
+    rgba = _converted(picture, "RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+
+
+def _deep_grey_to_8_bit(picture: Image.Image) -> Image.Image:
+    values = np.asarray(picture).astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise UnreadableImageError("no finite pixel value")
+    values = np.where(finite, values, values[finite].min())
+    low, high = _value_range(picture.mode, values.min(), values.max())
+    grey = np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _value_range(mode: str, smallest: float, largest: float) -> tuple[float, float]:
+    """The range of values that becomes 0…255; see the top of this file."""
+    usual = (1, 255, 65535) if mode == "F" else (65535,)
+    for high in usual:
+        if smallest >= 0 and largest <= high:
+            return 0, high
+    return (smallest, largest) if largest > smallest else (smallest, smallest + 1)
+
+
+def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    """Turn `rgb` as the EXIF of `original` says; damaged EXIF turns nothing."""
+    try:
+        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return rgb
+    if turn is None:
+        return rgb
+    turned = rgb.transpose(turn)
+    turned.info.clear()  # or a later reader of its EXIF would turn it again
+    return turned

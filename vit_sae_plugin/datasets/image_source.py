@@ -1,0 +1,121 @@
+"""What every image source offers, so that a loader need not know where images come from."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from PIL import Image
+
+from vit_sae_plugin.datasets.image_decoding import (
+    DEFAULT_LIMITS,
+    DecodingLimits,
+    UnreadableImageError,
+    decode_image,
+)
+
+__all__ = [
+    "ImageRecord",
+    "ImageSource",
+    "NoReadableImagesError",
+    "UnreadableImageError",
+    "fingerprint_of",
+    "printable_id",
+]
+
+
+class NoReadableImagesError(RuntimeError):
+    """A source gave not a single usable image; the message says how many were tried and why."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a source, not yet read or decoded: cheap to make, to skip and to send."""
+
+    index: int
+    """Position in the source's own order."""
+    id: str
+    """Unique in the source and printable: a relative path, a key, or the index."""
+    label: int | None
+    """Index of the class; None if the image has none."""
+    content: Any
+    """What `decode_image` takes, or a function without arguments that returns it."""
+    limits: DecodingLimits = DEFAULT_LIMITS
+    """Sizes beyond which the image is refused."""
+
+    def load(self) -> Image.Image:
+        """Read and decode: an upright 8-bit RGB picture.
+
+        Raises:
+            UnreadableImageError: with the reason, for anything wrong with this image.
+        """
+        content = self.content() if callable(self.content) else self.content
+        return decode_image(content, self.limits)
+
+
+class ImageSource(ABC):
+    """Images in a fixed order. A map-style source defines `record`, a streaming one `records`.
+
+    Sources must be picklable where worker processes are started afresh rather than forked.
+    """
+
+    name: str
+    """Short name for reports."""
+    class_names: list[str] | None = None
+    """Label index → name. Two classes may share a name: only the index tells them apart."""
+    n_images: int | None = None
+    """Number of records, readable or not; None for a stream of unknown length."""
+    is_streaming: bool = False
+    """True if records can only be walked in order."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over ids, labels, sizes and seeds: same data, same hash."""
+
+    def record(self, index: int) -> ImageRecord:
+        """The record at `index`, `0 <= index < n_images`. Map-style sources only."""
+        raise TypeError(
+            f"{self.name} is a stream: it has no record({index}), only records(start) in order."
+        )
+
+    def records(self, start: int = 0) -> Iterator[ImageRecord]:
+        """All records from position `start` on, in the source's order."""
+        if self.n_images is None:
+            raise TypeError(f"{type(self).__name__} has no length: it must define records().")
+        for index in range(start, self.n_images):
+            yield self.record(index)
+
+
+def fingerprint_of(parts: Iterable[str | bytes]) -> str:
+    """SHA-256 (hex) of `parts`; where one part ends and the next begins counts too."""
+    digest = sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def printable_id(name: str) -> str:
+    r"""`name` as one line of valid Unicode; distinct names stay distinct.
+
+    File names may hold line breaks or bytes that are no text. These become escapes (`\n`, `\xff`)
+    and a backslash becomes two; any other name is returned as it is.
+    """
+    return _NEEDS_ESCAPE.sub(lambda found: _escaped(found.group()), name)
+
+
+_NEEDS_ESCAPE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python shows a byte of a file name that is not text
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return character.encode("unicode_escape").decode()
+    return f"\\u{code:04x}"

@@ -1,0 +1,29 @@
+"""``HookedViT``: vision transformers with TransformerLens's hooks, wrapped and not copied."""
+
+from vit_sae_plugin.hooked_vit.config import HookedViTConfig
+from vit_sae_plugin.hooked_vit.errors import (
+    HookNameError,
+    ModelNameError,
+    UnsupportedTowerError,
+)
+from vit_sae_plugin.hooked_vit.hooked_sae_vit import HookedSAEViT
+from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
+from vit_sae_plugin.hooked_vit.tower_description import (
+    AttentionDescription,
+    BlockDescription,
+    EmbeddingDescription,
+    TowerDescription,
+)
+
+__all__ = [
+    "AttentionDescription",
+    "BlockDescription",
+    "EmbeddingDescription",
+    "HookNameError",
+    "HookedSAEViT",
+    "HookedViT",
+    "HookedViTConfig",
+    "ModelNameError",
+    "TowerDescription",
+    "UnsupportedTowerError",
+]

@@ -1,0 +1,34 @@
+"""One small file for each model family: how to recognise it and where it keeps its parts.
+
+A family is a module with ``describe(model) -> TowerDescription | None``: None means "not mine".
+A new family is a new file here and its name in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from torch import nn
+
+from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+
+FAMILIES = ("open_clip",)
+
+
+def describe(model: nn.Module) -> TowerDescription:
+    """The description of a model of a known family.
+
+    Raises:
+        UnsupportedTowerError: no family recognises the model, or one does but cannot hook it.
+    """
+    for family in FAMILIES:
+        tower = import_module(f"{__name__}.{family}").describe(model)
+        if tower is not None:
+            return tower
+    raise UnsupportedTowerError(
+        f"{type(model).__module__}.{type(model).__qualname__} is of no known family "
+        f"({', '.join(FAMILIES)}). For a vision transformer of your own pass "
+        "tower=TowerDescription(...), as examples/custom_vit.py shows; for a PEFT model pass "
+        "model.get_base_model(), whose layers are the adapted ones."
+    )

@@ -1,0 +1,185 @@
+"""Attention's inside: q, k, v, scores, pattern, z and the heads' results of fused attention.
+
+The models compute attention in one fused call. Here it is computed again, unfused, only as far
+as live hook points need it; the model's own output is replaced only if a hook changed a value.
+The recomputation has no attention dropout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, BlockDescription
+
+_SCORES = ("attn.hook_attn_scores", "attn.hook_pattern")
+_INSIDE = (
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    *_SCORES,
+    "attn.hook_z",
+    "attn.hook_result",
+)
+
+
+def attach_attention(
+    scope: Scope, block: BlockDescription, attention: AttentionDescription, n_heads: int
+) -> None:
+    """Attach the live ``attn.*`` points of one block."""
+    if not scope.live(*_INSIDE):
+        return
+    inside = AttentionInside(scope, attention, n_heads)
+    if attention.packed is not None:
+        scope.after(attention.packed, inside.recompute_packed)
+        return
+    inside.attach_projections()
+    if scope.live(*_SCORES, "attn.hook_z"):
+        scope.before(attention.z or attention.out_proj, inside.on_heads_out)
+    if scope.live("attn.hook_result"):
+        scope.after(attention.out_proj, inside.on_projected)
+
+
+class AttentionInside:
+    """The values of one block's attention during one forward pass.
+
+    Args:
+        scope: the run, seen from the block.
+        attention: where the projections are.
+        n_heads: number of heads.
+    """
+
+    def __init__(self, scope: Scope, attention: AttentionDescription, n_heads: int) -> None:
+        self.scope = scope
+        self.attention = attention
+        self.n_heads = n_heads
+        self.heads: dict[str, Tensor] = {}
+
+    def attach_projections(self) -> None:
+        """Attach to the projection modules: one for q, k and v together, or one for each."""
+        attention, scope = self.attention, self.scope
+        needed = scope.live(*_SCORES)
+        if attention.qkv is not None:
+            if needed or scope.live("attn.hook_q", "attn.hook_k", "attn.hook_v"):
+                scope.after(attention.qkv, lambda out, _: self.on_qkv(out))
+            return
+        for letter, path in (("q", attention.q), ("k", attention.k), ("v", attention.v)):
+            if path is None:
+                raise UnsupportedTowerError(
+                    f"The attention description names no {letter!r} projection; give qkv, packed, "
+                    "or all of q, k and v."
+                )
+            if needed or scope.live(f"attn.hook_{letter}"):
+                scope.after(path, lambda out, _, letter=letter: self.on_projection(letter, out))
+
+    def split(self, flat: Tensor) -> Tensor:
+        """``[batch, token, head * d]`` to ``[batch, token, head, d]``."""
+        return flat.view(*flat.shape[:-1], self.n_heads, -1)
+
+    def on_projection(self, letter: str, out: Tensor) -> Tensor | None:
+        value, changed = self.scope.fire_checked(f"attn.hook_{letter}", self.split(out))
+        self.heads[letter] = value
+        return value.flatten(-2) if changed else None
+
+    def on_qkv(self, out: Tensor) -> Tensor | None:
+        stacked = out.view(*out.shape[:-1], 3, self.n_heads, -1)
+        any_changed = False
+        for index, letter in enumerate("qkv"):
+            value = stacked.select(-3, index)
+            self.heads[letter], changed = self.scope.fire_checked(f"attn.hook_{letter}", value)
+            any_changed |= changed
+        if not any_changed:
+            return None
+        return torch.stack([self.heads[letter] for letter in "qkv"], dim=-3).flatten(-3)
+
+    def on_heads_out(self, flat: Tensor) -> Tensor | None:
+        z, changed = self.split(flat), False
+        if self.scope.live(*_SCORES):
+            pattern, changed = self.fire_pattern()
+            if changed:
+                z = self.mix_values(pattern)
+        z, z_changed = self.scope.fire_checked("attn.hook_z", z)
+        return z.flatten(-2) if changed or z_changed else None
+
+    def on_projected(self, out: Tensor, flat: Tensor) -> Tensor | None:
+        out_proj = self.scope.module(self.attention.out_proj)
+        with self.scope.run.paused():
+            result, bias = results_of_heads(out_proj, self.split(flat))
+        result, changed = self.scope.fire_checked("attn.hook_result", result)
+        if not changed:
+            return None
+        summed = result.sum(dim=-2)
+        return summed if bias is None else summed + bias
+
+    def fire_pattern(self) -> tuple[Tensor, bool]:
+        """Scores and pattern ``[batch, head, query, key]``; whether a hook changed either."""
+        q, k = (self.heads[letter].transpose(1, 2) for letter in "qk")
+        with self.scope.run.paused():
+            if self.attention.q_norm is not None:
+                q = self.scope.module(self.attention.q_norm)(q)
+            if self.attention.k_norm is not None:
+                k = self.scope.module(self.attention.k_norm)(k)
+        scale = q.shape[-1] ** -0.5 if self.attention.scale is None else self.attention.scale
+        scores, changed = self.scope.fire_checked(
+            "attn.hook_attn_scores", q @ k.transpose(-1, -2) * scale
+        )
+        # In 32 bit, as the fused kernels do for 16-bit models.
+        pattern = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+        pattern, pattern_changed = self.scope.fire_checked("attn.hook_pattern", pattern)
+        return pattern, changed or pattern_changed
+
+    def mix_values(self, pattern: Tensor) -> Tensor:
+        """The heads' outputs z, ``[batch, token, head, d_head]``."""
+        return (pattern @ self.heads["v"].transpose(1, 2)).transpose(1, 2)
+
+    def recompute_packed(self, output: Tensor, x: Tensor) -> Tensor | None:
+        """All of attention from its input, for modules that call no projection modules."""
+        scope, mha = self.scope, self.scope.module(self.attention.packed or "")
+        qkv = functional.linear(x, mha.in_proj_weight, mha.in_proj_bias)  # type: ignore[arg-type]
+        changed = self.on_qkv(qkv) is not None
+        if scope.live(*_SCORES):
+            pattern, pattern_changed = self.fire_pattern()
+            changed |= pattern_changed
+            z = self.mix_values(pattern)
+        elif changed or scope.live("attn.hook_z", "attn.hook_result"):
+            q, k, v = (self.heads[letter].transpose(1, 2) for letter in "qkv")
+            z = functional.scaled_dot_product_attention(
+                q, k, v, scale=self.attention.scale
+            ).transpose(1, 2)
+        else:
+            return None
+        z, z_changed = scope.fire_checked("attn.hook_z", z)
+        out_proj = scope.module(self.attention.out_proj)
+        result_changed = False
+        if scope.live("attn.hook_result"):
+            result, bias = results_of_heads(out_proj, z)
+            result, result_changed = scope.fire_checked("attn.hook_result", result)
+        if result_changed:
+            summed = result.sum(dim=-2)
+            return summed if bias is None else summed + bias
+        return out_proj(z.flatten(-2)) if changed or z_changed else None
+
+
+def results_of_heads(out_proj: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What each head adds to the attention's output, and the bias that is added once.
+
+    Args:
+        out_proj: the projection of the concatenated heads.
+        z: the heads' outputs, ``[batch, token, head, d_head]``.
+
+    Returns:
+        ``[batch, token, head, d_model]`` and ``[d_model]``; summed over heads, plus the bias, they
+        are ``out_proj``'s output.
+    """
+    n_heads, d_head = z.shape[-2:]
+    plain = isinstance(out_proj, nn.Linear) and type(out_proj).forward is nn.Linear.forward
+    if plain:
+        weight = out_proj.weight.view(-1, n_heads, d_head)
+        return torch.einsum("...hd,mhd->...hm", z, weight), out_proj.bias  # type: ignore[return-value]
+    # An adapter: call the module itself with all heads but one silenced, one after another.
+    bias = out_proj(z.new_zeros(n_heads * d_head))
+    alone = z.unsqueeze(-3) * torch.eye(n_heads, dtype=z.dtype, device=z.device).unsqueeze(-1)
+    return out_proj(alone.flatten(-2)) - bias, bias

@@ -1,0 +1,87 @@
+"""Hooks of one block: the residual stream, the norms, the MLP; attention's inside is elsewhere."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vit_sae_plugin.hooked_vit.attention_hooks import attach_attention
+from vit_sae_plugin.hooked_vit.forward_run import ForwardRun
+from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
+from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+
+
+def attach_block(run: ForwardRun, tower: TowerDescription, layer: int) -> None:
+    """Attach what the live points of block ``layer`` need, in the order in which values arise."""
+    scope = Scope(run, f"blocks.{layer}.", f"{tower.blocks}.{layer}")
+    block = tower.block
+    if scope.live("hook_resid_pre"):
+        scope.before("", lambda x: scope.fire("hook_resid_pre", x))
+    if scope.live("hook_attn_in"):
+        scope.before(block.ln1, lambda x: _fire_branch(scope, "hook_attn_in", x))
+    attach_norm(scope, "ln1", block.ln1)
+    if block.attention is not None:
+        attach_attention(scope, block, block.attention, tower.n_heads)
+    if scope.live("hook_attn_out"):
+        scope.after(block.attn_out, lambda out, _: scope.fire("hook_attn_out", out))
+    edited_mid = _attach_resid_mid(scope, block.ln2)
+    if scope.live("hook_mlp_in"):
+        scope.before(block.ln2, lambda x: _fire_branch(scope, "hook_mlp_in", x))
+    attach_norm(scope, "ln2", block.ln2)
+    if block.mlp_in is not None and scope.live("mlp.hook_pre"):
+        # A copy: activation functions may work in place, over what a cache holds.
+        scope.after(block.mlp_in, lambda out, _: scope.fire("mlp.hook_pre", out.clone()))
+    if block.mlp_proj is not None and scope.live("mlp.hook_post"):
+        scope.before(block.mlp_proj, lambda x: scope.fire("mlp.hook_post", x))
+    if scope.live("hook_mlp_out"):
+        scope.after(block.mlp_out, lambda out, _: scope.fire("hook_mlp_out", out))
+    if edited_mid is not None:
+        _attach_mid_correction(scope, block.mlp_out, edited_mid)
+    if scope.live("hook_resid_post"):
+        scope.after("", lambda out, _: scope.fire("hook_resid_post", out))
+
+
+def _fire_branch(scope: Scope, name: str, residual: Tensor) -> Tensor | None:
+    """Fire on a copy of the stream, so that an edit reaches this branch and not the stream."""
+    value, changed = scope.fire_checked(name, residual.clone())
+    return value if changed else None
+
+
+def _attach_resid_mid(scope: Scope, ln2: str) -> dict[str, Tensor] | None:
+    """Fire ``hook_resid_mid`` on what enters the second norm; returns where an edit is kept."""
+    if not scope.live("hook_resid_mid"):
+        return None
+    edited: dict[str, Tensor] = {}
+
+    def on_mid(residual: Tensor) -> Tensor:
+        mid, changed = scope.fire_checked("hook_resid_mid", residual)
+        if changed:
+            edited["mid"] = mid
+            edited["original"] = residual
+        return mid
+
+    scope.before(ln2, on_mid)
+    return edited
+
+
+def _attach_mid_correction(scope: Scope, mlp_out: str, edited: dict[str, Tensor]) -> None:
+    """Carry an edited ``resid_mid`` into the block's output.
+
+    The norm's input reaches only the MLP; the stream itself goes on inside the block, where no
+    module passes it, so the block's output is put together again from the edited stream.
+    """
+    block = scope.module("")
+
+    def keep_mlp_out(out: Tensor, _: Tensor) -> None:
+        edited["mlp_out"] = out
+
+    def correct(out: Tensor, _: Tensor) -> Tensor | None:
+        if "mid" not in edited:
+            return None
+        if block.training:
+            # Dropout or stochastic depth may act on the MLP's output after it was seen here.
+            return out + (edited["mid"] - edited["original"])
+        return edited["mid"] + edited["mlp_out"]
+
+    scope.after(mlp_out, keep_mlp_out)
+    scope.after("", correct)

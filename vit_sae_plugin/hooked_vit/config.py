@@ -1,0 +1,63 @@
+"""What a vision tower looks like: sizes, token layout, device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class HookedViTConfig:
+    """Sizes and token layout of the wrapped vision tower.
+
+    Read from the model when it is wrapped; ``device`` and ``dtype`` follow ``model.to(...)``.
+    """
+
+    model_name: str
+    """The name ``from_pretrained`` was given, or the class of the wrapped model."""
+
+    n_layers: int
+    """Number of transformer blocks."""
+
+    d_model: int
+    """Width of the residual stream."""
+
+    n_heads: int
+    """Attention heads per block."""
+
+    d_head: int
+    """Width of one head's query, key and value."""
+
+    d_mlp: int
+    """Width of the MLP's hidden layer (0: the description names no hidden layer)."""
+
+    d_embed: int
+    """Width of ``hook_image_embed``: the pooled and projected image embedding."""
+
+    image_size: tuple[int, int]
+    """Height and width of the input image, in pixels."""
+
+    patch_size: tuple[int, int]
+    """Height and width of one patch, in pixels."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+    n_prefix_tokens: int
+    """Class and register tokens in front of the patches."""
+
+    n_tokens: int
+    """Prefix tokens and patches together: the length of the token axis."""
+
+    device: torch.device
+    """Where the tower's weights are."""
+
+    dtype: torch.dtype
+    """The tower's number format; pixels are cast to it."""
+
+    normalization_type: str = "LN"
+    """``"LN"`` or ``"RMS"``; read by TransformerLens's ``ActivationCache``."""
+
+    attn_only: bool = False
+    """Always false: every block has an MLP. Read by TransformerLens's ``ActivationCache``."""

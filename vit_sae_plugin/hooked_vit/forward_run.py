@@ -1,0 +1,151 @@
+"""One forward pass of the wrapped model, with module hooks attached for its length only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_current = threading.local()
+
+
+class StopForward(Exception):  # noqa: N818 (not an error: how a forward pass ends early)
+    """Carries the residual stream out of the model when a forward pass ends early."""
+
+    def __init__(self, run: ForwardRun, residual: Tensor) -> None:
+        super().__init__("the forward pass ended at stop_at_layer")
+        self.run = run
+        self.residual = residual
+
+
+class ForwardRun:
+    """Attaches to modules, offers values to live hook points, and detaches again.
+
+    A module hook acts only in the thread and the (innermost) forward pass that attached it, so
+    that the model may be called from within a hook, and from two threads at once.
+
+    Args:
+        bare_model: the wrapped model; modules are looked up by path, now.
+        points: the live hook points by name, those beyond the stop left out.
+    """
+
+    def __init__(self, bare_model: nn.Module, points: dict[str, nn.Module]) -> None:
+        self.bare_model = bare_model
+        self.points = points
+        self._handles: list[Any] = []
+        self._fired: set[str] = set()
+
+    def __enter__(self) -> ForwardRun:
+        self._outer = getattr(_current, "run", None)
+        _current.run = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.run = self._outer
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it, calls of the model's modules are not seen by this run's module hooks."""
+        _current.run = None
+        try:
+            yield
+        finally:
+            _current.run = self
+
+    def live(self, *names: str) -> bool:
+        """Whether any of these hook points is in use."""
+        return any(name in self.points for name in names)
+
+    def missed(self) -> list[str]:
+        """Live points that this forward pass has not reached."""
+        return [name for name in self.points if name not in self._fired]
+
+    def fire(self, name: str, value: Tensor) -> Tensor:
+        """Offer ``value`` to the hook point, if it is live, and return what to use instead of it.
+
+        Raises:
+            RuntimeError: the point fires a second time: the model uses a module twice.
+            ValueError: a hook returned another shape.
+        """
+        point = self.points.get(name)
+        if point is None:
+            return value
+        if name in self._fired:
+            raise RuntimeError(
+                f"Hook {name!r} fires a second time in one forward pass: the model calls one "
+                "module more than once, so its hooks are ambiguous. Use separate modules."
+            )
+        self._fired.add(name)
+        result = point(value)
+        if not isinstance(result, Tensor) or result.shape != value.shape:
+            seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(
+                f"A hook at {name!r} returned {seen}; it must return a tensor of shape "
+                f"{tuple(value.shape)}, or None to leave the value (or its edit in place)."
+            )
+        return result
+
+    def fire_checked(self, name: str, value: Tensor) -> tuple[Tensor, bool]:
+        """As ``fire``; also says whether a hook changed the value, in place or by returning."""
+        if name not in self.points:
+            return value, False
+        if value.is_inference():
+            # Inference tensors count no versions, so an edit in place shows only by comparison.
+            before = value.clone()
+            result = self.fire(name, value)
+            return result, result is not value or not torch.equal(before, value)
+        version = value._version
+        result = self.fire(name, value)
+        return result, result is not value or value._version != version
+
+    def before(self, path: str, replace: Callable[[Tensor], Tensor | None]) -> None:
+        """Show a module's first tensor input to ``replace``; what that returns takes its place."""
+
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> Any:
+            if getattr(_current, "run", None) is not self:
+                return None
+            key = _first_tensor(args, kwargs)
+            value = args[key] if isinstance(key, int) else kwargs[key]
+            new = replace(value)
+            if new is None or new is value:
+                return None
+            if isinstance(key, int):
+                return (*args[:key], new, *args[key + 1 :]), kwargs
+            return args, {**kwargs, key: new}
+
+        module = self.bare_model.get_submodule(path)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def after(self, path: str, replace: Callable[[Tensor, Tensor], Tensor | None]) -> None:
+        """Show a module's (first) output and input tensor to ``replace``; its result replaces the
+        output."""
+
+        def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            if getattr(_current, "run", None) is not self:
+                return None
+            key = _first_tensor(args, kwargs)
+            given = args[key] if isinstance(key, int) else kwargs[key]
+            value = output[0] if isinstance(output, tuple) else output
+            new = replace(value, given)
+            if new is None or new is value:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        module = self.bare_model.get_submodule(path)
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+
+def _first_tensor(args: tuple, kwargs: dict) -> int | str:
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return index
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return key
+    raise RuntimeError("A hooked module was called without a tensor argument.")

@@ -1,0 +1,383 @@
+"""``HookedViT``: a vision transformer you already have, with TransformerLens's hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vit_sae_plugin.hooked_vit.block_hooks import attach_block
+from vit_sae_plugin.hooked_vit.config import HookedViTConfig
+from vit_sae_plugin.hooked_vit.embedding_hooks import attach_embedding
+from vit_sae_plugin.hooked_vit.forward_run import ForwardRun, StopForward
+from vit_sae_plugin.hooked_vit.hook_names import is_before_stop
+from vit_sae_plugin.hooked_vit.hook_tree import (
+    is_live,
+    missing_reasons,
+    place_hook_tree,
+    plant_hook_tree,
+)
+from vit_sae_plugin.hooked_vit.hooked_root import StrictHookedRoot
+from vit_sae_plugin.hooked_vit.model_output import field_of, select_output
+from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
+from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+from vit_sae_plugin.hooked_vit.tower_facts import check_tower, read_config, tower_dtype
+from vit_sae_plugin.hooked_vit.weight_views import StackedWeights
+from vit_sae_plugin.hooked_vit.zero_shot import zero_shot_classifier
+
+
+class HookedViT(StackedWeights, StrictHookedRoot):
+    """A vision transformer wrapped with TransformerLens's hook points.
+
+    The wrapped model (``model.bare_model``) is neither copied nor changed: hooks attach to its
+    modules for the length of one forward pass, and only where a hook point is in use. Without
+    hooks the output is bit-identical to the bare model's, and parameters and the state dict keep
+    the bare model's names. Make one with ``from_pretrained`` or ``from_module``.
+
+    Attributes:
+        cfg: sizes and token layout.
+        bare_model: the wrapped model.
+        tower: where it keeps its parts.
+        preprocess: from a PIL image to pixels ``[3, height, width]``, or None.
+        tokenizer: from texts to token ids, or None.
+        model_name: what ``from_pretrained`` was given, or the class of the wrapped model.
+        from_pretrained_kwargs: with ``model_name``, what rebuilds this model (plain JSON data).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tower: TowerDescription,
+        *,
+        preprocess: Callable | None = None,
+        tokenizer: Callable | None = None,
+        model_name: str | None = None,
+        from_pretrained_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_tower(module, tower)
+        self.tower = tower
+        self.model_name = model_name or f"{type(module).__module__}.{type(module).__qualname__}"
+        self.from_pretrained_kwargs = dict(from_pretrained_kwargs or {})
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.cfg: HookedViTConfig = read_config(module, tower, self.model_name)
+        self.missing_hooks = missing_reasons(tower)
+        self.bare_model = module
+        plant_hook_tree(self, tower, self.cfg.n_layers)
+        place_hook_tree(self, module, tower)
+        self.training = module.training
+        self.setup()
+        self._site_names = tuple(self.hook_dict)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        tower: TowerDescription | None = None,
+        preprocess: Callable | None = None,
+        tokenizer: Callable | None = None,
+        model_name: str | None = None,
+        from_pretrained_kwargs: dict[str, Any] | None = None,
+    ) -> Self:
+        """Wrap a model object: open_clip, Hugging Face transformers, timm, or your own.
+
+        Args:
+            module: the model. It is not copied.
+            tower: where a model of your own keeps its parts; known families are recognised.
+            preprocess: from a PIL image to pixels ``[3, height, width]``.
+            tokenizer: from a list of texts to token ids, for models with a text tower.
+            model_name: recorded in ``cfg`` and in SAEs trained on this model.
+            from_pretrained_kwargs: recorded likewise: with ``model_name``, what ``from_pretrained``
+                needs to rebuild this model.
+
+        Raises:
+            UnsupportedTowerError: the family is unknown, or a part of it cannot be hooked.
+        """
+        if tower is None:
+            from vit_sae_plugin.hooked_vit.towers import describe
+
+            tower = describe(module)
+        return cls(
+            module,
+            tower,
+            preprocess=preprocess,
+            tokenizer=tokenizer,
+            model_name=model_name,
+            from_pretrained_kwargs=from_pretrained_kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        *,
+        pretrained: str | bool | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        cache_dir: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model with its preprocessing and tokenizer, and wrap it, in evaluation mode.
+
+        Args:
+            model_name: an open_clip name (``"ViT-B-16"``, ``"local-dir:folder"``,
+                ``"hf-hub:org/name"``), ``"shapes-clip"`` (ships with this package),
+                ``"hf:org/name"`` or ``"hf:folder"`` (transformers), ``"timm:name"``.
+            pretrained: open_clip's weight tag, such as ``"openai"`` (None: random weights); for
+                timm, True or False.
+            device: where to put the model (None: CPU).
+            dtype: number format of the weights, as ``torch.float16`` or ``"float16"`` (None: as
+                loaded).
+            cache_dir: where downloaded weights are kept (None: the library's own place).
+            kwargs: passed on to the library's loader.
+
+        Raises:
+            ModelNameError: the name or the weight tag is unknown; lists near names.
+        """
+        from vit_sae_plugin.hooked_vit.pretrained import load_pretrained
+
+        loaded = load_pretrained(
+            model_name,
+            pretrained=pretrained,
+            device=device,
+            dtype=dtype,
+            cache_dir=cache_dir,
+            **kwargs,
+        )
+        return cls.from_module(
+            loaded.module,
+            preprocess=loaded.preprocess,
+            tokenizer=loaded.tokenizer,
+            model_name=model_name,
+            from_pretrained_kwargs=loaded.from_pretrained_kwargs,
+        )
+
+    def hook_tree(self) -> list[tuple[str, nn.Module]]:
+        """All modules of this one except the wrapped model and its parts, by name."""
+        return [
+            (f"{name}.{inner}" if inner else name, module)
+            for name, child in self.named_children()
+            if name != "bare_model"
+            for inner, module in child.named_modules()
+        ]
+
+    def forward(
+        self,
+        pixels: Float[Tensor, "batch channel height width"],
+        *,
+        stop_at_layer: int | None = None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "..."]:
+        """What the bare model returns for images: the embedding (not normalised), or class logits.
+
+        Args:
+            pixels: preprocessed images.
+            stop_at_layer: return the residual stream ``[batch, token, d_model]`` in front of this
+                block; no later block, and no head, is computed. ``n_layers`` stops after the last
+                block; negative numbers count from the end.
+            kwargs: passed on to the bare model.
+
+        Raises:
+            ValueError: ``pixels`` are not a batch of images, or there is no such block.
+            RuntimeError: a hook in use was not reached, or reached twice.
+        """
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            seen = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ValueError(
+                f"pixels must be a tensor [batch, channel, height, width]; got {seen}. "
+                "For a PIL image: model.preprocess(image).unsqueeze(0)."
+            )
+        if pixels.is_floating_point() and pixels.dtype != self.cfg.dtype:
+            pixels = pixels.to(self.cfg.dtype)
+        stop = self.resolve_stop(stop_at_layer)
+        points = {
+            name: point
+            for name in self._site_names
+            if is_live(point := self.mod_dict[name]) and is_before_stop(name, stop)
+        }
+        if not points and stop is None:
+            return self._bare_output(pixels, kwargs)
+        with _uncompiled(self.bare_model), ForwardRun(self.bare_model, points) as run:
+            self._attach(run, stop)
+            try:
+                output = self._bare_output(pixels, kwargs)
+            except StopForward as stopped:
+                if stopped.run is not run:
+                    raise
+                output = stopped.residual
+            else:
+                if self.tower.classifier is None:
+                    output = run.fire("hook_image_embed", output)
+        if missed := run.missed():
+            raise RuntimeError(
+                f"The forward pass never reached {', '.join(missed[:5])}: the model does not call "
+                "the modules that its tower description names."
+            )
+        return output
+
+    def _attach(self, run: ForwardRun, stop: int | None) -> None:
+        root = Scope(run)
+        if self.tower.embedding is not None:
+            attach_embedding(root, self.tower.embedding)
+        if run.live("hook_full_embed"):
+            run.before(f"{self.tower.blocks}.0", lambda x: run.fire("hook_full_embed", x))
+        for layer in range(self.cfg.n_layers if stop is None else stop):
+            attach_block(run, self.tower, layer)
+        if stop is not None:
+            self._attach_stop(run, stop)
+            return
+        if self.tower.ln_final is not None:
+            attach_norm(root, "ln_final", self.tower.ln_final)
+        if self.tower.classifier is not None and run.live("hook_image_embed"):
+            run.before(self.tower.classifier, lambda x: run.fire("hook_image_embed", x))
+
+    def _attach_stop(self, run: ForwardRun, stop: int) -> None:
+        """Leave the model with the residual stream, once all hooks in front of it have run."""
+
+        def leave(residual: Tensor, *_: Tensor) -> None:
+            raise StopForward(run, residual)
+
+        if stop == 0:
+            run.before(f"{self.tower.blocks}.0", leave)
+        else:
+            run.after(f"{self.tower.blocks}.{stop - 1}", leave)
+
+    def _bare_output(self, pixels: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        method = self.tower.image_method
+        call = self.bare_model if method is None else getattr(self.bare_model, method)
+        return select_output(call(pixels, **kwargs), self.tower.image_output)
+
+    def encode_image(
+        self, pixels: Float[Tensor, "batch channel height width"], normalize: bool = False
+    ) -> Float[Tensor, "batch d_embed"]:
+        """The pooled and projected image embedding, hooks included.
+
+        Args:
+            pixels: preprocessed images.
+            normalize: divide each embedding by its length.
+
+        Raises:
+            ValueError: the model ends in a classifier; its output are logits.
+        """
+        if self.tower.classifier is not None:
+            raise ValueError(
+                "This model ends in a classifier, so model(pixels) are class logits; the pooled "
+                "embedding in front of it is the hook 'hook_image_embed'."
+            )
+        embeds = self(pixels)
+        return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
+
+    def encode_text(
+        self, text: Sequence[str] | Int[Tensor, "batch token"] | Any, normalize: bool = False
+    ) -> Float[Tensor, "batch d_embed"]:
+        """Text embeddings, comparable with ``encode_image``'s.
+
+        Args:
+            text: texts (tokenized with ``model.tokenizer``), or what the tokenizer returns.
+            normalize: divide each embedding by its length.
+
+        Raises:
+            ValueError: the model has no text tower, or texts were given and it has no tokenizer.
+        """
+        if self.tower.text_method is None:
+            raise ValueError(
+                f"{self.model_name!r} ({self.tower.family}) has no text tower; encode_text and "
+                "zero-shot classification need a model with one, such as an open_clip CLIP."
+            )
+        if isinstance(text, str):
+            text = [text]
+        if isinstance(text, Sequence):
+            if self.tokenizer is None:
+                raise ValueError(
+                    "Texts need a tokenizer and this model has none: give token ids, or pass "
+                    "tokenizer= to from_module."
+                )
+            text = self.tokenizer(list(text))
+        method = getattr(self.bare_model, self.tower.text_method)
+        device = self.cfg.device
+        if isinstance(text, Tensor):
+            output = method(text.to(device))
+        else:
+            output = method(**{key: value.to(device) for key, value in text.items()})
+        embeds = field_of(output, self.tower.text_output)
+        return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
+
+    def zero_shot_classifier(
+        self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]]
+    ) -> Float[Tensor, "d_embed n_classes"]:
+        """Class weights for zero-shot classification; see ``zero_shot.zero_shot_classifier``."""
+        return zero_shot_classifier(self.encode_text, class_names, templates)
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""] | None:
+        """The factor on cosine similarities, e.g. 100: the **exponential** of the parameter of the
+        same name. None for a model without one."""
+        log_scale = getattr(self.bare_model, "logit_scale", None)
+        return None if log_scale is None else log_scale.exp().reshape(())
+
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """What SigLIP adds to its logits; None for a model without one."""
+        bias = getattr(self.bare_model, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
+
+    def hook_width(self, hook_name: str) -> int:
+        """``d_in`` of an SAE trained at a hook: its last axis, with heads flattened.
+
+        Raises:
+            HookNameError: there is no such hook.
+            ValueError: the hook has no width of its own (scores, patterns, scales).
+        """
+        self._check_hook_names([hook_name])
+        cfg = self.cfg
+        short = hook_name.rsplit(".", 1)[-1]
+        if short in ("hook_attn_scores", "hook_pattern", "hook_scale"):
+            raise ValueError(
+                f"{hook_name!r} holds {short.removeprefix('hook_')}, not vectors of one width; "
+                "SAEs train on the residual stream, the MLP, or q, k, v, z and result."
+            )
+        per_head = {"hook_result": cfg.d_model, **dict.fromkeys(("hook_q", "hook_k"), cfg.d_head)}
+        per_head |= dict.fromkeys(("hook_v", "hook_z"), cfg.d_head)
+        if short in per_head:
+            return cfg.n_heads * per_head[short]
+        if short in ("hook_pre", "hook_post"):
+            return cfg.d_mlp
+        return cfg.d_embed if short == "hook_image_embed" else cfg.d_model
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The bare model's state dict."""
+        return self.bare_model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the bare model's state dict."""
+        return self.bare_model.load_state_dict(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The bare model's parameters under its own names."""
+        return self.bare_model.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """The bare model's buffers under its own names."""
+        return self.bare_model.named_buffers(*args, **kwargs)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        """Behind ``to``, ``half``, ``cuda``, …: also keeps ``cfg`` up to date."""
+        super()._apply(fn, recurse)
+        self.cfg.device, self.cfg.dtype = tower_dtype(self.bare_model, self.tower)
+        return self
+
+
+def _uncompiled(module: nn.Module) -> Any:
+    """Run compiled parts of the model uncompiled: compiled code ignores hooks attached later."""
+    compiled = any(
+        part._compiled_call_impl is not None or type(part).__name__ == "OptimizedModule"
+        for part in module.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

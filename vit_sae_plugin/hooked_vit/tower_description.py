@@ -1,0 +1,164 @@
+"""Where a vision transformer keeps its parts: plain data, one instance per model.
+
+Paths are module paths as in ``model.get_submodule``: those of a block are relative to the block,
+all others to the wrapped model. Nothing here holds a module or a function, so a description can
+be compared, printed and pickled, and modules are looked up anew at every forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AttentionDescription:
+    """Where a block's attention computes queries, keys, values and the heads' outputs.
+
+    Exactly one of three kinds is given: ``qkv`` (one projection of all three), ``q``, ``k`` and
+    ``v`` (a projection each), or ``packed`` (weights of the attention module itself, as in
+    ``torch.nn.MultiheadAttention``, which never calls a projection module).
+    """
+
+    out_proj: str
+    """The projection of the concatenated heads back to the residual stream."""
+
+    qkv: str | None = None
+    """A projection whose output is ``[..., 3, head, d_head]`` flattened."""
+
+    q: str | None = None
+    """The query projection, output ``[..., head, d_head]`` flattened."""
+
+    k: str | None = None
+    """The key projection."""
+
+    v: str | None = None
+    """The value projection."""
+
+    packed: str | None = None
+    """The module that keeps ``in_proj_weight`` and ``in_proj_bias`` itself."""
+
+    q_norm: str | None = None
+    """A norm on each head's query, applied to ``[batch, head, token, d_head]``."""
+
+    k_norm: str | None = None
+    """A norm on each head's key."""
+
+    z: str | None = None
+    """The module whose input is the concatenated heads (None: ``out_proj``)."""
+
+    scale: float | None = None
+    """Factor on the scores (None: ``d_head ** -0.5``)."""
+
+
+@dataclass(frozen=True)
+class BlockDescription:
+    """Where one pre-norm block keeps its parts: ``x + attn(ln1(x))``, then ``x + mlp(ln2(x))``."""
+
+    ln1: str
+    """The norm in front of the attention; its input is the residual stream."""
+
+    attn_out: str
+    """The module whose output is added to the stream: the attention, or its LayerScale."""
+
+    ln2: str
+    """The norm in front of the MLP; its input is the residual stream between the two halves."""
+
+    mlp_out: str
+    """The module whose output is added to the stream: the MLP, or its LayerScale."""
+
+    attn: str
+    """The attention module."""
+
+    attention: AttentionDescription | None = None
+    """Attention's inside (None: no ``attn.*`` hooks, see ``attention_missing``)."""
+
+    attention_missing: str = "the tower description names no projections"
+    """Why there are no ``attn.*`` hooks, quoted when one is asked for."""
+
+    mlp_in: str | None = None
+    """The MLP's first linear layer: its output is ``mlp.hook_pre``."""
+
+    mlp_proj: str | None = None
+    """The MLP's last linear layer: its input is ``mlp.hook_post``."""
+
+
+@dataclass(frozen=True)
+class EmbeddingDescription:
+    """How patches become the first residual stream."""
+
+    patch_embed: str
+    """The module that turns pixels into patch embeddings: ``[b, d, rows, columns]``,
+    ``[b, rows, columns, d]`` or ``[b, patches, d]``."""
+
+    embedded: str
+    """The module at which patches, prefix tokens and positions are already summed."""
+
+    embedded_side: Literal["input", "output"] = "input"
+    """Whether the sum is that module's input or its output."""
+
+    prefix: tuple[str, ...] = ()
+    """Parameters in front of the patches, in order: class token, register tokens."""
+
+    pos_embed: str | None = None
+    """The position parameter, ``[..., n, d]``. Where it has fewer rows than there are tokens, its
+    rows belong to the first prefix tokens and to all patches (None: no position embedding)."""
+
+
+@dataclass(frozen=True)
+class TowerDescription:
+    """Where a vision transformer keeps its parts.
+
+    Give one to ``HookedViT.from_module(model, tower=...)`` to hook a model of your own. Only the
+    first group is needed; what is left out has no hooks, and asking for them says why.
+    """
+
+    blocks: str
+    """The container of the transformer blocks, in order of use."""
+
+    block: BlockDescription
+    """The parts of one block."""
+
+    n_heads: int
+    """Attention heads per block."""
+
+    image_size: tuple[int, int]
+    """Height and width of the input image, in pixels."""
+
+    patch_size: tuple[int, int]
+    """Height and width of one patch, in pixels."""
+
+    n_prefix_tokens: int
+    """Class and register tokens in front of the patches."""
+
+    embedding: EmbeddingDescription | None = None
+    """Patch and position embeddings (None: no ``hook_embed`` and ``hook_pos_embed``)."""
+
+    ln_final: str | None = None
+    """The norm after the last block (None: no ``ln_final`` hooks)."""
+
+    classifier: str | None = None
+    """The layer from the pooled embedding to class logits, if the model ends in one: its input is
+    ``hook_image_embed``. Without one, ``hook_image_embed`` is the model's output."""
+
+    d_embed: int | None = None
+    """Width of the image embedding (None: ``d_model``)."""
+
+    image_method: str | None = None
+    """The model's method from pixels to the image embedding (None: calling the model)."""
+
+    image_output: tuple[str, ...] = ()
+    """Names of the output's field that holds it: the first that is not None (empty: the output,
+    or the first item of a tuple)."""
+
+    text_method: str | None = None
+    """The model's method from token ids to text embeddings (None: no text tower)."""
+
+    text_output: str | None = None
+    """Name of that output's field (None: the output itself)."""
+
+    family: str = "custom"
+    """Shown in messages."""
+
+    notes: dict[str, str] = field(default_factory=dict, compare=False)
+    """Why an optional hook is missing: hook name to reason, quoted when it is asked for."""

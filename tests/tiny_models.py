@@ -2,31 +2,259 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
+
+OPEN_CLIP_VISION = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "head_width": 8,
+    "layers": 2,
+}
+OPEN_CLIP_TEXT = {
+    "context_length": 16,
+    "vocab_size": 100,
+    "width": 32,
+    "heads": 4,
+    "layers": 2,
+}
+TRANSFORMERS_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TRANSFORMERS_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 16,
+    "bos_token_id": 98,
+    "eos_token_id": 99,
+}
+TIMM = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "mlp_ratio": 1.5,
+}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Build with a seed of its own; the global generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _roughened(model: nn.Module) -> nn.Module:
+    """Give constant norms, biases, LayerScales and tokens random values: they hide mistakes."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "logit" not in name and parameter.std(correction=0) < 0.05:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
 
 
 def tiny_open_clip(seed: int = 0, image_size: int = 32, patch_size: int = 8, layers: int = 3):
     """An ``open_clip.CLIP`` with width 32, 4 heads, 16 patches of 8x8 and an embedding of 24."""
     import open_clip
 
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model = open_clip.CLIP(
-        embed_dim=24,
-        vision_cfg={
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "width": 32,
-            "head_width": 8,
-            "layers": layers,
-        },
-        text_cfg={
-            "context_length": 16,
-            "vocab_size": 100,
-            "width": 32,
-            "heads": 4,
-            "layers": 2,
-        },
-    ).eval()
-    torch.set_rng_state(generator_state)
-    return model
+    vision = {"image_size": image_size, "patch_size": patch_size, "layers": layers}
+    with _seeded(seed):
+        return open_clip.CLIP(
+            embed_dim=24, vision_cfg={**OPEN_CLIP_VISION, **vision}, text_cfg=OPEN_CLIP_TEXT
+        ).eval()
+
+
+def tiny_open_clip_custom_text(seed: int = 0, **vision):
+    """An ``open_clip.CustomTextCLIP`` with LayerScale; ``vision`` adds to its vision config."""
+    import open_clip
+
+    vision = {**OPEN_CLIP_VISION, "ls_init_value": 0.5, **vision}
+    with _seeded(seed):
+        return _roughened(
+            open_clip.CustomTextCLIP(embed_dim=24, vision_cfg=vision, text_cfg=OPEN_CLIP_TEXT)
+        )
+
+
+def tiny_open_clip_own_attention(seed: int = 0):
+    """open_clip's own attention module, with norms on queries, keys and the heads' outputs."""
+    return tiny_open_clip_custom_text(
+        seed, block_type="custom", qk_norm=True, scale_attn_inner=True, pool_type="avg"
+    )
+
+
+def tiny_open_clip_pooled_norm(seed: int = 0):
+    """open_clip whose final norm sees the pooled token only, and no norm in front."""
+    return tiny_open_clip_custom_text(
+        seed, final_ln_after_pool=True, no_ln_pre=True, attentional_pool=False
+    )
+
+
+def tiny_open_clip_timm(seed: int = 0, proj: str = "linear"):
+    """An ``open_clip.CustomTextCLIP`` around timm's ``test_vit`` (160x160 pixels, width 64)."""
+    import open_clip
+
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": proj}
+    with _seeded(seed):
+        return _roughened(
+            open_clip.CustomTextCLIP(
+                embed_dim=24, vision_cfg={**vision, "image_size": 160}, text_cfg=OPEN_CLIP_TEXT
+            )
+        )
+
+
+def tiny_transformers_clip(seed: int = 0):
+    """A transformers ``CLIPModel``."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(
+        text_config=TRANSFORMERS_TEXT, vision_config=TRANSFORMERS_VISION, projection_dim=24
+    )
+    with _seeded(seed):
+        return _roughened(CLIPModel(config))
+
+
+def tiny_transformers_clip_vision(seed: int = 0):
+    """A transformers ``CLIPVisionModel``."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    with _seeded(seed):
+        return _roughened(CLIPVisionModel(CLIPVisionConfig(**TRANSFORMERS_VISION)))
+
+
+def tiny_transformers_clip_projection(seed: int = 0):
+    """A transformers ``CLIPVisionModelWithProjection``."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(**TRANSFORMERS_VISION, projection_dim=24)
+    with _seeded(seed):
+        return _roughened(CLIPVisionModelWithProjection(config))
+
+
+def tiny_transformers_siglip(seed: int = 0):
+    """A transformers ``SiglipModel``."""
+    from transformers import SiglipConfig, SiglipModel
+
+    config = SiglipConfig(text_config=TRANSFORMERS_TEXT, vision_config=TRANSFORMERS_VISION)
+    with _seeded(seed):
+        return _roughened(SiglipModel(config))
+
+
+def tiny_transformers_siglip_vision(seed: int = 0):
+    """A transformers ``SiglipVisionModel``."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    with _seeded(seed):
+        return _roughened(SiglipVisionModel(SiglipVisionConfig(**TRANSFORMERS_VISION)))
+
+
+def tiny_transformers_vit(seed: int = 0, add_pooling_layer: bool = True):
+    """A transformers ``ViTModel``, with or without its pooler."""
+    from transformers import ViTConfig, ViTModel
+
+    with _seeded(seed):
+        return _roughened(ViTModel(ViTConfig(**TRANSFORMERS_VISION), add_pooling_layer))
+
+
+def tiny_transformers_vit_classifier(seed: int = 0):
+    """A transformers ``ViTForImageClassification`` with 5 classes."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    with _seeded(seed):
+        return _roughened(ViTForImageClassification(ViTConfig(**TRANSFORMERS_VISION, num_labels=5)))
+
+
+def tiny_transformers_dinov2(seed: int = 0, use_swiglu_ffn: bool = False):
+    """A transformers ``Dinov2Model``."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(**TRANSFORMERS_VISION, mlp_ratio=2, use_swiglu_ffn=use_swiglu_ffn)
+    with _seeded(seed):
+        return _roughened(Dinov2Model(config))
+
+
+def tiny_transformers_dinov2_registers(seed: int = 0):
+    """A transformers ``Dinov2WithRegistersModel`` with 3 registers."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    config = Dinov2WithRegistersConfig(**TRANSFORMERS_VISION, mlp_ratio=2, num_register_tokens=3)
+    with _seeded(seed):
+        return _roughened(Dinov2WithRegistersModel(config))
+
+
+def tiny_transformers_dinov2_classifier(seed: int = 0):
+    """A transformers ``Dinov2ForImageClassification`` with 5 classes."""
+    from transformers import Dinov2Config, Dinov2ForImageClassification
+
+    config = Dinov2Config(**TRANSFORMERS_VISION, mlp_ratio=2, num_labels=5)
+    with _seeded(seed):
+        return _roughened(Dinov2ForImageClassification(config))
+
+
+def tiny_timm(seed: int = 0, **kwargs):
+    """A timm ``VisionTransformer`` with 5 classes; ``kwargs`` go to its constructor."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    with _seeded(seed):
+        return _roughened(VisionTransformer(**{**TIMM, "num_classes": 5, **kwargs}))
+
+
+def tiny_timm_registers(seed: int = 0):
+    """timm with registers, positions on patches only, norms in attention, mean pooling."""
+    return tiny_timm(
+        seed,
+        num_classes=0,
+        reg_tokens=2,
+        no_embed_class=True,
+        qk_norm=True,
+        scale_attn_norm=True,
+        init_values=0.5,
+        global_pool="avg",
+    )
+
+
+def tiny_timm_siglip(seed: int = 0):
+    """timm without class token, with attention pooling, as SigLIP in timm."""
+    return tiny_timm(seed, num_classes=0, class_token=False, global_pool="map")
+
+
+def tiny_timm_clip(seed: int = 0):
+    """timm with a norm in front of the blocks and images of other sizes, as CLIP in timm."""
+    return tiny_timm(seed, pre_norm=True, dynamic_img_size=True)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "open_clip": tiny_open_clip,
+    "open_clip_custom_text": tiny_open_clip_custom_text,
+    "open_clip_own_attention": tiny_open_clip_own_attention,
+    "open_clip_pooled_norm": tiny_open_clip_pooled_norm,
+    "open_clip_timm": tiny_open_clip_timm,
+    "transformers_clip": tiny_transformers_clip,
+    "transformers_clip_vision": tiny_transformers_clip_vision,
+    "transformers_clip_projection": tiny_transformers_clip_projection,
+    "transformers_siglip": tiny_transformers_siglip,
+    "transformers_siglip_vision": tiny_transformers_siglip_vision,
+    "transformers_vit": tiny_transformers_vit,
+    "transformers_vit_classifier": tiny_transformers_vit_classifier,
+    "transformers_dinov2": tiny_transformers_dinov2,
+    "transformers_dinov2_registers": tiny_transformers_dinov2_registers,
+    "transformers_dinov2_classifier": tiny_transformers_dinov2_classifier,
+    "timm": tiny_timm,
+    "timm_registers": tiny_timm_registers,
+    "timm_siglip": tiny_timm_siglip,
+    "timm_clip": tiny_timm_clip,
+}
+"""Every kind of tower that ``HookedViT`` recognises, by name."""

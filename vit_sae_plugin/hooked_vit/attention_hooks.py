@@ -7,6 +7,9 @@ The recomputation has no attention dropout.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,7 +37,7 @@ def attach_attention(
         return
     inside = AttentionInside(scope, attention, n_heads)
     if attention.packed is not None:
-        scope.after(attention.packed, inside.recompute_packed)
+        scope.after(inside.packed_path(attention.packed), inside.recompute_packed)
         return
     inside.attach_projections()
     if scope.live(*_SCORES, "attn.hook_z"):
@@ -114,14 +117,17 @@ class AttentionInside:
         summed = result.sum(dim=-2)
         return summed if bias is None else summed + bias
 
+    def normed(self, letter: str, norm: str | None) -> Tensor:
+        """Queries or keys as they are multiplied, ``[batch, head, token, d_head]``."""
+        value = self.heads[letter].transpose(1, 2)
+        if norm is None:
+            return value
+        with self.scope.run.paused():
+            return self.scope.module(norm)(value)
+
     def fire_pattern(self) -> tuple[Tensor, bool]:
         """Scores and pattern ``[batch, head, query, key]``; whether a hook changed either."""
-        q, k = (self.heads[letter].transpose(1, 2) for letter in "qk")
-        with self.scope.run.paused():
-            if self.attention.q_norm is not None:
-                q = self.scope.module(self.attention.q_norm)(q)
-            if self.attention.k_norm is not None:
-                k = self.scope.module(self.attention.k_norm)(k)
+        q, k = self.normed("q", self.attention.q_norm), self.normed("k", self.attention.k_norm)
         scale = q.shape[-1] ** -0.5 if self.attention.scale is None else self.attention.scale
         scores, changed = self.scope.fire_checked(
             "attn.hook_attn_scores", q @ k.transpose(-1, -2) * scale
@@ -135,32 +141,44 @@ class AttentionInside:
         """The heads' outputs z, ``[batch, token, head, d_head]``."""
         return (pattern @ self.heads["v"].transpose(1, 2)).transpose(1, 2)
 
+    def packed_path(self, path: str) -> str:
+        """The attention module itself, inside of adapters: they merge their weights into its own
+        for the length of its forward pass."""
+        while hasattr(self.scope.module(path), "base_layer"):
+            path = f"{path}.base_layer"
+        return path
+
     def recompute_packed(self, output: Tensor, x: Tensor) -> Tensor | None:
         """All of attention from its input, for modules that call no projection modules."""
-        scope, mha = self.scope, self.scope.module(self.attention.packed or "")
-        qkv = functional.linear(x, mha.in_proj_weight, mha.in_proj_bias)  # type: ignore[arg-type]
+        scope, attention = self.scope, self.attention
+        module: Any = scope.module(self.packed_path(attention.packed or ""))
+        qkv = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
         changed = self.on_qkv(qkv) is not None
         if scope.live(*_SCORES):
             pattern, pattern_changed = self.fire_pattern()
             changed |= pattern_changed
             z = self.mix_values(pattern)
         elif changed or scope.live("attn.hook_z", "attn.hook_result"):
-            q, k, v = (self.heads[letter].transpose(1, 2) for letter in "qkv")
             z = functional.scaled_dot_product_attention(
-                q, k, v, scale=self.attention.scale
+                self.normed("q", attention.q_norm),
+                self.normed("k", attention.k_norm),
+                self.heads["v"].transpose(1, 2),
+                scale=attention.scale,
             ).transpose(1, 2)
         else:
             return None
         z, z_changed = scope.fire_checked("attn.hook_z", z)
-        out_proj = scope.module(self.attention.out_proj)
-        result_changed = False
-        if scope.live("attn.hook_result"):
-            result, bias = results_of_heads(out_proj, z)
-            result, result_changed = scope.fire_checked("attn.hook_result", result)
-        if result_changed:
-            summed = result.sum(dim=-2)
-            return summed if bias is None else summed + bias
-        return out_proj(z.flatten(-2)) if changed or z_changed else None
+        with scope.run.paused():
+            flat = z.flatten(-2)
+            if attention.z is not None:
+                flat = scope.module(attention.z)(flat)
+            out_proj: Any = scope.module(attention.out_proj)
+            if isinstance(module, nn.MultiheadAttention):
+                # It never calls its out_proj, but uses its weights.
+                out_proj = partial(functional.linear, weight=out_proj.weight, bias=out_proj.bias)
+            new = out_proj(flat) if changed or z_changed else None
+        replaced = self.on_projected(output, flat) if scope.live("attn.hook_result") else None
+        return new if replaced is None else replaced
 
 
 def results_of_heads(out_proj: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -175,10 +193,9 @@ def results_of_heads(out_proj: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | N
         are ``out_proj``'s output.
     """
     n_heads, d_head = z.shape[-2:]
-    plain = isinstance(out_proj, nn.Linear) and type(out_proj).forward is nn.Linear.forward
-    if plain:
+    if isinstance(out_proj, nn.Linear) and type(out_proj).forward is nn.Linear.forward:
         weight = out_proj.weight.view(-1, n_heads, d_head)
-        return torch.einsum("...hd,mhd->...hm", z, weight), out_proj.bias  # type: ignore[return-value]
+        return torch.einsum("...hd,mhd->...hm", z, weight), out_proj.bias
     # An adapter: call the module itself with all heads but one silenced, one after another.
     bias = out_proj(z.new_zeros(n_heads * d_head))
     alone = z.unsqueeze(-3) * torch.eye(n_heads, dtype=z.dtype, device=z.device).unsqueeze(-1)

@@ -32,18 +32,15 @@ def attach_embedding(scope: Scope, embedding: EmbeddingDescription) -> None:
         embed = torch.cat(
             [*(rows.to(total.dtype).expand(len(total), -1, -1) for rows in prefix), patches], dim=1
         )
+        pos = None
+        if embedding.pos_embed is not None:
+            pos = _positions(_parameter_rows(model, embedding.pos_embed), patches, total)
+            if pos is None or not torch.allclose(embed + pos, total):
+                # The model has resampled its positions for an image of another size or shape.
+                pos = total - embed
         embed, embed_changed = scope.fire_checked("hook_embed", embed)
-        if embedding.pos_embed is None:
+        if pos is None:
             return embed if embed_changed else None
-        pos = _positions(_parameter_rows(model, embedding.pos_embed), patches, total)
-        if pos is None:
-            # The image has another size than usual: the model has resampled its positions.
-            pos = total - embed if not embed_changed else None
-        if pos is None:
-            raise RuntimeError(
-                "hook_embed cannot be edited while position embeddings are resampled for another "
-                "image size; edit hook_full_embed."
-            )
         pos, pos_changed = scope.fire_checked("hook_pos_embed", pos)
         return embed + pos if embed_changed or pos_changed else None
 

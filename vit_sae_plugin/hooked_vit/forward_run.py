@@ -52,11 +52,11 @@ class ForwardRun:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Within it, calls of the model's modules are not seen by this run's module hooks."""
-        _current.run = None
+        before, _current.run = _current.run, None
         try:
             yield
         finally:
-            _current.run = self
+            _current.run = before
 
     def live(self, *names: str) -> bool:
         """Whether any of these hook points is in use."""

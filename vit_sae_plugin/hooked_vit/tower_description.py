@@ -7,8 +7,17 @@ be compared, printed and pickled, and modules are looked up anew at every forwar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, of a size given as one number or as two."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class AttentionDescription:
     """A norm on each head's key."""
 
     z: str | None = None
-    """The module whose input is the concatenated heads (None: ``out_proj``)."""
+    """A module between the concatenated heads and ``out_proj`` (None: there is none)."""
 
     scale: float | None = None
     """Factor on the scores (None: ``d_head ** -0.5``)."""
@@ -162,3 +171,7 @@ class TowerDescription:
 
     notes: dict[str, str] = field(default_factory=dict, compare=False)
     """Why an optional hook is missing: hook name to reason, quoted when it is asked for."""
+
+    def for_image_size(self, image_size: int | Sequence[int]) -> TowerDescription:
+        """The same tower, fed with images of another size than its own."""
+        return replace(self, image_size=as_pair(image_size))

@@ -13,7 +13,16 @@ from torch import nn
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
 
-FAMILIES = ("open_clip",)
+FAMILIES = {
+    "open_clip_vit": "open_clip",
+    "open_clip_timm": "open_clip",
+    "transformers_clip": "transformers",
+    "transformers_siglip": "transformers",
+    "transformers_vit": "transformers",
+    "transformers_dinov2": "transformers",
+    "timm_vit": "timm",
+}
+"""File in this folder to the library whose models it describes."""
 
 
 def describe(model: nn.Module) -> TowerDescription:
@@ -22,10 +31,13 @@ def describe(model: nn.Module) -> TowerDescription:
     Raises:
         UnsupportedTowerError: no family recognises the model, or one does but cannot hook it.
     """
-    for family in FAMILIES:
-        tower = import_module(f"{__name__}.{family}").describe(model)
-        if tower is not None:
-            return tower
+    # A model of a library, or of a class derived from its classes, knows that library's name.
+    libraries = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    for family, library in FAMILIES.items():
+        if library in libraries:
+            tower = import_module(f"{__name__}.{family}").describe(model)
+            if tower is not None:
+                return tower
     raise UnsupportedTowerError(
         f"{type(model).__module__}.{type(model).__qualname__} is of no known family "
         f"({', '.join(FAMILIES)}). For a vision transformer of your own pass "

@@ -1,12 +1,13 @@
-"""open_clip's ``CLIP``, and ``CustomTextCLIP`` with open_clip's own vision transformer."""
+"""open_clip's ``CLIP`` and ``CustomTextCLIP`` with open_clip's own vision transformer."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.transformer import Attention, VisionTransformer
 from torch import nn
 
-from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.tower_description import (
     AttentionDescription,
     BlockDescription,
@@ -17,24 +18,19 @@ from vit_sae_plugin.hooked_vit.tower_description import (
 
 def describe(model: nn.Module) -> TowerDescription | None:
     """The tower of an open_clip model whose ``visual`` is open_clip's ``VisionTransformer``."""
-    import open_clip
-    from open_clip.transformer import VisionTransformer
-
-    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
-        return None
-    visual: Any = model.visual
-    if not isinstance(visual, VisionTransformer):
+    visual: Any = getattr(model, "visual", None)
+    if not isinstance(model, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer):
         return None
     attn = visual.transformer.resblocks[0].attn
-    if not isinstance(attn, nn.MultiheadAttention) or not attn.batch_first:
-        raise UnsupportedTowerError("no")
+    attention, missing = _describe_attention(attn)
     return TowerDescription(
         family="open_clip",
         blocks="visual.transformer.resblocks",
         block=BlockDescription(
             ln1="ln_1",
             attn="attn",
-            attention=AttentionDescription(packed="attn", out_proj="attn.out_proj"),
+            attention=attention,
+            attention_missing=missing,
             attn_out="ls_1",
             ln2="ln_2",
             mlp_in="mlp.c_fc",
@@ -55,4 +51,25 @@ def describe(model: nn.Module) -> TowerDescription | None:
         d_embed=visual.output_dim,
         image_method="encode_image",
         text_method="encode_text",
+    )
+
+
+def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
+    while hasattr(attn, "base_layer"):
+        attn = attn.base_layer
+    if isinstance(attn, nn.MultiheadAttention):
+        return AttentionDescription(packed="attn", out_proj="attn.out_proj"), ""
+    if type(attn).forward is not Attention.forward:
+        return None, f"its attention is a {type(attn).__name__}, which this package does not know"
+    if attn.logit_scale is not None or attn.head_scale is not None:
+        return None, "its attention has scaled cosines or scaled heads"
+    return (
+        AttentionDescription(
+            packed="attn",
+            out_proj="attn.out_proj",
+            q_norm="attn.ln_q",
+            k_norm="attn.ln_k",
+            z="attn.ln_inner",
+        ),
+        "",
     )

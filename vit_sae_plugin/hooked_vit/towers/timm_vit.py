@@ -1,0 +1,107 @@
+"""timm's ``VisionTransformer``, also as the tower inside another model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+from vit_sae_plugin.hooked_vit.tower_description import (
+    AttentionDescription,
+    BlockDescription,
+    EmbeddingDescription,
+    TowerDescription,
+    as_pair,
+)
+
+
+def describe(model: nn.Module) -> TowerDescription | None:
+    """The tower of a timm ``VisionTransformer``."""
+    return describe_trunk(model, "") if isinstance(model, VisionTransformer) else None
+
+
+def describe_trunk(trunk: Any, path: str) -> TowerDescription:
+    """The tower of a timm ``VisionTransformer`` found at ``path`` in the wrapped model.
+
+    Raises:
+        UnsupportedTowerError: its blocks are not timm's pre-norm ``Block``.
+    """
+    block = trunk.blocks[0]
+    if type(block).forward is not Block.forward:
+        raise UnsupportedTowerError(
+            f"This timm model is built of {type(block).__name__}; hooks need timm's sequential "
+            "pre-norm Block (parallel and post-norm blocks keep no stream between attention and "
+            "MLP that could be hooked)."
+        )
+    attention, missing = _describe_attention(block.attn)
+    at = f"{path}." if path else ""
+    norms = [name for name in ("norm", "fc_norm") if not _is_identity(getattr(trunk, name))]
+    image_size = as_pair(trunk.patch_embed.img_size)
+    grid = trunk.patch_embed.grid_size
+    return TowerDescription(
+        family="timm",
+        blocks=f"{at}blocks",
+        block=BlockDescription(
+            ln1="norm1",
+            attn="attn",
+            attention=attention,
+            attention_missing=missing,
+            attn_out="drop_path1",
+            ln2="norm2",
+            mlp_in=_first_present(block, "mlp.fc1_g", "mlp.fc1"),
+            mlp_proj=_first_present(block, "mlp.fc2"),
+            mlp_out="drop_path2",
+        ),
+        embedding=EmbeddingDescription(
+            patch_embed=f"{at}patch_embed",
+            prefix=tuple(
+                f"{at}{name}"
+                for name in ("cls_token", "reg_token")
+                if getattr(trunk, name) is not None
+            ),
+            pos_embed=None if trunk.pos_embed is None else f"{at}pos_embed",
+            embedded=f"{at}pos_drop" if trunk.pos_embed is not None else f"{at}patch_drop",
+        ),
+        ln_final=f"{at}{norms[0]}" if norms else None,
+        classifier=f"{at}head" if trunk.num_classes > 0 else None,
+        n_heads=block.attn.num_heads,
+        image_size=image_size,
+        patch_size=(image_size[0] // grid[0], image_size[1] // grid[1]),
+        n_prefix_tokens=trunk.num_prefix_tokens,
+        d_embed=trunk.num_features,
+    )
+
+
+def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
+    if type(attn).forward is not Attention.forward:
+        return None, f"its attention is a {type(attn).__name__}, not timm's plain Attention"
+    if attn.gate is not None:
+        return None, "its attention has a gate on the heads' outputs"
+    return (
+        AttentionDescription(
+            qkv="attn.qkv",
+            q_norm="attn.q_norm",
+            k_norm="attn.k_norm",
+            z="attn.norm",
+            out_proj="attn.proj",
+        ),
+        "",
+    )
+
+
+def _first_present(block: nn.Module, *paths: str) -> str | None:
+    """The first path that leads to a linear layer as wide as the MLP's hidden layer."""
+    mlp: Any = block.mlp
+    d_mlp = getattr(getattr(mlp, "fc2", None), "in_features", None)
+    for path in paths:
+        layer = getattr(mlp, path.removeprefix("mlp."), None)
+        if layer is not None and d_mlp in (layer.out_features, layer.in_features):
+            return path
+    return None
+
+
+def _is_identity(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity)

@@ -24,9 +24,8 @@ def contrastive_loss(
     text_embeds = functional.normalize(text_embeds.float(), dim=-1)
     logits = logit_scale * image_embeds @ text_embeds.T
     target = torch.arange(len(logits), device=logits.device)
-    return (
-        functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-    ).item() / 2
+    losses = [functional.cross_entropy(side, target) for side in (logits, logits.T)]
+    return sum(loss.item() for loss in losses) / 2
 
 
 @dataclass

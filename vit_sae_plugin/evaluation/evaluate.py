@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.datasets import ImageLoader, ImageSource
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
+from vit_sae_plugin.evaluation.image_activations import ImageActivations
 from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
 from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
+    from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
 
 _MAX_LATENT_VALUES = 2**26
@@ -84,10 +84,6 @@ def evaluate_sae(
         ValueError: the SAE doesn't fit the model, a setting is out of range, or the source gives
             no image.
     """
-    if batch_size_images < 1:
-        raise ValueError(f"batch_size_images must be at least 1, got {batch_size_images}")
-    if n_images is not None and n_images < 1:
-        raise ValueError(f"n_images must be at least 1, or None for all; got {n_images}")
     source = source or ActivationSource.from_metadata(sae.cfg.metadata)
     source.check_model(model)
     if model.hook_width(source.hook_name) != sae.cfg.d_in:
@@ -100,6 +96,17 @@ def evaluate_sae(
         name: ReconstructionTotals(sae.cfg.d_in, sae.cfg.d_sae, dense_threshold)
         for name in TOKEN_GROUPS
     }
+    walk = ImageActivations(
+        model,
+        source,
+        images,
+        batch_size_images=batch_size_images,
+        n_images=n_images,
+        shuffle=True,
+        seed=seed,
+        n_workers=n_workers,
+        progress=progress,
+    )
     notes: list[str] = []
     splicing = None
     if splice:
@@ -107,49 +114,28 @@ def evaluate_sae(
             model, images, class_names, templates, captions, batch_size_contrastive, notes
         )
 
-    loader = ImageLoader(
-        images,
-        model.preprocess,
-        batch_size_images=batch_size_images,
-        n_workers=n_workers,
-        shuffle=not images.is_streaming,
-        seed=seed,
-    )
-    weight = next(model.parameters())
-    n_seen = 0
-    n_wanted = n_images if n_images is not None else images.n_images
-    with tqdm(total=n_wanted, unit="image", disable=not progress, desc="evaluate") as bar:
-        for batch in loader:
-            n_use = len(batch.ids) if n_images is None else min(len(batch.ids), n_images - n_seen)
-            pixels = batch.pixels[:n_use].to(weight.device, weight.dtype)
-            output, cache = model.run_with_cache(
-                pixels,
-                names_filter=source.hook_name,
-                stop_at_layer=None if splicing else source.stop_at_layer,
-            )
-            hook_value = cache[source.hook_name]
-            x_hat = _reconstruct(coder, source, model.cfg, hook_value, totals)
-            if splicing is not None:
-                outputs = {
-                    "original": output,
-                    "spliced": run_spliced(model, source, pixels, x_hat),
-                    "zeros": run_spliced(model, source, pixels, 0.0),
-                }
-                splicing.update(outputs, batch.label[:n_use], batch.index[:n_use])
-            n_seen += n_use
-            bar.update(n_use)
-            if n_images is not None and n_seen >= n_images:
-                break
-    if n_seen == 0:
-        raise ValueError(f"{images.name} gave no image that can be read")
+    for batch in walk.batches():
+        output, cache = model.run_with_cache(
+            batch.pixels,
+            names_filter=source.hook_name,
+            stop_at_layer=None if splicing else source.stop_at_layer,
+        )
+        x_hat = _reconstruct(coder, source, model.cfg, cache[source.hook_name], totals)
+        if splicing is not None:
+            outputs = {
+                "original": output,
+                "spliced": run_spliced(model, source, batch.pixels, x_hat),
+                "zeros": run_spliced(model, source, batch.pixels, 0.0),
+            }
+            splicing.update(outputs, batch.label, batch.index)
 
     rows = {name: totals[name].compute() for name in TOKEN_GROUPS}
     reconstruction = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens")
     tables = {"reconstruction": reconstruction.astype({"n_tokens": int})}
     settings = {
         "images": images.name,
-        "n_images": n_seen,
-        "n_images_skipped": sum(loader.skipped.counts.values()),
+        "n_images": walk.n_seen,
+        "n_images_skipped": sum(walk.loader.skipped.counts.values()),
         "hook_name": source.hook_name,
         "token_kind": source.token_kind,
         "architecture": sae.cfg.architecture(),
@@ -180,11 +166,7 @@ def _reconstruct(
         latents = coder.encode(acts)
         x_hat.append(coder.decode(latents))
         for name, tokens in groups.items():
-            if len(tokens) == acts.shape[1]:
-                totals[name].update(acts, x_hat[-1], latents)
-            elif len(tokens):
-                chosen = tokens.to(acts.device)
-                totals[name].update(acts[:, chosen], x_hat[-1][:, chosen], latents[:, chosen])
+            totals[name].update(acts[:, tokens], x_hat[-1][:, tokens], latents[:, tokens])
     return torch.cat(x_hat)
 
 
@@ -198,9 +180,10 @@ def _splicing_totals(
     notes: list[str],
 ) -> SplicingTotals:
     """What the model and the source allow to be measured; the rest is said in ``notes``."""
-    if not model.has_text_tower:
+    lacking = "text tower" if model.tower.text_method is None else "tokenizer"
+    if model.tower.text_method is None or model.tokenizer is None:
         notes.append(
-            "zero-shot accuracy and contrastive loss: left out, for the model has no text tower"
+            f"zero-shot accuracy and contrastive loss: left out, for the model has no {lacking}"
         )
         return SplicingTotals()
     class_names = class_names if class_names is not None else images.class_names
@@ -220,7 +203,7 @@ def _splicing_totals(
     if batch_size < 2:
         notes.append("contrastive loss: left out, for all images have the same class name")
         return SplicingTotals(classifier, class_names)
-    contrastive = ContrastiveBatches(batch_size, float(model.logit_scale))
+    contrastive = ContrastiveBatches(batch_size, float(model.logit_scale or 1.0))
     return SplicingTotals(classifier, class_names, contrastive, find_caption, model.encode_text)
 
 

@@ -64,19 +64,26 @@ def selected_positions(source: ActivationSource, cfg: Any, hook_value: Tensor) -
     return source.positions(cfg)
 
 
-def token_groups(source: ActivationSource, cfg: Any, hook_value: Tensor) -> dict[str, Tensor]:
+def token_groups(
+    source: ActivationSource, cfg: Any, hook_value: Tensor
+) -> dict[str, slice | Tensor]:
     """Which of the selected tokens are which, as indices into them: all, cls, patches.
 
     Pooled hooks such as ``hook_image_embed`` have one row an image, neither class token nor patch.
     """
     if hook_value.ndim == 2:
-        return {"all": torch.arange(1)} | {name: torch.arange(0) for name in TOKEN_GROUPS[1:]}
+        return {"all": slice(None), "cls": slice(0), "patches": slice(0)}
     positions = selected_positions(source, cfg, hook_value)
     n_prefix = cfg.n_prefix_tokens
     is_patch = (positions >= n_prefix) & (positions < n_prefix + cfg.grid[0] * cfg.grid[1])
     is_cls = (positions == 0) & (n_prefix > 0)
-    return {
-        "all": torch.arange(len(positions)),
-        "cls": is_cls.nonzero().flatten(),
-        "patches": is_patch.nonzero().flatten(),
-    }
+    return {"all": slice(None), "cls": _indices(is_cls), "patches": _indices(is_patch)}
+
+
+def _indices(chosen: Tensor) -> slice | Tensor:
+    """A slice where one will do, for it copies nothing."""
+    indices = chosen.nonzero().flatten()
+    if len(indices) == 0:
+        return slice(0)
+    first, stop = int(indices[0]), int(indices[-1]) + 1
+    return slice(first, stop) if stop - first == len(indices) else indices

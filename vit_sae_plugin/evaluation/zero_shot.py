@@ -113,6 +113,14 @@ class SplicingTotals:
         table.insert(2, "contrastive_batch_size", batch_size)
         return table
 
+    def settings(self) -> dict[str, int]:
+        """Sample sizes, to be read with the table."""
+        sizes = {"n_images_zero_shot": self.n_labelled}
+        if self.contrastive is not None:
+            sizes["n_contrastive_batches"] = self.contrastive.n_batches
+            sizes["n_images_left_out_of_contrastive"] = self.contrastive.n_left_out
+        return sizes
+
 
 def share_recovered(original: float, spliced: float, zeros: float) -> float:
     """``(zeros − spliced) / (zeros − original)``; NaN if zeroing changes nothing."""

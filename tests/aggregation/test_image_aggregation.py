@@ -1,0 +1,167 @@
+"""Patch-to-image aggregations, worked by hand and against their invariances."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_sae_plugin.aggregation import (
+    CountAboveThreshold,
+    ImageAggregation,
+    aggregation_names,
+    make_aggregation,
+    register_aggregation,
+)
+
+# one image of a class token and three patches, two latents
+LATENTS = torch.tensor([[[0.8, 0.0], [0.2, 0.5], [0.0, 0.1], [1.0, 0.2]]])
+WITHOUT_LAST = torch.tensor([[True, True, True, False]])
+INF = float("inf")
+
+BY_HAND = [
+    ({"name": "sum"}, [2.0, 0.8]),
+    ({"name": "mean"}, [0.5, 0.2]),
+    ({"name": "max"}, [1.0, 0.5]),
+    ({"name": "count"}, [2, 1]),  # strictly above 0.2
+    ({"name": "count", "threshold": 0.0}, [3, 3]),
+    ({"name": "share"}, [0.5, 0.25]),
+    ({"name": "kth_largest", "k": 2}, [0.8, 0.2]),
+    ({"name": "kth_largest", "k": 4}, [0.0, 0.0]),
+    ({"name": "cls", "n_prefix_tokens": 1}, [0.8, 0.0]),
+    ({"name": "sum", "tokens": "patches", "n_prefix_tokens": 1}, [1.2, 0.8]),
+    ({"name": "mean", "tokens": "patches", "n_prefix_tokens": 1}, [0.4, 0.8 / 3]),
+    ({"name": "max", "tokens": "patches", "n_prefix_tokens": 1}, [1.0, 0.5]),
+    ({"name": "count", "tokens": "patches", "n_prefix_tokens": 1}, [1, 1]),
+    ({"name": "max", "tokens": "patches", "n_prefix_tokens": 0}, [1.0, 0.5]),
+]
+BY_HAND_MASKED = [
+    ({"name": "sum"}, [1.0, 0.6]),
+    ({"name": "mean"}, [1 / 3, 0.2]),
+    ({"name": "max"}, [0.8, 0.5]),
+    ({"name": "count"}, [1, 1]),
+    ({"name": "share"}, [1 / 3, 1 / 3]),
+    ({"name": "kth_largest", "k": 2}, [0.2, 0.1]),
+    ({"name": "cls", "n_prefix_tokens": 1}, [0.8, 0.0]),
+    ({"name": "mean", "tokens": "patches", "n_prefix_tokens": 1}, [0.1, 0.3]),
+]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("rule", "expected"), BY_HAND)
+def test_values_worked_by_hand(rule, expected, sparse):
+    latents = LATENTS.to_sparse() if sparse else LATENTS
+    torch.testing.assert_close(make_aggregation(rule)(latents), torch.tensor([expected]).float())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("rule", "expected"), BY_HAND_MASKED)
+def test_tokens_outside_the_mask_do_not_count(rule, expected, sparse):
+    latents = LATENTS.to_sparse() if sparse else LATENTS
+    values = make_aggregation(rule)(latents, WITHOUT_LAST)
+    torch.testing.assert_close(values, torch.tensor([expected]).float())
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "share", "kth_largest"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_an_image_without_valid_tokens_has_no_value(name, sparse):
+    latents = LATENTS.to_sparse() if sparse else LATENTS
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    assert make_aggregation(name)(latents, nothing).isnan().all()
+    assert make_aggregation("count")(latents, nothing).tolist() == [[0, 0]]
+    assert make_aggregation("sum")(latents, nothing).tolist() == [[0, 0]]
+
+
+def test_a_maximum_knows_of_zeros_that_sparse_latents_do_not_store():
+    negative = torch.tensor([[[-1.0], [0.0]]])
+    assert make_aggregation("max")(negative.to_sparse()).item() == 0
+    both = torch.tensor([[[-1.0], [-2.0]]])
+    assert make_aggregation("max")(both.to_sparse()).item() == -1
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    name=st.sampled_from(["sum", "mean", "max", "count", "share", "kth_largest"]),
+    sparse=st.booleans(),
+    masked=st.booleans(),
+)
+def test_images_are_independent_and_tokens_have_no_order(seed, name, sparse, masked):
+    generator = torch.Generator().manual_seed(seed)
+    latents = (torch.rand(5, 6, 7, generator=generator) - 0.5).relu()
+    mask = torch.rand(5, 6, generator=generator) > 0.3 if masked else None
+    if mask is not None:
+        mask[:, :3] = True  # as many valid tokens as kth_largest asks for
+    aggregation = make_aggregation(name)
+
+    def values(images, tokens=slice(None)):
+        some = latents[images][:, tokens]
+        some_mask = None if mask is None else mask[images][:, tokens]
+        return aggregation(some.to_sparse() if sparse else some, some_mask)
+
+    whole = aggregation(latents, mask)
+    order = torch.randperm(5, generator=generator)
+    token_order = torch.randperm(6, generator=generator)
+    torch.testing.assert_close(values(order), whole[order])
+    torch.testing.assert_close(torch.cat([values(slice(0, 2)), values(slice(2, 5))]), whole)
+    torch.testing.assert_close(values(slice(None), token_order), whole)
+
+
+def test_a_rule_survives_being_written_down():
+    for rule, _ in BY_HAND:
+        aggregation = make_aggregation(rule)
+        again = make_aggregation(aggregation.config())
+        assert type(again) is type(aggregation)
+        assert again.config() == aggregation.config()
+        assert aggregation.config().items() >= rule.items()
+    assert make_aggregation(aggregation) is aggregation
+
+
+def test_one_decorator_adds_an_aggregation():
+    @register_aggregation("above_own_mean")
+    class AboveOwnMean(ImageAggregation):
+        def __init__(self, *, factor: float = 1.0, **tokens):
+            super().__init__(**tokens)
+            self.factor = factor
+
+        def reduce(self, latents_btd, token_mask):
+            return latents_btd.mean(dim=1) * self.factor
+
+    rule = make_aggregation("above_own_mean", factor=2.0)
+    assert rule.config() == {"name": "above_own_mean", "factor": 2.0, "tokens": "all"}
+    assert "above_own_mean" in aggregation_names()
+    torch.testing.assert_close(rule(LATENTS), torch.tensor([[1.0, 0.4]]))
+    torch.testing.assert_close(rule(LATENTS.to_sparse()), torch.tensor([[1.0, 0.4]]))
+    with pytest.raises(ValueError, match="'count' already belongs to"):
+        register_aggregation("count")(AboveOwnMean)
+    register_aggregation("count")(CountAboveThreshold)  # the same class again is harmless
+    with pytest.raises(TypeError, match="neither an ImageAggregation nor a ClassAggregation"):
+        register_aggregation("no")(torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("maen", "did you mean 'mean'"),
+        ({"threshold": 1.0}, "no image-level aggregation is called None"),
+        ({"name": "mean", "threshold": 1.0}, "can't take the settings"),
+        ({"name": "count", "threshold": -1.0}, "threshold is -1.0; want 0 or more"),
+        ({"name": "kth_largest", "k": 0}, "k is 0; want 1 or more"),
+        ({"name": "mean", "tokens": "patch"}, "tokens is 'patch'; want 'all'"),
+        ({"name": "mean", "tokens": "patches"}, "needs n_prefix_tokens"),
+        ({"name": "cls", "n_prefix_tokens": 0}, "there is no class token"),
+    ],
+)
+def test_wrong_rules_are_explained(rule, message):
+    with pytest.raises(ValueError, match=message):
+        make_aggregation(rule)
+
+
+def test_wrong_latents_are_explained():
+    with pytest.raises(ValueError, match=r"shape \(4, 2\); want \[batch, token, d_sae\]"):
+        make_aggregation("mean")(LATENTS[0])
+    with pytest.raises(ValueError, match=r"token_mask has shape \(1, 3\); want \(1, 4\)"):
+        make_aggregation("mean")(LATENTS, WITHOUT_LAST[:, :3])
+    with pytest.raises(ValueError, match="k is 5, but images have 4 tokens"):
+        make_aggregation("kth_largest", k=5)(LATENTS)
+    with pytest.raises(ValueError, match="no patches among them"):
+        make_aggregation("mean", tokens="patches", n_prefix_tokens=4)(LATENTS)

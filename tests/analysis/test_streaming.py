@@ -1,0 +1,189 @@
+"""Batches, order, saving and resuming must not show in the result."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.analysis.five_images import build, feed, make_atlas, make_builder
+from vit_sae_plugin.analysis.activation_histogram import ActivationHistogram, bin_edges
+from vit_sae_plugin.analysis.coactivation import CoActivation, scramble
+from vit_sae_plugin.analysis.decoder_similarity import decoder_neighbours
+from vit_sae_plugin.analysis.label_statistics import label_entropy
+from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack
+from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.latent_batch import LatentBatch
+
+
+def assert_same_atlas(one, other):
+    pd.testing.assert_frame_equal(one.latents, other.latents)
+    pd.testing.assert_frame_equal(one.images, other.images)
+    assert one.info == other.info
+    for name, table in one.references.items():
+        for part in ("image", "value", "peak_patch"):
+            np.testing.assert_array_equal(
+                getattr(table, part), getattr(other.references[name], part)
+            )
+    for part in ("histogram", "histogram_edges", "class_counts", "class_n_images"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+    for part in ("coactive_partners", "similar_partners"):
+        np.testing.assert_array_equal(getattr(one, part).latent, getattr(other, part).latent)
+        np.testing.assert_array_equal(getattr(one, part).score, getattr(other, part).score)
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(5)), batch_size=st.integers(1, 5))
+def test_order_and_batches_do_not_show(order, batch_size):
+    builder = make_builder()
+    for some in torch.tensor(order).split(batch_size):
+        feed(builder, some)
+    assert_same_atlas(build(builder), make_atlas())
+
+
+def test_a_builder_goes_on_from_its_saved_state():
+    builder = make_builder()
+    feed(builder, torch.tensor([3, 1]))
+    builder.settle()
+    state = {name: tensor.clone() for name, tensor in builder.state_dict().items()}
+    again = make_builder()
+    again.load_state_dict(state)
+    again.load_image_table(builder.image_table())
+    feed(again, torch.tensor([0, 4, 2]))
+    assert_same_atlas(build(again), make_atlas())
+
+
+def test_an_atlas_survives_its_folder(tmp_path):
+    atlas = make_atlas()
+    atlas.save(tmp_path / "atlas")
+    again = LatentAtlas.load(tmp_path / "atlas")
+    assert_same_atlas(again, atlas)
+    assert {p.name for p in (tmp_path / "atlas").iterdir()} == {
+        "atlas.json",
+        "latents.parquet",
+        "images.parquet",
+        "reference_images.safetensors",
+        "histograms.safetensors",
+        "class_counts.safetensors",
+        "partners.safetensors",
+        "skipped_images.csv",
+    }
+
+
+def test_folders_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no atlas \(atlas.json is missing\)"):
+        LatentAtlas.load(tmp_path)
+    make_atlas().save(tmp_path)
+    path = tmp_path / "atlas.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(ValueError, match="schema version 99; this release reads version 1"):
+        LatentAtlas.load(tmp_path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 5), batch_size=st.integers(1, 40))
+def test_largest_keys_are_those_of_a_sort(seed, k, batch_size):
+    generator = torch.Generator().manual_seed(seed)
+    # few distinct values, so that many tie
+    values = torch.randint(0, 4, (30, 3), generator=generator).float() / 4
+    kept = LargestKeys(3, k)
+    for some in torch.randperm(30, generator=generator).split(batch_size):
+        image, latent = (values[some] > 0).nonzero(as_tuple=True)
+        latent, column, offered = kept.offer(latent, pack(values[some][image, latent], some[image]))
+        kept.payload[latent, column] = some[image[offered]].int()
+    value, index = unpack(kept.keys)
+    for latent in range(3):
+        best = sorted((-values[i, latent].item(), i) for i in range(30) if values[i, latent] > 0)
+        best += [(float("nan"), -1)] * k
+        assert index[latent].tolist() == [i for _, i in best[:k]]
+        assert kept.payload[latent].tolist() == [i for _, i in best[:k]]
+        np.testing.assert_array_equal(value[latent].numpy(), [-v for v, _ in best[:k]])
+
+
+def test_keys_hold_any_value_and_index():
+    value = torch.tensor([1e-45, 1e-30, 0.3, 65504.0, 3e38])
+    index = torch.tensor([0, 2**32 - 1, 7, 2**31, 1])
+    again_value, again_index = unpack(pack(value, index))
+    assert torch.equal(again_value, value)
+    assert torch.equal(again_index, index)
+    assert pack(value, index).diff().gt(0).all()
+
+
+def test_image_hashes_are_all_different():
+    assert len(scramble(torch.arange(2**20)).unique()) == 2**20
+    # low and high indices are spread alike
+    assert abs(scramble(torch.arange(2**16)).double().mean() / 2**32 - 0.5) < 0.01
+
+
+def sets_to_batches(active, batch_size, generator):
+    for some in torch.randperm(len(active), generator=generator).split(batch_size):
+        latents = active[some].float().unsqueeze(1)
+        yield LatentBatch(latents, some, torch.full_like(some, -1))
+
+
+def test_coactivation_of_frequent_latents_is_estimated_within_its_error():
+    generator = torch.Generator().manual_seed(0)
+    n = 20_000
+    context = torch.rand(n, 1, generator=generator)
+    active = torch.rand(n, 12, generator=generator) < context * torch.linspace(0.05, 1, 12)
+    sketched = CoActivation(12, n_sampled_images=256)
+    for batch in sets_to_batches(active, 1000, generator):
+        sketched.update(batch)
+    partners = sketched.partners(active.sum(dim=0), 11)
+    together = active.double().T @ active.double()
+    size = active.sum(dim=0)
+    exact = together / (size[:, None] + size - together)
+    for latent in range(12):
+        others = partners.latent[latent][partners.latent[latent] >= 0]
+        error = partners.score[latent, : len(others)] - exact[latent, others].numpy()
+        assert np.abs(error).max() < 0.1
+        assert np.abs(error).mean() < 0.03
+
+
+def test_coactivation_of_rare_latents_is_exact_in_any_order():
+    generator = torch.Generator().manual_seed(1)
+    active = torch.rand(300, 20, generator=generator) < 0.1
+    together = active.double().T @ active.double()
+    size = active.sum(dim=0)
+    exact = (together / (size[:, None] + size - together)).fill_diagonal_(0)
+    for batch_size in (7, 300):
+        counted = CoActivation(20, n_sampled_images=64)
+        for batch in sets_to_batches(active, batch_size, generator):
+            counted.update(batch)
+            counted.settle()
+        partners = counted.partners(size, 5)
+        best = exact.sort(dim=1, descending=True, stable=True)
+        np.testing.assert_allclose(partners.score, best.values[:, :5].numpy(), rtol=1e-6)
+        np.testing.assert_array_equal(partners.latent, best.indices[:, :5].numpy())
+
+
+def test_values_on_an_edge_belong_to_the_bin_above():
+    edges = bin_edges()
+    values = torch.stack([edges[3], torch.nextafter(edges[3], torch.tensor(0.0)), edges[0] / 10])
+    histogram = ActivationHistogram(1)
+    batch = LatentBatch(values.view(1, 3, 1), torch.tensor([0]), torch.tensor([0]))
+    histogram.update(batch)
+    assert histogram.counts[0, :5].tolist() == [1, 0, 1, 1, 0]
+
+
+def test_entropy_counts_a_label_once():
+    value = np.array([[1.0, 1.0, 1.0, 1.0], [4.0, 2.0, 1.0, 1.0]])
+    label = np.array([[5, 5, 5, 5], [1, 2, 3, 1]])
+    expected = [0, -(5 / 8 * np.log(5 / 8) + 1 / 4 * np.log(1 / 4) + 1 / 8 * np.log(1 / 8))]
+    np.testing.assert_allclose(label_entropy(value, label), expected, atol=1e-12)
+
+
+def test_a_decoder_row_of_zeros_is_like_no_other():
+    neighbours = decoder_neighbours(torch.tensor([[1.0, 0], [0, 0], [-1, 0]]), 2)
+    assert neighbours.latent.tolist() == [[2, -1], [-1, -1], [0, -1]]
+
+
+def test_negative_and_half_precision_latents():
+    latents = torch.tensor([[[-1.0, 0.5]], [[2.0, -3.0]]])
+    for dtype in (torch.float32, torch.bfloat16):
+        batch = LatentBatch(latents.to(dtype), torch.arange(2), torch.zeros(2, dtype=torch.long))
+        assert batch.active.value.tolist() == [0.5, 2.0]
+        assert batch.active.latent.tolist() == [1, 0]
+        assert batch.active.image.tolist() == [0, 1]
+        assert batch.count_above(1.0).tolist() == [[0, 0], [1, 0]]

@@ -1,0 +1,66 @@
+"""The images that show best what a latent responds to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vit_sae_plugin.aggregation import ImageAggregation
+from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack
+from vit_sae_plugin.analysis.latent_batch import LatentBatch
+from vit_sae_plugin.analysis.patch_layout import PatchLayout
+
+
+@dataclass
+class ReferenceTable:
+    """Each latent's reference images under one aggregation, the highest first."""
+
+    image: Int[np.ndarray, "d_sae k"]
+    """Index of the image in its source; −1 where there is none."""
+    value: Float[np.ndarray, "d_sae k"]
+    """Its value under the aggregation; NaN where there is none."""
+    peak_patch: Int[np.ndarray, "d_sae k"]
+    """Its patch with the largest activation, row-major; −1 where there is none."""
+
+
+class ReferenceImages(nn.Module):
+    """For each latent, the k images highest under one aggregation (PatchSAE, section 3).
+
+    Only images with a positive value count, so a dead latent has none. Among equal values the
+    image with the smaller index comes first.
+
+    Args:
+        aggregation: ``mean`` is what the released code ranks by, ``count`` what the paper says.
+        k: number of images.
+        layout: which tokens are which patches.
+    """
+
+    def __init__(
+        self, d_sae: int, k: int, aggregation: ImageAggregation, layout: PatchLayout
+    ) -> None:
+        super().__init__()
+        self.aggregation = aggregation
+        self.layout = layout
+        self.largest = LargestKeys(d_sae, k)
+
+    def update(self, batch: LatentBatch) -> Int[Tensor, " n"]:
+        """Take in a batch; returns the positions in it of images that entered somewhere."""
+        values = batch.image_level(self.aggregation)
+        # a cheap test on values first: after some batches hardly any pair passes it
+        bar = unpack(self.largest.smallest)[0].nan_to_num(0)
+        image, latent = ((values >= bar) & (values > 0)).nonzero(as_tuple=True)
+        key = pack(values[image, latent], batch.index[image])
+        latent, column, offered = self.largest.offer(latent, key)
+        image = image[offered]
+        peak = self.layout.peak_patch(batch.latents_btd[image, :, latent])
+        self.largest.payload[latent, column] = peak.int()
+        return image.unique()
+
+    def table(self) -> ReferenceTable:
+        value, image = unpack(self.largest.keys)
+        return ReferenceTable(
+            image.cpu().numpy(), value.cpu().numpy(), self.largest.payload.cpu().numpy()
+        )

@@ -1,0 +1,253 @@
+"""Where an SAE's rows come from: a model, a hook in it, and a choice of tokens.
+
+The same description trains an SAE, is saved in its metadata, and rebuilds its model and its input
+for evaluation and analysis.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_sae_plugin.activations.token_selection import canonical_selection, sliced_positions
+from vit_sae_plugin.hooked_vit.hook_names import layer_of
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import SAEMetadata
+
+    from vit_sae_plugin.hooked_vit import HookedViT, HookedViTConfig
+
+MODEL_CLASS_NAME = "HookedViT"
+EVERY_TOKEN: tuple[int | None, ...] = (None,)
+
+
+@dataclass
+class ActivationSource:
+    """The model, hook and tokens that an SAE reads, as kept in its metadata.
+
+    Made by :meth:`from_model` before training and by :meth:`from_metadata` afterwards.
+    """
+
+    hook_name: str
+    """Name of the hook, such as ``"blocks.10.hook_resid_post"``."""
+    token_kind: str = "all"
+    """``"all"``, ``"patches"`` or ``"cls"``."""
+    seqpos_slice: tuple[int | None, ...] = EVERY_TOKEN
+    """Arguments of a slice of those tokens; ``(None,)`` keeps them all."""
+    model_name: str | None = None
+    """What :meth:`HookedViT.from_pretrained` takes; None for a model passed as an object."""
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What else :meth:`HookedViT.from_pretrained` takes, such as ``{"pretrained": "openai"}``."""
+    n_prefix_tokens: int | None = None
+    """Class and register tokens in front of the patches."""
+    grid: list[int] | None = None
+    """Rows and columns of patches."""
+    n_tokens: int | None = None
+    """Tokens of an image in the blocks."""
+    image_size: int | list[int] | None = None
+    """Pixels the model takes."""
+    patch_size: int | list[int] | None = None
+    """Pixels of a patch."""
+    preprocessing: str | None = None
+    """The model's preprocessing in words."""
+    input_scaling: float | None = None
+    """What rows must still be multiplied by before the SAE reads them. None: nothing (a finished
+    SAE holds the factor in its weights; a checkpoint in the middle of training doesn't)."""
+
+    @classmethod
+    def from_model(
+        cls,
+        model: HookedViT,
+        hook_name: str,
+        token_kind: str = "all",
+        seqpos_slice: tuple[int | None, ...] = EVERY_TOKEN,
+    ) -> ActivationSource:
+        """Describe a hook of a model.
+
+        Raises:
+            ValueError: no such hook; a hook that holds no vectors (attention scores, patterns); a
+                token kind that the model or the hook doesn't have.
+        """
+        model.hook_width(hook_name)  # raises for hooks that don't exist or hold no vectors
+        if hook_name == "hook_image_embed" and token_kind == "patches":
+            raise ValueError(
+                "token_kind is 'patches', but hook_image_embed has one vector for each image; "
+                "want 'all'"
+            )
+        cfg = model.cfg
+        kind, positions = canonical_selection(cfg, token_kind, seqpos_slice)
+        return cls(
+            hook_name=hook_name,
+            token_kind=kind,
+            seqpos_slice=positions,
+            model_name=None if _is_unnamed(model) else model.model_name,
+            model_from_pretrained_kwargs=dict(model.from_pretrained_kwargs),
+            n_prefix_tokens=cfg.n_prefix_tokens,
+            grid=list(cfg.grid),
+            n_tokens=cfg.n_tokens,
+            image_size=_plain(cfg.image_size),
+            patch_size=_plain(cfg.patch_size),
+            preprocessing=describe_preprocessing(model.preprocess),
+        )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What to put into ``sae.cfg.metadata``; everything in it can be written as JSON."""
+        metadata = asdict(self)
+        metadata["seqpos_slice"] = list(self.seqpos_slice)
+        metadata["model_class_name"] = MODEL_CLASS_NAME
+        return metadata
+
+    @classmethod
+    def from_metadata(cls, metadata: SAEMetadata | dict[str, Any]) -> ActivationSource:
+        """Read the description that :meth:`to_metadata` left in a saved SAE.
+
+        Raises:
+            ValueError: the SAE wasn't trained on a ``HookedViT``, or names no hook.
+        """
+        values = metadata if isinstance(metadata, dict) else metadata.to_dict()
+        class_name, hook_name = values.get("model_class_name"), values.get("hook_name")
+        if class_name != MODEL_CLASS_NAME or hook_name is None:
+            raise ValueError(
+                f"this SAE's metadata name model class {class_name!r} and hook {hook_name!r}; "
+                f"want one trained on a {MODEL_CLASS_NAME!r}"
+            )
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        known["seqpos_slice"] = tuple(known.get("seqpos_slice") or EVERY_TOKEN)
+        known["model_from_pretrained_kwargs"] = dict(
+            known.get("model_from_pretrained_kwargs") or {}
+        )
+        return cls(**known)
+
+    def load_model(self, device: str | torch.device = "cpu") -> HookedViT:
+        """Load the model again.
+
+        Warns if it now preprocesses images otherwise than when the SAE was trained.
+
+        Raises:
+            ValueError: the SAE was trained on a model object that has no name.
+        """
+        if self.model_name is None:
+            raise ValueError(
+                "this SAE was trained on a model passed as an object, which its metadata can't "
+                "rebuild; pass that model as model=HookedViT.from_module(...)"
+            )
+        from vit_sae_plugin.hooked_vit import HookedViT
+
+        model = HookedViT.from_pretrained(
+            self.model_name, device=device, **self.model_from_pretrained_kwargs
+        )
+        self.check_model(model)
+        return model
+
+    def check_model(self, model: HookedViT) -> None:
+        """Raise or warn unless this model gives the activations that the SAE was trained on.
+
+        Raises:
+            ValueError: its token grid is another, or it has no such hook.
+        """
+        model.hook_width(self.hook_name)
+        cfg = model.cfg
+        theirs = (cfg.n_prefix_tokens, list(cfg.grid), cfg.n_tokens)
+        ours = (self.n_prefix_tokens, self.grid, self.n_tokens)
+        if None not in ours and theirs != ours:
+            raise ValueError(
+                f"the SAE was trained with {ours[0]} prefix tokens, grid {ours[1]} and {ours[2]} "
+                f"tokens, but this model has {theirs[0]}, {theirs[1]} and {theirs[2]}"
+            )
+        preprocessing = describe_preprocessing(model.preprocess)
+        if None not in (self.preprocessing, preprocessing) and preprocessing != self.preprocessing:
+            warnings.warn(
+                f"the SAE was trained on images preprocessed by\n{self.preprocessing}\nbut this "
+                f"model preprocesses them by\n{preprocessing}",
+                stacklevel=3,
+            )
+
+    @property
+    def stop_at_layer(self) -> int | None:
+        """The first block that need not run; None: the whole image tower runs."""
+        if self._read_at in ("hook_embed", "hook_pos_embed", "hook_full_embed"):
+            return 0
+        layer = layer_of(self._read_at)
+        return None if layer is None else layer + 1
+
+    @property
+    def _read_at(self) -> str:
+        """The hook to read: what enters a block is read where the block before it ends."""
+        layer = layer_of(self.hook_name)
+        if layer is None or not self.hook_name.endswith(".hook_resid_pre"):
+            return self.hook_name
+        return "hook_full_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
+
+    def positions(self, cfg: HookedViTConfig) -> Int[Tensor, " n_selected"]:
+        """Where the selected tokens stand on the token axis of this model."""
+        return sliced_positions(cfg, self.token_kind, self.seqpos_slice)
+
+    @torch.no_grad()
+    def activations(
+        self, model: HookedViT, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch token d_in"]:
+        """The selected tokens' activations, heads flattened, in the model's precision.
+
+        Only the blocks up to the hook run, and the text tower never. A hook without a token axis
+        (``hook_image_embed``) gives one row for each image. :attr:`input_scaling` is not applied.
+
+        Args:
+            model: the model, on any device.
+            pixels: preprocessed images; moved to the model's device and precision.
+
+        Raises:
+            ValueError: the hook has fewer tokens than the kind asks for.
+        """
+        _, cache = model.run_with_cache(
+            pixels.to(model.cfg.device),
+            names_filter=self._read_at,
+            stop_at_layer=self.stop_at_layer,
+        )
+        return self.select(model.cfg, cache[self._read_at])
+
+    def select(
+        self, cfg: HookedViTConfig, hook_value: Float[Tensor, "batch ..."]
+    ) -> Float[Tensor, "batch token d_in"]:
+        """The selected tokens of what the hook holds, heads flattened."""
+        if hook_value.ndim == 2:
+            if self.token_kind == "patches":
+                raise ValueError(
+                    f"token_kind is 'patches', but {self.hook_name} has one vector for each "
+                    "image; want 'all'"
+                )
+            return hook_value.unsqueeze(1)
+        acts_btd = hook_value.flatten(start_dim=2)
+        if self.token_kind == "all" and self.seqpos_slice == EVERY_TOKEN:
+            return acts_btd
+        if acts_btd.shape[1] != cfg.n_tokens:
+            raise ValueError(
+                f"{self.hook_name} has {acts_btd.shape[1]} tokens where the blocks have "
+                f"{cfg.n_tokens}, so {self.token_kind!r} can't be selected; want 'all'"
+            )
+        positions = self.positions(cfg)
+        start, stop = int(positions[0]), int(positions[-1]) + 1
+        if stop - start == len(positions):
+            return acts_btd[:, start:stop]  # a view: what follows copies it anyway
+        return acts_btd[:, positions.to(acts_btd.device)]
+
+
+def describe_preprocessing(preprocess: Any) -> str | None:
+    """A transform in words, the same in every process."""
+    # functions print their address, which differs from process to process
+    return None if preprocess is None else re.sub(r" at 0x[0-9a-f]+", "", str(preprocess))
+
+
+def _is_unnamed(model: HookedViT) -> bool:
+    """Whether ``model_name`` is only the wrapped object's class, which nothing can load."""
+    kind = type(model.bare_model)
+    return model.model_name == f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _plain(size: Any) -> int | list[int] | None:
+    return size if size is None or isinstance(size, int) else [int(side) for side in size]

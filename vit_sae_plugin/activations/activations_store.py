@@ -1,0 +1,221 @@
+"""Images in, shuffled rows out: the SAELens data provider for vision transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_sae_plugin.activations.activation_source import EVERY_TOKEN, ActivationSource
+from vit_sae_plugin.datasets import ImageLoader, SkippedImages
+
+if TYPE_CHECKING:
+    from vit_sae_plugin.datasets import ImageBatch, ImageSource
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+
+@dataclass
+class StorePosition:
+    """Where a store stands: all that it needs to serve the same rows again."""
+
+    image_batch: int = 0
+    """Number of the image batch that opens the buffer, counted over all epochs."""
+    row_in_image_batch: int = 0
+    """The first row of that image batch that belongs to the buffer."""
+    buffer: int = 0
+    """Number of the buffer, from which its shuffle is drawn."""
+    batch_in_buffer: int = 0
+    """Batches of the buffer that have been served."""
+
+
+@dataclass
+class _OpenImageBatch:
+    """The rows of an image batch, some of which may lie in the buffer already."""
+
+    number: int
+    rows: Tensor
+    n_taken: int = 0
+
+
+class ViTActivationsStore(Iterator[Tensor]):
+    """Batches of rows ``[train_batch_size_tokens, d_in]``, without end.
+
+    A buffer is filled with the rows of consecutive image batches and served once in random order,
+    so that each batch draws on as many images as uniform sampling from the buffer does. Images
+    are seen epoch after epoch. The rows depend on ``seed``, not on ``n_workers``.
+
+    Args:
+        model: the model; only the blocks up to the hook run.
+        images: where the images come from.
+        hook_name: which activations, such as ``"blocks.10.hook_resid_post"``. Heads are flattened.
+        token_kind: ``"all"``, ``"patches"`` or ``"cls"``.
+        seqpos_slice: a slice of those tokens, as the arguments of :class:`slice`.
+        train_batch_size_tokens: rows of a batch.
+        store_batch_size_images: images the model sees at once.
+        n_batches_in_buffer: batches the buffer holds. More of them mix more images and take
+            ``n_batches_in_buffer · train_batch_size_tokens · d_in`` numbers of memory.
+        n_workers: processes that decode images; 0: this one does.
+        shuffle_images: visit the images in a new random order each epoch (a stream in the order
+            that :class:`~vit_sae_plugin.datasets.ImageLoader`'s shuffle buffer gives).
+        seed: of both shuffles.
+        dtype: of the rows, whatever the model's precision is.
+        device: where the buffer and the batches are.
+        autocast_model: run the model under bfloat16 autocast.
+
+    Attributes:
+        source: what the rows are, for the SAE's metadata.
+        skipped: the images that could not be used so far.
+
+    Raises:
+        ValueError: a size below 1, an unknown hook, a token kind the model doesn't have, or a
+            model without preprocessing.
+    """
+
+    def __init__(
+        self,
+        model: HookedViT,
+        images: ImageSource,
+        *,
+        hook_name: str,
+        token_kind: str = "all",
+        seqpos_slice: tuple[int | None, ...] = EVERY_TOKEN,
+        train_batch_size_tokens: int = 4096,
+        store_batch_size_images: int = 32,
+        n_batches_in_buffer: int = 20,
+        n_workers: int = 0,
+        shuffle_images: bool = True,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        autocast_model: bool = False,
+    ) -> None:
+        for name, size in (
+            ("train_batch_size_tokens", train_batch_size_tokens),
+            ("store_batch_size_images", store_batch_size_images),
+            ("n_batches_in_buffer", n_batches_in_buffer),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; want 1 or more")
+        self.model = model
+        self.images = images
+        if model.preprocess is None:
+            raise ValueError(
+                "the model has no preprocessing, so images can't become pixels; pass preprocess= "
+                "to HookedViT.from_module"
+            )
+        self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
+        self.d_in: int = model.hook_width(hook_name)
+        self.train_batch_size_tokens = train_batch_size_tokens
+        self.store_batch_size_images = store_batch_size_images
+        self.n_batches_in_buffer = n_batches_in_buffer
+        self.n_workers = n_workers
+        self.shuffle_images = shuffle_images
+        self.seed = seed
+        self.device = torch.device(device)
+        self.autocast_model = autocast_model
+
+        n_rows = n_batches_in_buffer * train_batch_size_tokens
+        self.skipped = SkippedImages()
+        self._rows = torch.empty(n_rows, self.d_in, dtype=dtype, device=self.device)
+        self._order: Tensor | None = None
+        self._position = StorePosition()
+        self._image_batches: Iterator[ImageBatch] | None = None
+        self._open_batch: _OpenImageBatch | None = None
+
+    def __next__(self) -> Float[Tensor, "train_batch_size_tokens d_in"]:
+        """The next batch, in memory of its own.
+
+        Raises:
+            NoReadableImagesError: no image of the source can be read.
+        """
+        if self._order is None:
+            self._order = self._fill()
+        first = self._position.batch_in_buffer * self.train_batch_size_tokens
+        chosen = self._order[first : first + self.train_batch_size_tokens]
+        batch = self._rows.index_select(0, chosen)
+        self._position.batch_in_buffer += 1
+        if self._position.batch_in_buffer == self.n_batches_in_buffer:
+            self._position = self._start_of_next_buffer()
+            self._order = None
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the store stands; :meth:`load_state_dict` goes on from there."""
+        return asdict(self._position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where a store with the same settings stood.
+
+        The buffer is computed again, from image batches of the same images; on a CPU its rows are
+        the same to the bit.
+        """
+        self._position = StorePosition(**state)
+        self._forget_buffer()
+
+    def _fill(self) -> Tensor:
+        """Fill the buffer with the rows that follow, and return the order to serve them in."""
+        n_filled = 0
+        try:
+            while n_filled < len(self._rows):
+                if self._open_batch is None:
+                    self._open_batch = self._next_image_batch()
+                batch = self._open_batch
+                taken = batch.rows[batch.n_taken :][: len(self._rows) - n_filled]
+                self._rows[n_filled : n_filled + len(taken)].copy_(taken)
+                n_filled += len(taken)
+                batch.n_taken += len(taken)
+                if batch.n_taken == len(batch.rows):
+                    self._last_image_batch = batch.number
+                    self._open_batch = None
+        except BaseException:
+            # an interrupt must not leave the position and the stream of images apart
+            self._forget_buffer()
+            raise
+        generator = torch.Generator().manual_seed(_mix(self.seed, self._position.buffer))
+        return torch.randperm(len(self._rows), generator=generator).to(self.device)
+
+    def _next_image_batch(self) -> _OpenImageBatch:
+        n_taken = 0
+        if self._image_batches is None:
+            loader = ImageLoader(
+                self.images,
+                self.model.preprocess,
+                batch_size_images=self.store_batch_size_images,
+                n_workers=self.n_workers,
+                shuffle=self.shuffle_images,
+                seed=self.seed,
+                n_epochs=None,
+                start_batch=self._position.image_batch,
+            )
+            loader.skipped = self.skipped
+            self._image_batches = iter(loader)
+            n_taken = self._position.row_in_image_batch
+        # Starting a loader draws from the global generator; a resumed run starts one more.
+        with torch.random.fork_rng(devices=[]):
+            images = next(self._image_batches)
+        with torch.autocast(
+            self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_model
+        ):
+            acts_btd = self.source.activations(self.model, images.pixels)
+        return _OpenImageBatch(images.batch_number, acts_btd.flatten(end_dim=1), n_taken)
+
+    def _start_of_next_buffer(self) -> StorePosition:
+        buffer = self._position.buffer + 1
+        if self._open_batch is None:
+            return StorePosition(self._last_image_batch + 1, 0, buffer)
+        return StorePosition(self._open_batch.number, self._open_batch.n_taken, buffer)
+
+    def _forget_buffer(self) -> None:
+        self._order = None
+        self._open_batch = None
+        self._image_batches = None
+
+
+def _mix(*seeds: int) -> int:
+    """One seed from several; neighbouring ones give unrelated streams."""
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])

@@ -1,0 +1,18 @@
+"""Training an SAE on images: settings, runner, checkpoints."""
+
+from vit_sae_plugin.training.checkpoints import CheckpointFolder, DamagedCheckpointError
+from vit_sae_plugin.training.interruption import TrainingInterruptedError
+from vit_sae_plugin.training.runner import ViTSAETrainingRunner
+from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.training_loop import DivergedError
+from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
+
+__all__ = [
+    "CheckpointFolder",
+    "DamagedCheckpointError",
+    "DivergedError",
+    "TrainingInterruptedError",
+    "ViTSAERunnerConfig",
+    "ViTSAETrainer",
+    "ViTSAETrainingRunner",
+]

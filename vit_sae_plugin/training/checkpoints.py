@@ -1,0 +1,147 @@
+"""Checkpoints that a crash can't spoil: written aside, hashed, then put in place in one move."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from vit_sae_plugin.training.atomic_files import (
+    delete_folder,
+    delete_leftovers,
+    write_folder_atomically,
+)
+
+MANIFEST = "manifest.json"
+STATE = "run_state.json"
+N_NEWEST_KEPT = 2
+_STEP_FOLDER = "step_*"
+
+
+class DamagedCheckpointError(RuntimeError):
+    """No checkpoint of a run is intact."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, a folder each, named by their training step.
+
+    Each holds what SAELens saves (so ``SAE.load_from_disk`` opens it), ``run_state.json``, and
+    ``manifest.json`` with every other file's size and SHA-256.
+
+    Args:
+        path: the folder of checkpoints; made when the first one is saved.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def save(
+        self,
+        step: int,
+        write_files: Callable[[Path], None],
+        state: dict[str, Any],
+        keep: bool = False,
+    ) -> Path:
+        """Save a checkpoint, then delete those no longer needed.
+
+        Args:
+            step: training steps done.
+            write_files: writes the checkpoint's files into the folder it is given.
+            state: plain values, kept in ``run_state.json``.
+            keep: never delete this checkpoint. Of the others the newest two are kept.
+        """
+
+        def write(folder: Path) -> None:
+            write_files(folder)
+            (folder / STATE).write_text(json.dumps({**state, "keep": keep}))
+            manifest = {
+                path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+                for path in sorted(folder.iterdir())
+            }
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+        target = self.folder_of(step)
+        write_folder_atomically(target, write)
+        self._delete_old()
+        return target
+
+    def folder_of(self, step: int) -> Path:
+        """The checkpoint made after so many training steps."""
+        return self.path / f"step_{step:09d}"
+
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint whose files are all as they were written.
+
+        Warns of each damaged one on the way. None if there is no checkpoint at all.
+
+        Raises:
+            DamagedCheckpointError: there are checkpoints, but all are damaged.
+        """
+        folders = self._folders()
+        for folder in folders:
+            damage = find_damage(folder)
+            if damage is None:
+                return folder
+            warnings.warn(
+                f"checkpoint {folder} is damaged ({damage}); the one before it is used",
+                stacklevel=2,
+            )
+        if folders:
+            raise DamagedCheckpointError(
+                f"all {len(folders)} checkpoints in {self.path} are damaged; delete them to train "
+                "from the beginning"
+            )
+        return None
+
+    def delete_leftovers(self) -> None:
+        """Delete what interrupted writing left behind."""
+        delete_leftovers(self.path)
+
+    def _folders(self) -> list[Path]:
+        """All checkpoints, the newest first."""
+        return sorted(self.path.glob(_STEP_FOLDER), reverse=True)
+
+    def _delete_old(self) -> None:
+        disposable = [folder for folder in self._folders() if not _is_kept(folder)]
+        for folder in disposable[N_NEWEST_KEPT:]:
+            delete_folder(folder)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The plain values that :meth:`CheckpointFolder.save` was given."""
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing is."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} is missing or unreadable"
+    if STATE not in expected:
+        return f"{MANIFEST} is incomplete"
+    for name, (size, sha256) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes where {size} were written"
+        if _sha256(path) != sha256:
+            return f"the contents of {name} have changed"
+    return None
+
+
+def _is_kept(checkpoint: Path) -> bool:
+    try:
+        return bool(read_state(checkpoint)["keep"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,101 @@
+"""Checks of single settings, each an error that names the setting, its value and what is wanted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_HOOKS_OUTSIDE_BLOCKS = (
+    "hook_embed hook_pos_embed hook_full_embed ln_final.hook_scale ln_final.hook_normalized "
+    "hook_image_embed"
+).split()
+_HOOKS_OF_A_BLOCK = (
+    "hook_resid_pre hook_attn_in ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k "
+    "attn.hook_v attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result "
+    "hook_attn_out hook_resid_mid hook_mlp_in ln2.hook_scale ln2.hook_normalized mlp.hook_pre "
+    "mlp.hook_post hook_mlp_out hook_resid_post"
+).split()
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        wanted = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} is {value!r}; want {wanted}")
+
+
+def check_positive(**values: float) -> None:
+    """Raise a ValueError naming the first value that isn't a finite number above 0."""
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}; want a number above 0")
+
+
+def unknown_name_message(what: str, name: str, known: Iterable[str]) -> str:
+    """One line that says there is no such name and lists near ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return f"there is no {what} {name!r}; near names: {', '.join(near)}"
+
+
+def check_hook_name(hook_name: str) -> None:
+    """Raise a ValueError unless some vision transformer could have a hook of this name."""
+    layer = re.match(r"blocks\.\d+\.", hook_name)
+    prefix = layer.group() if layer else "blocks.0."
+    names = [*_HOOKS_OUTSIDE_BLOCKS, *(prefix + name for name in _HOOKS_OF_A_BLOCK)]
+    if hook_name not in names:
+        raise ValueError(unknown_name_message("hook", hook_name, names))
+
+
+def check_field_types(config: Any) -> None:
+    """Check a dataclass's values against its annotations; make whole floats integers.
+
+    YAML and the command line read ``2e6`` as a float where an integer is wanted.
+
+    Raises:
+        ValueError: for the first value of the wrong type.
+    """
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        value, hint = getattr(config, entry.name), hints[entry.name]
+        accepted = _plain_types(hint)
+        if accepted is None:
+            continue
+        if int in accepted and float not in accepted and isinstance(value, float):
+            if value.is_integer():
+                value = int(value)
+        elif float in accepted and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        wrong_bool = isinstance(value, bool) and bool not in accepted
+        literals = _literals(hint)
+        if wrong_bool or not (isinstance(value, tuple(accepted)) or value in literals):
+            names = [kind.__name__.replace("NoneType", "None") for kind in accepted]
+            wanted = " or ".join([*names, *map(repr, literals)])
+            raise ValueError(f"{entry.name} is {value!r}, a {type(value).__name__}; want {wanted}")
+        setattr(config, entry.name, value)
+
+
+def _plain_types(hint: Any) -> list[type] | None:
+    """The classes an annotation accepts; None if it isn't made of plain classes."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    accepted: list[type] = []
+    for member in members:
+        origin = get_origin(member) or member
+        if origin is Literal:
+            continue
+        if not isinstance(origin, type):
+            return None
+        accepted.append(origin)
+    return accepted
+
+
+def _literals(hint: Any) -> list[Any]:
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    literals = [member for member in members if get_origin(member) is Literal]
+    return [value for literal in literals for value in get_args(literal)]

@@ -1,0 +1,65 @@
+"""A resumed run must be the same run: same settings, same model, same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+
+MAY_CHANGE = frozenset(
+    "device model_device act_store_device sae.device n_workers dataset_path output_path "
+    "checkpoint_path checkpoint_every_minutes n_checkpoints resume_from_checkpoint "
+    "log_every_n_steps logger verbose".split()
+)
+"""Settings that don't alter the result (images are compared by their fingerprint)."""
+
+
+def check_same_settings(run: ViTSAERunnerConfig[Any], now: ViTSAERunnerConfig[Any]) -> None:
+    """Raise a ValueError naming the settings that would alter the result of the run.
+
+    Args:
+        run: the settings that the run began with.
+        now: those it should go on with.
+    """
+    before, after = _flat(run), _flat(now)
+    _refuse(
+        {
+            name: (before.get(name), after.get(name))
+            for name in {**before, **after}
+            if name not in MAY_CHANGE and before.get(name) != after.get(name)
+        },
+        "settings",
+        "want the same, or another output_path for a new run",
+    )
+
+
+def check_same_input(run: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a ValueError unless a run's model and images are those it began with.
+
+    Args:
+        run: what a checkpoint says of them.
+        now: what the runner would put into one.
+    """
+    _refuse(
+        {
+            name: (run[name], now[name])
+            for name in run.keys() & now.keys()
+            if run[name] != now[name]
+        },
+        "model or images",
+        "want those that the run began with",
+    )
+
+
+def _refuse(differing: dict[str, tuple[Any, Any]], what: str, wanted: str) -> None:
+    if differing:
+        listed = "; ".join(
+            f"{name}: {before!r} in the run, {after!r} now"
+            for name, (before, after) in sorted(differing.items())
+        )
+        raise ValueError(f"can't resume with other {what} ({listed}); {wanted}")
+
+
+def _flat(config: ViTSAERunnerConfig[Any]) -> dict[str, Any]:
+    values = config.to_dict()
+    return values | {f"sae.{name}": value for name, value in values.pop("sae").items()}

@@ -1,0 +1,365 @@
+"""From settings to a trained SAE in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.constants import (
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+)
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.util import str_to_dtype, temporary_seed
+from safetensors.torch import save_file
+
+from vit_sae_plugin.activations.activations_store import ViTActivationsStore
+from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
+from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.training.atomic_files import delete_leftovers, write_folder_atomically
+from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
+from vit_sae_plugin.training.language_model_config import (
+    check_context_size,
+    from_language_model_config,
+)
+from vit_sae_plugin.training.resume_checks import check_same_input, check_same_settings
+from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.training_loop import RowStore, TrainingLoop
+from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
+from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
+
+CONFIG_FILE = "config.yaml"
+SAE_FOLDER = "sae"
+SKIPPED_FILE = "skipped_images.csv"
+
+
+class ViTSAETrainingRunner:
+    """Trains an SAE on a vision transformer's activations.
+
+    The run's folder (``cfg.output_path``) holds ``config.yaml``, ``metrics.jsonl``,
+    ``skipped_images.csv``, ``checkpoints/`` and, once training is done, the SAE in ``sae/``, which
+    ``sae_lens.SAE.load_from_disk`` reads.
+
+    A run that was killed goes on by :meth:`resume`, and on a CPU ends with the same weights, to
+    the bit, as one that wasn't.
+
+    Args:
+        cfg: the settings; SAELens's own config with ``model_class_name="HookedViT"`` will do.
+        override_model: use this model instead of loading ``cfg.model_name``.
+        override_images: use these images instead of ``cfg.dataset_path``: anything that
+            :func:`~vit_sae_plugin.datasets.open_images` takes.
+        override_sae: train this SAE instead of a new one.
+        override_store: train on these rows, and load neither model nor images.
+
+    Raises:
+        ValueError: a setting doesn't fit the model (unknown hook, other width) or this machine;
+            or, in a resumed run, differs from what the run began with.
+        FileExistsError: the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        cfg: ViTSAERunnerConfig[Any] | LanguageModelSAERunnerConfig[Any],
+        override_model: HookedViT | None = None,
+        override_images: Any = None,
+        override_sae: TrainingSAE[Any] | None = None,
+        override_store: RowStore | None = None,
+    ) -> None:
+        given = cfg
+        if isinstance(cfg, LanguageModelSAERunnerConfig):
+            cfg = from_language_model_config(cfg)
+        self.cfg: ViTSAERunnerConfig[Any] = cfg
+        self._check_folder()
+        _check_devices(cfg)
+        self.model = override_model
+        self.images: ImageSource | None = None
+        if override_store is not None:
+            self.store = override_store
+        else:
+            if self.model is None:
+                self.model = HookedViT.from_pretrained(
+                    cfg.model_name,
+                    device=cfg.model_device or cfg.device,
+                    **cfg.model_from_pretrained_kwargs,
+                )
+            if isinstance(given, LanguageModelSAERunnerConfig):
+                check_context_size(given, self.model.cfg.n_tokens)
+            self.images = self._open_images(override_images)
+            self.store = self._make_store(self.model, self.images)
+        _check_width(cfg, getattr(self.store, "d_in", cfg.sae.d_in))
+        self.sae = override_sae if override_sae is not None else self._new_sae()
+        self.sae.to(cfg.device)
+        self._set_metadata()
+
+    @classmethod
+    def resume(
+        cls,
+        run_folder: str | Path,
+        override_model: HookedViT | None = None,
+        override_images: Any = None,
+        override_store: RowStore | None = None,
+        **changes: Any,
+    ) -> ViTSAETrainingRunner:
+        """The runner of a run that was stopped; its :meth:`run` goes on from the last checkpoint.
+
+        Args:
+            run_folder: the run's folder.
+            override_model, override_images, override_store: as the run began with.
+            changes: settings that may differ from the run's: devices, workers, what is logged.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+            ValueError: a change that would alter the result.
+        """
+        folder = Path(run_folder)
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no run to resume: there is no {CONFIG_FILE} in it"
+            )
+        cfg = ViTSAERunnerConfig.load(folder / CONFIG_FILE)
+        places = {"output_path": str(folder), "resume_from_checkpoint": str(folder)}
+        cfg = replace(cfg, **{**places, **changes})
+        return cls(cfg, override_model, override_images, override_store=override_store)
+
+    def run(self) -> TrainingSAE[Any]:
+        """Train, save, and return the SAE.
+
+        Raises:
+            TrainingInterruptedError: Ctrl-C or SIGTERM; the message says how to go on.
+            DivergedError: the loss or the gradient is no longer finite.
+            DamagedCheckpointError: a resumed run has checkpoints, but none is intact.
+        """
+        cfg = self.cfg
+        with temporary_seed(cfg.seed), self._compiled_sae(), self._weights_and_biases() as wandb:
+            trainer = ViTSAETrainer(
+                cfg.to_sae_trainer_config(),
+                self.sae,
+                self.store,  # type: ignore[arg-type]
+                clip_grad_norm=cfg.clip_grad_norm,  # type: ignore[arg-type]
+                optimizer=cfg.optimizer,
+                adam_eps=cfg.adam_eps,
+                weight_decay=cfg.weight_decay,
+            )
+            metrics_file = self._prepare_folder()
+
+            def report(metrics: dict[str, Any]) -> None:
+                if metrics_file is not None:
+                    metrics_file.append(metrics)
+                if wandb is not None:
+                    wandb.log(metrics, step=metrics["step"])
+
+            def report_window(metrics: dict[str, Any]) -> None:
+                if wandb is not None:
+                    wandb.log(metrics, step=trainer.n_training_steps)
+
+            loop = TrainingLoop(
+                trainer,
+                self.store,
+                checkpoints=self._checkpoints(),
+                checkpoint_every_minutes=cfg.checkpoint_every_minutes,
+                run_state=self._run_state(),
+                on_checkpoint=self._save_skipped,
+                report=report,
+                report_window=report_window,
+                log_every_n_steps=cfg.log_every_n_steps,
+                how_to_resume=f"Go on with: vit-sae train --resume {cfg.output_path}",
+                show_progress=cfg.verbose,
+            )
+            if cfg.resume_from_checkpoint is not None:
+                self._restore(loop, metrics_file)
+            loop.run()
+            self._finish(trainer)
+        return self.sae
+
+    def _open_images(self, override_images: Any) -> ImageSource:
+        if override_images is not None:
+            return open_images(override_images)
+        if not self.cfg.dataset_path:
+            raise ValueError("dataset_path is empty; want the images to train on")
+        return open_images(self.cfg.dataset_path)
+
+    def _make_store(self, model: HookedViT, images: ImageSource) -> ViTActivationsStore:
+        cfg = self.cfg
+        return ViTActivationsStore(
+            model,
+            images,
+            hook_name=cfg.hook_name,
+            token_kind=cfg.token_kind,
+            seqpos_slice=cfg.seqpos_slice,
+            train_batch_size_tokens=cfg.train_batch_size_tokens,
+            store_batch_size_images=cfg.store_batch_size_images,
+            n_batches_in_buffer=cfg.n_batches_in_buffer,
+            n_workers=cfg.n_workers,
+            shuffle_images=cfg.shuffle_images,
+            seed=cfg.seed,
+            dtype=str_to_dtype(cfg.dtype),
+            device=cfg.act_store_device or cfg.device,
+            autocast_model=cfg.autocast_model,
+        )
+
+    def _new_sae(self) -> TrainingSAE[Any]:
+        # initial weights come from the global generator
+        with temporary_seed(self.cfg.seed):
+            return TrainingSAE.from_dict(self.cfg.sae.to_dict())
+
+    def _set_metadata(self) -> None:
+        metadata = self.sae.cfg.metadata
+        if isinstance(self.store, ViTActivationsStore):
+            described = self.store.source.to_metadata()
+        else:
+            names = "model_name model_class_name model_from_pretrained_kwargs hook_name token_kind"
+            described = {name: getattr(self.cfg, name) for name in names.split()}
+        for name, value in {**described, "dataset_path": self.cfg.dataset_path}.items():
+            metadata[name] = value
+
+    def _check_folder(self) -> None:
+        folder, resumed = self.cfg.run_folder, self.cfg.resume_from_checkpoint
+        if folder is None:
+            return
+        if resumed is None:
+            if (folder / CONFIG_FILE).exists():
+                raise FileExistsError(
+                    f"{folder} already holds a run; go on with it by 'vit-sae train --resume "
+                    f"{folder}', delete it, or choose another output_path"
+                )
+            return
+        if Path(resumed).resolve() != folder.resolve():
+            raise ValueError(
+                f"resume_from_checkpoint is {resumed!r} but output_path is {str(folder)!r}; want "
+                "the run's folder as both"
+            )
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG_FILE} in it")
+        check_same_settings(ViTSAERunnerConfig.load(folder / CONFIG_FILE), self.cfg)
+
+    def _checkpoints(self) -> CheckpointFolder | None:
+        folder = self.cfg.checkpoint_folder
+        return None if folder is None else CheckpointFolder(folder)
+
+    def _run_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if isinstance(self.store, ViTActivationsStore):
+            state["model"] = self.store.source.to_metadata()
+        if self.images is not None:
+            state["images"] = self.images.fingerprint()
+        return state
+
+    def _prepare_folder(self) -> MetricsFile | None:
+        folder = self.cfg.run_folder
+        if folder is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        delete_leftovers(folder)
+        delete_leftovers(self.cfg.checkpoint_folder or folder)
+        if self.cfg.resume_from_checkpoint is None:
+            self.cfg.save(folder / CONFIG_FILE)
+        return MetricsFile(folder / METRICS_FILE)
+
+    def _restore(self, loop: TrainingLoop, metrics_file: MetricsFile | None) -> None:
+        checkpoint = loop.checkpoints.newest_intact() if loop.checkpoints else None
+        if checkpoint is not None:
+            check_same_input(read_state(checkpoint), loop.run_state)
+            loop.restore(checkpoint)
+        if metrics_file is not None:
+            metrics_file.rewind(loop.trainer.n_training_steps)
+        skipped_file = Path(self.cfg.output_path or "") / SKIPPED_FILE
+        if isinstance(self.store, ViTActivationsStore) and skipped_file.is_file():
+            self.store.skipped = SkippedImages.load(skipped_file)
+
+    def _save_skipped(self) -> None:
+        if self.cfg.run_folder is not None and isinstance(self.store, ViTActivationsStore):
+            self.store.skipped.save(self.cfg.run_folder / SKIPPED_FILE)
+
+    def _finish(self, trainer: ViTSAETrainer) -> None:
+        """Fold the input's normalisation into the weights, as SAELens does, and save the SAE."""
+        scaler, sae = trainer.activation_scaler, trainer.sae
+        if scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+            scaler.scaling_factor = None
+        if scaler.whitening is not None:
+            white = scaler.whitening
+            sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
+            scaler.whitening = None
+        trainer.set_final_sae_metadata()
+        sae.cfg.metadata.input_scaling = None
+        sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
+        if self.cfg.run_folder is None:
+            return
+        self._save_skipped()
+
+        def write(folder: Path) -> None:
+            sae.save_inference_model(folder)
+            save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+            (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
+
+        folder = self.cfg.run_folder / SAE_FOLDER
+        write_folder_atomically(folder, write)
+        if self.cfg.logger.log_to_wandb:
+            self.cfg.logger.log(
+                trainer,
+                folder / SAE_WEIGHTS_FILENAME,
+                folder / SAE_CFG_FILENAME,
+                sparsity_path=folder / SPARSITY_FILENAME,
+                wandb_aliases=["final_model"],
+            )
+
+    @contextmanager
+    def _compiled_sae(self) -> Iterator[None]:
+        if not self.cfg.compile_sae:
+            yield
+            return
+        backend = "aot_eager" if self.cfg.device == "mps" else "inductor"
+        self.sae.training_forward_pass = torch.compile(  # type: ignore[method-assign]
+            self.sae.training_forward_pass, mode=self.cfg.sae_compilation_mode, backend=backend
+        )
+        try:
+            yield
+        finally:
+            # the class's own method is back, so that the SAE can be copied and pickled
+            del self.sae.training_forward_pass
+
+    @contextmanager
+    def _weights_and_biases(self) -> Iterator[Any]:
+        logger = self.cfg.logger
+        if not logger.log_to_wandb:
+            yield None
+            return
+        import wandb
+
+        wandb.init(
+            project=logger.wandb_project,
+            entity=logger.wandb_entity,
+            config=self.cfg.to_dict(),
+            name=logger.run_name,
+            id=logger.wandb_id,
+        )
+        try:
+            yield wandb
+        finally:
+            wandb.finish()
+
+
+def _check_devices(cfg: ViTSAERunnerConfig[Any]) -> None:
+    for name in ("device", "model_device", "act_store_device"):
+        device = torch.device(getattr(cfg, name) or "cpu")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"{name} is {str(device)!r}, but this machine has {torch.cuda.device_count()} CUDA "
+                "devices; want 'cpu' or a device it has"
+            )
+
+
+def _check_width(cfg: ViTSAERunnerConfig[Any], width: int) -> None:
+    if cfg.sae.d_in != width:
+        raise ValueError(
+            f"sae.d_in is {cfg.sae.d_in}, but {cfg.hook_name} of {cfg.model_name} has width "
+            f"{width}; want d_in={width}"
+        )

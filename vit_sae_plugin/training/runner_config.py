@@ -1,0 +1,315 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal
+
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.sae import T_TRAINING_SAE_CONFIG, TrainingSAEConfig
+from sae_lens.util import str_to_dtype
+
+from vit_sae_plugin.activations.token_selection import check_token_kind
+from vit_sae_plugin.training.config_checks import (
+    check_choice,
+    check_field_types,
+    check_hook_name,
+    check_positive,
+)
+from vit_sae_plugin.training.config_files import config_from_dict, config_to_dict, read, write
+
+LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+OPTIMIZERS = ("adam", "adamw")
+_TRAINED_UNCLIPPED = ("patchsae",)
+
+
+def _quiet_logger() -> LoggingConfig:
+    return LoggingConfig(log_to_wandb=False)
+
+
+@dataclass
+class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
+    """How to train an SAE on a vision transformer's activations.
+
+    Names are those of SAELens's ``LanguageModelSAERunnerConfig`` wherever the meaning is the same.
+    Checked when it is made; what needs the model is checked before training begins.
+
+    Raises:
+        ValueError: a setting of the wrong type or out of range; the message names it, its value
+            and what is wanted.
+        TypeError: ``sae`` isn't the config of a training SAE.
+    """
+
+    sae: T_TRAINING_SAE_CONFIG
+    """The SAE: the config of any training architecture that is registered with SAELens."""
+
+    model_name: str = "ViT-B-16"
+    """The model, as :meth:`HookedViT.from_pretrained` takes it: an open_clip name, ``"hf:…"``,
+    ``"timm:…"`` or ``"shapes-clip"``."""
+    model_class_name: str = "HookedViT"
+    """Always ``"HookedViT"``; there so that the SAE's metadata say what to load."""
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What else :meth:`HookedViT.from_pretrained` takes, such as ``{"pretrained": "openai"}``."""
+    hook_name: str = "blocks.10.hook_resid_post"
+    """Which activations to train on. Heads are flattened, so ``d_in`` is heads × head width at
+    ``hook_z``."""
+    token_kind: str = "all"
+    """Which tokens of an image become rows: ``"all"``, ``"patches"`` or ``"cls"``."""
+    seqpos_slice: tuple[int | None, ...] = (None,)
+    """A slice (start, stop, step) of those tokens; ``(None,)`` takes them all."""
+    dataset_path: str = ""
+    """The images, as :func:`~vit_sae_plugin.datasets.open_images` takes them: a folder,
+    ``"hf:…"``, ``"wds:…"`` or ``"shapes"``."""
+
+    training_tokens: int = 2_000_000
+    """Rows to train on in all: tokens, not images."""
+    train_batch_size_tokens: int = 4096
+    """Rows in a training step."""
+    store_batch_size_images: int = 32
+    """Images the model sees at once. Larger is faster up to a point and takes more memory."""
+    n_batches_in_buffer: int = 20
+    """Training batches that are filled and shuffled together. Larger mixes more images into each
+    batch and takes ``n_batches_in_buffer · train_batch_size_tokens · d_in`` numbers of memory."""
+    n_workers: int = 0
+    """Processes that decode images; 0: the training process does. Does not change the rows."""
+    shuffle_images: bool = True
+    """See the images in a new random order each epoch (a stream is always read in order)."""
+
+    device: str = "cpu"
+    """Where the SAE is trained, and the default for the model and the buffer."""
+    model_device: str | None = None
+    """Where the model runs (SAELens: ``llm_device``). None: ``device``."""
+    act_store_device: str | None = None
+    """Where the buffer of rows is. None: ``device``; ``"cpu"`` spares GPU memory."""
+    dtype: str = "float32"
+    """Number format of the rows, whatever the model's is. The SAE's own is ``sae.dtype``."""
+    autocast: bool = False
+    """Train the SAE under bfloat16 autocast."""
+    autocast_model: bool = False
+    """Run the model under bfloat16 autocast (SAELens: ``autocast_lm``)."""
+    compile_sae: bool = False
+    """Compile the SAE's training step with ``torch.compile``."""
+    sae_compilation_mode: str | None = None
+    """The ``mode`` of that compilation."""
+    seed: int = 42
+    """Of the SAE's initial weights, the order of the images and the shuffle of the rows."""
+
+    lr: float = 3e-4
+    """Learning rate."""
+    lr_scheduler_name: str = "constant"
+    """``"constant"``, ``"cosineannealing"`` or ``"cosineannealingwarmrestarts"``."""
+    lr_warm_up_steps: int = 0
+    """Steps of linear warm-up."""
+    lr_decay_steps: int = 0
+    """Steps of linear decay to zero at the end."""
+    lr_end: float | None = None
+    """Where cosine annealing ends. None: a tenth of ``lr``."""
+    n_restart_cycles: int = 1
+    """Cycles of cosine annealing with warm restarts."""
+    optimizer: str = "adam"
+    """``"adam"`` or ``"adamw"``."""
+    adam_beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+    adam_beta2: float = 0.999
+    """Decay of the squared gradient's running mean."""
+    adam_eps: float = 1e-8
+    """Added to the root of the squared gradient's mean. MSAE trains with 6.25e-10."""
+    weight_decay: float = 0.0
+    """With ``"adam"`` added to the gradient, with ``"adamw"`` decoupled from it."""
+    clip_grad_norm: float | Literal["auto"] | None = "auto"
+    """Scale gradients down to this norm; None: never. SAELens always clips at 1. ``"auto"``: 1,
+    except for ``patchsae``, which was published unclipped."""
+
+    dead_feature_window: int = 1000
+    """A latent is dead after more than so many training steps without firing."""
+    feature_sampling_window: int = 2000
+    """Training steps over which firing frequencies are averaged."""
+    n_batches_for_norm_estimate: int = 1000
+    """Batches that estimate the mean norm, if ``sae.normalize_activations`` asks for it."""
+
+    output_path: str | None = "output"
+    """The run's folder; the finished SAE is in ``sae`` inside it. None: write nothing."""
+    checkpoint_path: str | None = None
+    """Where checkpoints go. None: ``checkpoints`` in the run's folder."""
+    checkpoint_every_minutes: float = 5.0
+    """How much work a crash may cost. The newest two of these checkpoints are kept."""
+    n_checkpoints: int = 0
+    """Checkpoints to keep for good, evenly spaced over the run."""
+    resume_from_checkpoint: str | None = None
+    """The folder of a run to go on with, from its newest intact checkpoint."""
+    log_every_n_steps: int = 10
+    """Training steps between lines of the metrics file."""
+    logger: LoggingConfig = field(default_factory=_quiet_logger)
+    """SAELens's Weights & Biases settings; off unless ``log_to_wandb`` is true."""
+    verbose: bool = True
+    """Show progress."""
+
+    def __post_init__(self) -> None:
+        self.seqpos_slice = tuple(self.seqpos_slice)
+        self.model_from_pretrained_kwargs = dict(self.model_from_pretrained_kwargs or {})
+        check_field_types(self)
+        self._check_sae()
+        self._check_source()
+        self._check_sizes()
+        self._check_optimizer()
+        self._check_outputs()
+
+    @property
+    def total_training_steps(self) -> int:
+        """Training steps in all."""
+        return self.training_tokens // self.train_batch_size_tokens
+
+    @property
+    def run_folder(self) -> Path | None:
+        """``output_path`` as a path."""
+        return None if self.output_path is None else Path(self.output_path)
+
+    @property
+    def checkpoint_folder(self) -> Path | None:
+        """Where checkpoints go; None if nothing is written."""
+        if self.run_folder is None:
+            return None
+        return Path(self.checkpoint_path or self.run_folder / "checkpoints")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only; :meth:`from_dict` reads them back."""
+        return config_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViTSAERunnerConfig[Any]:
+        """Read what :meth:`to_dict` gave, or part of it: the rest takes its default.
+
+        Raises:
+            ValueError: an unknown setting or architecture (near names are listed), or a bad value.
+        """
+        return config_from_dict(cls, values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the settings to a ``.yaml``, ``.yml`` or ``.json`` file."""
+        write(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> ViTSAERunnerConfig[Any]:
+        """Read a ``.yaml``, ``.yml`` or ``.json`` file that :meth:`save` or a person wrote."""
+        return cls.from_dict(read(Path(path)))
+
+    def to_sae_trainer_config(self) -> SAETrainerConfig:
+        """The part that SAELens's trainer reads."""
+        return SAETrainerConfig(
+            total_training_samples=self.training_tokens,
+            train_batch_size_samples=self.train_batch_size_tokens,
+            lr=self.lr,
+            lr_end=self.lr / 10 if self.lr_end is None else self.lr_end,
+            lr_scheduler_name=self.lr_scheduler_name,
+            lr_warm_up_steps=self.lr_warm_up_steps,
+            lr_decay_steps=self.lr_decay_steps,
+            n_restart_cycles=self.n_restart_cycles,
+            adam_beta1=self.adam_beta1,
+            adam_beta2=self.adam_beta2,
+            device=self.device,
+            autocast=self.autocast,
+            dead_feature_window=self.dead_feature_window,
+            feature_sampling_window=self.feature_sampling_window,
+            n_checkpoints=self.n_checkpoints,
+            logger=self.logger,
+            n_batches_for_norm_estimate=self.n_batches_for_norm_estimate,
+        )
+
+    def _check_sae(self) -> None:
+        if not isinstance(self.sae, TrainingSAEConfig):
+            raise TypeError(
+                f"sae is a {type(self.sae).__name__}; want the config of a training architecture, "
+                "such as PatchTrainingSAEConfig or sae_lens.TopKTrainingSAEConfig"
+            )
+        check_positive(**{"sae.d_in": self.sae.d_in, "sae.d_sae": self.sae.d_sae})
+        weight = getattr(self.sae, "cls_mse_coefficient", 1.0)
+        if weight != 1.0:
+            raise ValueError(
+                f"sae.cls_mse_coefficient is {weight}; want 1: the rows of this runner are "
+                "shuffled tokens, among which the class token can't be told"
+            )
+
+    def _check_source(self) -> None:
+        check_choice("model_class_name", self.model_class_name, ("HookedViT",))
+        check_hook_name(self.hook_name)
+        check_token_kind(self.token_kind)
+        if self.hook_name == "hook_image_embed" and self.token_kind == "patches":
+            raise ValueError(
+                "token_kind is 'patches', but hook_image_embed has one vector for each image; "
+                "want 'all'"
+            )
+        if len(self.seqpos_slice) not in (1, 2, 3):
+            raise ValueError(
+                f"seqpos_slice is {self.seqpos_slice}; want (stop,), (start, stop) or "
+                "(start, stop, step)"
+            )
+        if len(self.seqpos_slice) == 3 and (self.seqpos_slice[2] or 1) < 1:
+            raise ValueError(f"seqpos_slice is {self.seqpos_slice}; want a step of 1 or more")
+        for name in ("device", "model_device", "act_store_device"):
+            value = getattr(self, name)
+            try:
+                torch.device(value or "cpu")
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} is {value!r}; want 'cpu', 'cuda', 'cuda:1', 'mps' or the like"
+                ) from None
+        str_to_dtype(self.dtype)  # raises, with the formats there are
+
+    def _check_sizes(self) -> None:
+        names = (
+            "training_tokens train_batch_size_tokens store_batch_size_images n_batches_in_buffer "
+            "n_restart_cycles dead_feature_window feature_sampling_window "
+            "n_batches_for_norm_estimate log_every_n_steps"
+        )
+        check_positive(**{name: getattr(self, name) for name in names.split()})
+        for name in ("n_workers", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; want 0 or more")
+        if self.training_tokens < self.train_batch_size_tokens:
+            raise ValueError(
+                f"training_tokens is {self.training_tokens}; want at least the "
+                f"{self.train_batch_size_tokens} of one training batch"
+            )
+
+    def _check_optimizer(self) -> None:
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("lr_scheduler_name", self.lr_scheduler_name, LR_SCHEDULERS)
+        check_positive(lr=self.lr, adam_eps=self.adam_eps)
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; want 0 ≤ {name} < 1")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay is {self.weight_decay}; want 0 or more")
+        if self.lr_warm_up_steps + self.lr_decay_steps > self.total_training_steps:
+            raise ValueError(
+                f"lr_warm_up_steps {self.lr_warm_up_steps} + lr_decay_steps "
+                f"{self.lr_decay_steps} is more than the {self.total_training_steps} training "
+                "steps (training_tokens ÷ train_batch_size_tokens)"
+            )
+        if self.clip_grad_norm == "auto":
+            unclipped = self.sae.architecture() in _TRAINED_UNCLIPPED
+            self.clip_grad_norm = None if unclipped else 1.0
+        if self.clip_grad_norm is not None:
+            check_positive(clip_grad_norm=self.clip_grad_norm)
+
+    def _check_outputs(self) -> None:
+        if not self.checkpoint_every_minutes >= 0:
+            raise ValueError(
+                f"checkpoint_every_minutes is {self.checkpoint_every_minutes}; want 0 (after "
+                "each step) or more"
+            )
+        if self.output_path is None:
+            for name in ("checkpoint_path", "resume_from_checkpoint"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r} but output_path is None; want the "
+                        "run's folder as output_path"
+                    )
+            if self.n_checkpoints > 0:
+                raise ValueError(
+                    f"n_checkpoints is {self.n_checkpoints} but output_path is None; want the "
+                    "run's folder as output_path, or no checkpoints"
+                )

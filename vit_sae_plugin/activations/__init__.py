@@ -1,6 +1,19 @@
 """From images to rows: which tokens, from which hook, in which order."""
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
+from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics, fold_statistics
+from vit_sae_plugin.activations.embedding_store import EmbeddingStore
 from vit_sae_plugin.activations.token_selection import TOKEN_KINDS, TokenKind, token_positions
 
-__all__ = ["TOKEN_KINDS", "ActivationSource", "TokenKind", "token_positions"]
+__all__ = [
+    "TOKEN_KINDS",
+    "ActivationSource",
+    "EmbeddingRows",
+    "EmbeddingStatistics",
+    "EmbeddingStore",
+    "TokenKind",
+    "fold_statistics",
+    "load_embedding_rows",
+    "token_positions",
+]

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +94,15 @@ class EmbeddingRows:
     def id(self, row: int) -> str:
         """What one row stands for."""
         return str(row) if self.ids is None else self.ids[row]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the rows and their ids: same embeddings, same hash."""
+        digest = sha256(repr((self.rows.shape, str(self.rows.dtype))).encode())
+        for block in self._blocks(_ROWS_AT_A_TIME):
+            digest.update(np.ascontiguousarray(block))
+        for row_id in self.ids or ():
+            digest.update(row_id.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
 
     def tensor(self, rows: slice | np.ndarray) -> Float[Tensor, "rows d_in"]:
         """Some of the rows, as float32."""

@@ -1,7 +1,15 @@
 """Training an SAE on images: settings, runner, checkpoints."""
 
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, DamagedCheckpointError
+from vit_sae_plugin.training.config_files import parse_setting
+from vit_sae_plugin.training.config_files import read as read_settings
 from vit_sae_plugin.training.interruption import TrainingInterruptedError
+from vit_sae_plugin.training.presets import (
+    complete_settings,
+    load_preset,
+    preset_names,
+    preset_summary,
+)
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.training_loop import DivergedError
@@ -15,4 +23,10 @@ __all__ = [
     "ViTSAERunnerConfig",
     "ViTSAETrainer",
     "ViTSAETrainingRunner",
+    "complete_settings",
+    "load_preset",
+    "parse_setting",
+    "preset_names",
+    "preset_summary",
+    "read_settings",
 ]

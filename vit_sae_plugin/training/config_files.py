@@ -34,13 +34,14 @@ _SettingsLoader.add_implicit_resolver(
 )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: str | Path) -> dict[str, Any]:
     """Read a settings file.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: another ending than .yaml, .yml or .json, or not a mapping of settings.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no settings file {path}")
     text = path.read_text(encoding="utf-8")
@@ -51,6 +52,18 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; want settings by name")
     return values
+
+
+def parse_setting(text: str) -> Any:
+    """One value as a settings file would hold it: ``4e-4``, ``true``, ``null``, ``[8, 16]``.
+
+    Raises:
+        ValueError: the text is no such value.
+    """
+    try:
+        return yaml.load(text, _SettingsLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} can't be read as a value: {error}") from None
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

@@ -18,10 +18,12 @@ from sae_lens.constants import (
     SPARSITY_FILENAME,
 )
 from sae_lens.saes.sae import TrainingSAE
-from sae_lens.util import str_to_dtype, temporary_seed
+from sae_lens.util import temporary_seed
 from safetensors.torch import save_file
 
+from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.activations_store import ViTActivationsStore
+from vit_sae_plugin.activations.embedding_store import EmbeddingStore
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.atomic_files import delete_leftovers, write_folder_atomically
@@ -31,6 +33,7 @@ from vit_sae_plugin.training.language_model_config import (
     from_language_model_config,
 )
 from vit_sae_plugin.training.resume_checks import check_same_input, check_same_settings
+from vit_sae_plugin.training.row_stores import store_of_embeddings, store_of_images
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.training_loop import RowStore, TrainingLoop
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
@@ -83,6 +86,8 @@ class ViTSAETrainingRunner:
         self.images: ImageSource | None = None
         if override_store is not None:
             self.store = override_store
+        elif cfg.embeddings_path is not None:
+            self.store = store_of_embeddings(cfg)
         else:
             if self.model is None:
                 self.model = HookedViT.from_pretrained(
@@ -93,7 +98,7 @@ class ViTSAETrainingRunner:
             if isinstance(given, LanguageModelSAERunnerConfig):
                 check_context_size(given, self.model.cfg.n_tokens)
             self.images = self._open_images(override_images)
-            self.store = self._make_store(self.model, self.images)
+            self.store = store_of_images(cfg, self.model, self.images)
         _check_width(cfg, getattr(self.store, "d_in", cfg.sae.d_in))
         self.sae = override_sae if override_sae is not None else self._new_sae()
         self.sae.to(cfg.device)
@@ -186,25 +191,6 @@ class ViTSAETrainingRunner:
             raise ValueError("dataset_path is empty; want the images to train on")
         return open_images(self.cfg.dataset_path)
 
-    def _make_store(self, model: HookedViT, images: ImageSource) -> ViTActivationsStore:
-        cfg = self.cfg
-        return ViTActivationsStore(
-            model,
-            images,
-            hook_name=cfg.hook_name,
-            token_kind=cfg.token_kind,
-            seqpos_slice=cfg.seqpos_slice,
-            train_batch_size_tokens=cfg.train_batch_size_tokens,
-            store_batch_size_images=cfg.store_batch_size_images,
-            n_batches_in_buffer=cfg.n_batches_in_buffer,
-            n_workers=cfg.n_workers,
-            shuffle_images=cfg.shuffle_images,
-            seed=cfg.seed,
-            dtype=str_to_dtype(cfg.dtype),
-            device=cfg.act_store_device or cfg.device,
-            autocast_model=cfg.autocast_model,
-        )
-
     def _new_sae(self) -> TrainingSAE[Any]:
         # initial weights come from the global generator
         with temporary_seed(self.cfg.seed):
@@ -212,11 +198,16 @@ class ViTSAETrainingRunner:
 
     def _set_metadata(self) -> None:
         metadata = self.sae.cfg.metadata
-        if isinstance(self.store, ViTActivationsStore):
-            described = self.store.source.to_metadata()
+        if self.model is not None:
+            described = ActivationSource.from_model(
+                self.model, self.cfg.hook_name, self.cfg.token_kind, self.cfg.seqpos_slice
+            ).to_metadata()
         else:
             names = "model_name model_class_name model_from_pretrained_kwargs hook_name token_kind"
             described = {name: getattr(self.cfg, name) for name in names.split()}
+        statistics = getattr(self.store, "statistics", None)
+        if statistics is not None:
+            described["input_statistics"] = statistics.to_metadata()
         for name, value in {**described, "dataset_path": self.cfg.dataset_path}.items():
             metadata[name] = value
 
@@ -248,6 +239,8 @@ class ViTSAETrainingRunner:
         state: dict[str, Any] = {}
         if isinstance(self.store, ViTActivationsStore):
             state["model"] = self.store.source.to_metadata()
+        if isinstance(self.store, EmbeddingStore):
+            state["embeddings"] = self.store.embeddings.fingerprint()
         if self.images is not None:
             state["images"] = self.images.fingerprint()
         return state

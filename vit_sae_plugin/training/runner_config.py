@@ -64,6 +64,17 @@ class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
     """The images, as :func:`~vit_sae_plugin.datasets.open_images` takes them: a folder,
     ``"hf:…"``, ``"wds:…"`` or ``"shapes"``."""
 
+    embeddings_path: str | None = None
+    """Train on the rows of this ``.npy``, ``.safetensors`` or ``.parquet`` file instead of on
+    images; ``model_name`` and ``hook_name`` then only say where they came from."""
+    standardize_embeddings: bool = False
+    """Centre embeddings and scale them to mean norm √d, as MSAE does; mean and scale are kept with
+    the SAE. For ``hook_image_embed`` and ``embeddings_path``."""
+    embedding_modality: str = "image"
+    """What was embedded, ``"image"`` or ``"text"``: each has its own mean and scale."""
+    non_finite_rows: Literal["refuse", "drop"] = "refuse"
+    """What to do with embeddings that hold NaN or infinity."""
+
     training_tokens: int = 2_000_000
     """Rows to train on in all: tokens, not images."""
     train_batch_size_tokens: int = 4096
@@ -240,6 +251,19 @@ class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             raise ValueError(
                 "token_kind is 'patches', but hook_image_embed has one vector for each image; "
                 "want 'all'"
+            )
+        check_choice("embedding_modality", self.embedding_modality, ("image", "text"))
+        check_choice("non_finite_rows", self.non_finite_rows, ("refuse", "drop"))
+        if self.embeddings_path is not None and self.dataset_path:
+            raise ValueError(
+                f"embeddings_path is {self.embeddings_path!r} and dataset_path is "
+                f"{self.dataset_path!r}; want one of the two"
+            )
+        embeddings = self.embeddings_path is not None or self.hook_name == "hook_image_embed"
+        if self.standardize_embeddings and not embeddings:
+            raise ValueError(
+                f"standardize_embeddings is for embeddings, but the hook is {self.hook_name}; "
+                "want hook_image_embed, or sae.normalize_activations for activations"
             )
         if len(self.seqpos_slice) not in (1, 2, 3):
             raise ValueError(

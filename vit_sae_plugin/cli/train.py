@@ -1,0 +1,174 @@
+"""``vit-sae train``: from settings on the command line to a trained SAE in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from vit_sae_plugin.cli.devices import chosen_device
+
+_OWN_FLAGS = (
+    "hook_name token_kind training_tokens lr n_workers seed output_path".split()
+)  # flags named as the setting they set
+_FIRST_SETTINGS: dict[str, Any] = {
+    "lr": 4e-4,
+    "dead_feature_window": 64,
+    "sae": {"architecture": "patchsae"},
+}
+_FIRST_EXPANSION_FACTOR = 8
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say where the SAE is."""
+    from vit_sae_plugin.training import (
+        DivergedError,
+        TrainingInterruptedError,
+        ViTSAETrainingRunner,
+        load_preset,
+        preset_names,
+        preset_summary,
+    )
+
+    if args.preset == "list":
+        for name in preset_names():
+            print(f"{name}\n    {preset_summary(name)}")
+        return 0
+    if args.resume is not None:
+        runner = ViTSAETrainingRunner.resume(args.resume, **_changes_of_a_resumed_run(args))
+    else:
+        settings = load_preset(args.preset) if args.preset else _settings_of_file(args.config)
+        runner = _new_runner(_with_flags(settings, args), args.device)
+    cfg = runner.cfg
+    print(
+        f"{cfg.sae.architecture()} with {cfg.sae.d_sae:,} latents on {cfg.hook_name} of "
+        f"{cfg.model_name} (width {cfg.sae.d_in}), {cfg.training_tokens:,} tokens in "
+        f"{cfg.total_training_steps:,} steps, on {cfg.device}",
+        file=sys.stderr,
+    )
+    try:
+        runner.run()
+    except TrainingInterruptedError as stopped:
+        print(f"vit-sae train: {stopped}", file=sys.stderr)
+        return 130
+    except DivergedError as error:
+        print(f"vit-sae train: {error}", file=sys.stderr)
+        return 1
+    print(f"The SAE is in {cfg.output_path}/sae")
+    print(f"Measure it:  vit-sae eval {cfg.output_path}/sae --images SOURCE")
+    print(f"Look at it:  vit-sae analyze {cfg.output_path}/sae --images SOURCE --report report/")
+    return 0
+
+
+def _changes_of_a_resumed_run(args: argparse.Namespace) -> dict[str, Any]:
+    fixed = ["preset", "config", "images", "embeddings", "model", "pretrained", "architecture"]
+    fixed += ["d_sae", "expansion_factor", "hook_name", "token_kind", "training_tokens", "lr"]
+    fixed += ["seed", "output_path", "set"]
+    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(args, name)]
+    if given:
+        raise ValueError(
+            f"--resume goes on with the run's own settings; leave out {', '.join(given)} "
+            "(--device and --n-workers may be changed)"
+        )
+    changes = {"device": args.device, "n_workers": args.n_workers}
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def _settings_of_file(path: str | None) -> dict[str, Any]:
+    from vit_sae_plugin.training import read_settings
+
+    if path is not None:
+        return read_settings(path)
+    return {**_FIRST_SETTINGS, "sae": dict(_FIRST_SETTINGS["sae"])}
+
+
+def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The settings, with those of the command line in place of their own."""
+    from vit_sae_plugin.training import parse_setting
+
+    sae = settings.setdefault("sae", {})
+    if args.architecture is not None and args.architecture != sae.get("architecture"):
+        # The settings of another architecture would only be refused.
+        settings["sae"] = sae = {
+            name: sae[name] for name in ("d_in", "d_sae", "expansion_factor") if name in sae
+        }
+        sae["architecture"] = args.architecture
+    for name in _OWN_FLAGS:
+        if getattr(args, name) is not None:
+            settings[name] = getattr(args, name)
+    if args.training_tokens is not None:
+        settings.pop("training_epochs", None)
+    if args.model is not None:
+        settings["model_name"] = args.model
+        settings["model_from_pretrained_kwargs"] = {}
+    if args.pretrained is not None:
+        settings["model_from_pretrained_kwargs"] = {"pretrained": args.pretrained}
+    if args.images is not None:
+        settings["dataset_path"] = args.images
+    if args.embeddings is not None:
+        settings["embeddings_path"] = args.embeddings
+    for name, other in (("d_sae", "expansion_factor"), ("expansion_factor", "d_sae")):
+        if getattr(args, name) is not None:
+            sae[name] = getattr(args, name)
+            sae.pop(other, None)
+    for assignment in args.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r} has no '='; want FIELD=VALUE")
+        target, _, field = name.rpartition(".")
+        if target not in ("", "sae", "logger"):
+            raise ValueError(f"--set {name}: want FIELD, sae.FIELD or logger.FIELD")
+        (settings.setdefault(target, {}) if target else settings)[field] = parse_setting(value)
+    return settings
+
+
+def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
+    """Load what the settings name, work out what depends on it, and make the runner."""
+    from vit_sae_plugin.activations import load_embedding_rows
+    from vit_sae_plugin.datasets import open_images
+    from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.training import (
+        ViTSAERunnerConfig,
+        ViTSAETrainingRunner,
+        complete_settings,
+    )
+
+    sae = settings["sae"]
+    if sae.get("d_sae") is None and sae.get("expansion_factor") is None:
+        sae["expansion_factor"] = _FIRST_EXPANSION_FACTOR
+    settings["device"] = settings.get("device") or chosen_device(device)
+    if device is not None:
+        settings["device"] = device
+    model = images = None
+    if settings.get("embeddings_path"):
+        rows = load_embedding_rows(settings["embeddings_path"])
+        d_in, n_rows = rows.d_in, len(rows)
+        settings.setdefault("hook_name", "hook_image_embed")
+    else:
+        if not settings.get("dataset_path"):
+            raise ValueError("there is nothing to train on: give --images or --embeddings")
+        images = open_images(settings["dataset_path"])
+        model = HookedViT.from_pretrained(
+            settings.get("model_name", "ViT-B-16"),
+            device=settings.get("model_device") or settings["device"],
+            **settings.get("model_from_pretrained_kwargs", {}),
+        )
+        # As PatchSAE does: the last block's output serves the class token alone.
+        default_hook = f"blocks.{max(model.cfg.n_layers - 2, 0)}.hook_resid_post"
+        d_in = model.hook_width(settings.setdefault("hook_name", default_hook))
+        n_rows = _rows_per_epoch(model, images, settings)
+    cfg = ViTSAERunnerConfig.from_dict(
+        complete_settings(settings, d_in=d_in, n_rows_per_epoch=n_rows)
+    )
+    return ViTSAETrainingRunner(cfg, override_model=model, override_images=images)
+
+
+def _rows_per_epoch(model: Any, images: Any, settings: dict[str, Any]) -> int | None:
+    from vit_sae_plugin.activations import token_positions
+
+    if images.n_images is None:
+        return None
+    if settings["hook_name"] == "hook_image_embed":
+        return images.n_images
+    n_tokens = len(token_positions(model.cfg, settings.get("token_kind", "all")))
+    return images.n_images * n_tokens

@@ -1,16 +1,36 @@
 """Image sources, and the loader that turns them into batches of pixels."""
 
+from vit_sae_plugin.datasets.array_images import ArrayImages
+from vit_sae_plugin.datasets.folder_images import FolderImages
+from vit_sae_plugin.datasets.hugging_face_images import HuggingFaceImages
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits, UnreadableImageError
+from vit_sae_plugin.datasets.image_loader import ImageBatch, ImageLoader, WorkerDiedError
 from vit_sae_plugin.datasets.image_source import (
     ImageRecord,
     ImageSource,
     NoReadableImagesError,
 )
+from vit_sae_plugin.datasets.open_images import open_images
+from vit_sae_plugin.datasets.shape_scenes import Scene, SceneObject, ShapeScenes
+from vit_sae_plugin.datasets.skipped_images import SkippedImages
+from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages
 
 __all__ = [
+    "ArrayImages",
     "DecodingLimits",
+    "FolderImages",
+    "HuggingFaceImages",
+    "ImageBatch",
+    "ImageLoader",
     "ImageRecord",
     "ImageSource",
     "NoReadableImagesError",
+    "Scene",
+    "SceneObject",
+    "ShapeScenes",
+    "SkippedImages",
     "UnreadableImageError",
+    "WebDatasetImages",
+    "WorkerDiedError",
+    "open_images",
 ]

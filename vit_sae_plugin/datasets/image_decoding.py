@@ -61,6 +61,11 @@ class UnreadableImageError(Exception):
         return self.reason
 
 
+def refuse(kind: str) -> None:
+    """Stands in for reading an image of which it is known already that it cannot be used."""
+    raise UnreadableImageError(kind)
+
+
 @dataclass(frozen=True)
 class DecodingLimits:
     """What is refused before it is decoded, so that no single file takes all the memory."""

@@ -1,0 +1,157 @@
+"""One short text, or any object that holds images, to an image source."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from PIL import Image
+
+from vit_sae_plugin.datasets.array_images import ArrayImages
+from vit_sae_plugin.datasets.folder_images import FolderImages
+from vit_sae_plugin.datasets.hugging_face_images import HuggingFaceImages, is_saved_dataset
+from vit_sae_plugin.datasets.image_decoding import DecodingLimits
+from vit_sae_plugin.datasets.image_source import ImageSource
+from vit_sae_plugin.datasets.shape_scenes import ShapeScenes
+from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages
+
+FORMS = (
+    "'path/to/folder', 'folder:PATH', 'hf:NAME[:SPLIT]', 'wds:SHARDS-{000..010}.tar', "
+    "'shapes[:train|test]', each but the first with options as in 'shapes:test?n_images=2000'"
+)
+
+
+N_SHAPE_SCENES = 100_000
+"""Scenes of "shapes" when the text gives no n_images."""
+
+
+def open_images(images: Any, **options: Any) -> ImageSource:
+    """Make an image source.
+
+    Args:
+        images: one of
+
+            - an `ImageSource`: returned as it is
+            - a path, or "folder:PATH": `FolderImages`, or `HuggingFaceImages` if the folder was
+              written by `datasets`' `save_to_disk`
+            - "hf:NAME" or "hf:NAME:SPLIT": `HuggingFaceImages`
+            - "wds:SHARDS": `WebDatasetImages`
+            - "shapes", "shapes:train" or "shapes:test": `ShapeScenes`
+            - a `datasets.Dataset` or `IterableDataset`: `HuggingFaceImages`
+            - a uint8 array or tensor, or a sequence of arrays or PIL pictures: `ArrayImages`
+
+            A text with a prefix may end in options: "shapes:test?n_images=2000&n_objects=1-3",
+            "hf:cifar10?streaming=true&label_column=fine_label", "folder:photos?max_pixels=1000000".
+        **options: further arguments of the source, see its class.
+
+    Raises:
+        ValueError: a text of no known form, or an option the source does not have.
+        FileNotFoundError: there is no such folder.
+    """
+    if isinstance(images, ImageSource):
+        if options:
+            raise ValueError(
+                f"{images.name} is opened already, so {sorted(options)} cannot change it."
+            )
+        return images
+    if isinstance(images, (str, Path)):
+        return _open_text(images, options)
+    datasets = sys.modules.get("datasets")  # not loaded: then it is not one of its objects
+    if datasets is not None and isinstance(
+        images, (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict)
+    ):
+        return HuggingFaceImages(images, **options)
+    if hasattr(images, "__len__") or isinstance(images, Image.Image):
+        return ArrayImages(images, **options)
+    raise TypeError(
+        f"Images cannot be taken from a {type(images).__name__}; wanted: a text ({FORMS}), a "
+        "datasets.Dataset, an array, or a list of arrays or PIL pictures."
+    )
+
+
+def _open_text(text: str | Path, options: dict[str, Any]) -> ImageSource:
+    kind, place = _kind_and_place(text)
+    if kind != "" and not (kind == "folder" and os.path.isdir(place)):
+        place, options_in_text = _split_options(kind, place, str(text))
+        options = {**options_in_text, **options}
+    if kind == "shapes":
+        return ShapeScenes(**{"split": place or "train", "n_images": N_SHAPE_SCENES, **options})
+    if not place:
+        raise ValueError(f"{str(text)!r} names no images; forms: {FORMS}.")
+    if kind == "wds":
+        return WebDatasetImages(place, **options)
+    if kind == "hf":
+        name, _, split = (place, "", "") if os.path.isdir(place) else place.partition(":")
+        return HuggingFaceImages(name, **{"split": split or None, **options})
+    if kind == "" and not os.path.exists(place):
+        raise FileNotFoundError(
+            f"There is no folder {place!r}, and it is none of the other forms: {FORMS}."
+        )
+    if is_saved_dataset(place):
+        return HuggingFaceImages(place, **options)
+    return FolderImages(place, **options)
+
+
+def _kind_and_place(text: str | Path) -> tuple[str, str]:
+    """The prefix, "" for a bare path, and what follows it."""
+    if isinstance(text, Path):
+        return "", str(text)
+    if text == "shapes" or text.startswith(("shapes:", "shapes?")):
+        return "shapes", text.removeprefix("shapes").removeprefix(":")
+    for kind in ("folder", "hf", "wds"):
+        if text.startswith(f"{kind}:"):
+            return kind, text.removeprefix(f"{kind}:")
+    return "", text
+
+
+def _split_options(kind: str, place: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Take "?name=value&name=value" off the end of `place`."""
+    before, mark, query = place.rpartition("?")
+    if not mark or "=" not in query:  # "?" alone may be part of a shard pattern
+        return place, {}
+    known = _OPTIONS[kind]
+    options: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            raise ValueError(f"{text!r} has an option {name!r}; {kind} has {', '.join(known)}.")
+        try:
+            options[name] = known[name](value)
+        except ValueError as error:
+            raise ValueError(f"In {text!r}, {name}={value!r} cannot be read: {error}.") from None
+    limits = {name: options.pop(name) for name in _LIMITS if name in options}
+    if limits:
+        options["limits"] = DecodingLimits(**limits)
+    return before, options
+
+
+def _yes_or_no(value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError("write true or false")
+    return value.lower() in ("true", "1", "yes")
+
+
+def _number_or_range(value: str) -> int | tuple[int, int]:
+    """ "2", or "1-3" (also "1,3")."""
+    first, mark, last = value.replace(",", "-").partition("-")
+    return (int(first), int(last)) if mark else int(first)
+
+
+_LIMITS: dict[str, Callable[[str], Any]] = {"max_pixels": int, "max_aspect_ratio": float}
+_OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "shapes": {"n_images": int, "n_objects": _number_or_range, "seed": int},
+    "folder": {"class_folders": _yes_or_no, **_LIMITS},
+    "hf": {
+        "config_name": str,
+        "data_dir": str,
+        "revision": str,
+        "streaming": _yes_or_no,
+        "image_column": str,
+        "label_column": str,
+        **_LIMITS,
+    },
+    "wds": {"image_key": str, "label_key": str, **_LIMITS},
+}

@@ -21,20 +21,23 @@ from .ghost_saes import (
     TopKGhostTrainingSAEConfig,
 )
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
+from .relative_l1_sae import RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig
 
 Classes = tuple[type[Any], type[Any]]
 
-# Architecture -> (SAE class, config class). For inference the ghost architectures are plain ones:
+# Architecture -> (SAE class, config class). For inference some are SAELens's plain ones:
 # these entries let SAE.load_from_disk open their training checkpoints.
 SAE_CLASSES: dict[str, Classes] = {
     "patchsae": (PatchSAE, PatchSAEConfig),
     "standard_ghost": (StandardSAE, StandardSAEConfig),
     "topk_ghost": (TopKSAE, TopKSAEConfig),
+    "standard_relative_l1": (StandardSAE, StandardSAEConfig),
 }
 TRAINING_SAE_CLASSES: dict[str, Classes] = {
     "patchsae": (PatchTrainingSAE, PatchTrainingSAEConfig),
     "standard_ghost": (StandardGhostTrainingSAE, StandardGhostTrainingSAEConfig),
     "topk_ghost": (TopKGhostTrainingSAE, TopKGhostTrainingSAEConfig),
+    "standard_relative_l1": (RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig),
 }
 
 

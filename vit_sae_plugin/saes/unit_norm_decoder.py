@@ -53,3 +53,21 @@ def tangent_rows(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_i
 def normalize_rows_(W_dec: Float[Tensor, "d_sae d_in"]) -> None:
     """Divide each row by its norm, in place. A row of zeros stays zero."""
     W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM))
+
+
+@torch.no_grad()
+def move_row_norms_to_encoder_(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, "d_sae"],
+) -> None:
+    """Scale each decoder row to norm 1, and its encoder column and bias by what it lost.
+
+    In place. A ReLU SAE computes the same as before; under top-k the ranking of latents can change
+    where the norms differed (MSAE, arXiv 2502.20578). Rows of zeros stay as they are.
+    """
+    norm = W_dec.norm(dim=-1)
+    norm = torch.where(norm > _SMALLEST_NORM, norm, torch.ones_like(norm))
+    W_dec.div_(norm.unsqueeze(-1))
+    W_enc.mul_(norm)
+    b_enc.mul_(norm)

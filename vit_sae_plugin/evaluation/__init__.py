@@ -4,13 +4,21 @@ from vit_sae_plugin.evaluation.embedding_suite import evaluate_embeddings
 from vit_sae_plugin.evaluation.evaluate import evaluate_sae
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.image_activations import ImageActivations
+from vit_sae_plugin.evaluation.latent_files import SparseLatents, load_latents
 from vit_sae_plugin.evaluation.linear_probe import LinearProbe, fit_linear_probe
+from vit_sae_plugin.evaluation.localization import localize
+from vit_sae_plugin.evaluation.save_latents import save_embedding_latents, save_latents
 
 __all__ = [
     "EvaluationReport",
     "ImageActivations",
     "LinearProbe",
+    "SparseLatents",
     "evaluate_embeddings",
     "evaluate_sae",
     "fit_linear_probe",
+    "load_latents",
+    "localize",
+    "save_embedding_latents",
+    "save_latents",
 ]

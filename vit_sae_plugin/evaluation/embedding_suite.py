@@ -16,7 +16,7 @@ from vit_sae_plugin.evaluation.cknna import cknna
 from vit_sae_plugin.evaluation.embedding_metrics import EmbeddingTotals, decoder_orthogonality
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.linear_probe import LinearProbe, ProbeTotals
-from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
+from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceSAE
 from vit_sae_plugin.evaluation.row_sample import RowSample
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
 
 Rows = Tensor | EmbeddingRows | Iterable[Tensor]
-_MAX_LATENT_VALUES = 2**26
 
 
 @torch.no_grad()
@@ -147,7 +146,7 @@ def _alignment(
     if len(x) <= max(n_neighbors, 3):
         return dict.fromkeys(names, float("nan"))
     x = x.to(coder.sae.W_dec.device)
-    n_at_a_time = max(1, _MAX_LATENT_VALUES // coder.d_sae)
+    n_at_a_time = max(1, MAX_LATENT_VALUES // coder.d_sae)
     latents = torch.cat([coder.encode(part, k) for part in x.split(n_at_a_time)])
     x_hat = torch.cat([coder.decode(part) for part in latents.split(n_at_a_time)])
     return {
@@ -159,7 +158,7 @@ def _alignment(
 
 def iterate_rows(rows: Rows, batch_size_rows: int, d_sae: int) -> Iterator[Tensor]:
     """Rows in batches small enough for their latents."""
-    n_at_a_time = max(1, min(batch_size_rows, _MAX_LATENT_VALUES // d_sae))
+    n_at_a_time = max(1, min(batch_size_rows, MAX_LATENT_VALUES // d_sae))
     if isinstance(rows, EmbeddingRows):
         yield from rows.batches(n_at_a_time)
         return

@@ -14,7 +14,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.image_activations import ImageActivations
-from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
+from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceSAE
 from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
 from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
 from vit_sae_plugin.evaluation.splicing import TOKEN_GROUPS, run_spliced, token_groups
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
-
-_MAX_LATENT_VALUES = 2**26
 
 
 @torch.no_grad()
@@ -160,7 +158,7 @@ def _reconstruct(
     acts_btd = source.select(cfg, hook_value)
     groups = token_groups(source, cfg, hook_value)
     # A few images at a time: the latents of a whole batch can be far larger than its activations.
-    n_at_a_time = max(1, _MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
+    n_at_a_time = max(1, MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
     x_hat = []
     for acts in acts_btd.split(n_at_a_time):
         latents = coder.encode(acts)
@@ -180,6 +178,8 @@ def _splicing_totals(
     notes: list[str],
 ) -> SplicingTotals:
     """What the model and the source allow to be measured; the rest is said in ``notes``."""
+    if batch_size_contrastive < 2:
+        raise ValueError(f"batch_size_contrastive must be at least 2, got {batch_size_contrastive}")
     lacking = "text tower" if model.tower.text_method is None else "tokenizer"
     if model.tower.text_method is None or model.tokenizer is None:
         notes.append(

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
 
+MAX_LATENT_VALUES = 2**26
+"""Latents held at a time (256 MiB in float32): batches are encoded in parts no larger than this."""
+
 
 class ModelSpaceSAE:
     """Wraps an SAE so that centring, scaling and head axes are dealt with on both sides.

@@ -1,0 +1,218 @@
+"""Localization: masks to patches, features, and concepts whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit, tiny_sae
+from vit_sae_plugin.evaluation.concept_masks import (
+    ConceptPatches,
+    PatchCoverage,
+    scene_concept_masks,
+)
+from vit_sae_plugin.evaluation.features import (
+    LinearFeatures,
+    SparseFeatures,
+    principal_directions,
+    random_directions,
+)
+from vit_sae_plugin.evaluation.localization import best_features, localize, score_feature
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_hooked_vit()
+
+
+def known_concepts(model, pictures, neuron=5, above=0.6):
+    """A mask where one neuron of the hook is high, so that its latent must be found."""
+    _, cache = model.run_with_cache(pictures.batch(model), names_filter=HOOK)
+    high = cache[HOOK][:, 1:, neuron].detach() > above
+    masks = high.view(-1, 4, 4).numpy().repeat(2, axis=1).repeat(2, axis=2)  # 8 × 8 pixels
+    return lambda index: {("neuron", "high"): masks[index], ("neuron", "low"): ~masks[index]}
+
+
+def test_the_right_latent_is_found_in_the_right_patches(model):
+    pictures, sae = Pictures(n_images=16), identity_sae(model)
+    report = localize(
+        model,
+        sae,
+        pictures,
+        concept_masks=known_concepts(model, pictures),
+        batch_size_images=5,
+        min_positive_patches=1,
+    )
+    table = report.localization
+    assert table.index.names == ["method", "kind", "concept"]
+    assert set(table.index.get_level_values("method")) == {"latents", "neurons", "pca", "random"}
+    found = table.loc[("latents", "neuron", "high")]
+    assert found["feature"] == 5
+    assert found[["auroc", "average_precision"]].to_list() == [1, 1]
+    assert found["iou"] > 0.8  # its threshold is the other half's
+    assert found["pointing_game"] == 1
+    neuron = table.loc[("neurons", "neuron", "low")]
+    assert (neuron["feature"], neuron["sign"]) == (5, -1)
+    assert neuron["auroc"] == 1
+    assert table.loc[("random", "neuron", "high"), "auroc"] < 1
+    assert report.summary.loc[("latents", "all"), "n_concepts"] == 2
+    assert report.settings["n_features"] == {"latents": 64, "neurons": 64, "pca": 64, "random": 64}
+
+
+def test_batches_and_the_order_of_rows_do_not_change_the_result(model):
+    pictures, sae = Pictures(n_images=16), identity_sae(model)
+    settings = {
+        "concept_masks": known_concepts(model, pictures),
+        "min_positive_patches": 1,
+        "select_by": "auroc",
+    }
+    whole = localize(model, sae, pictures, batch_size_images=16, **settings).localization
+    parts = localize(model, sae, pictures, batch_size_images=3, **settings).localization
+    assert whole["feature"].to_list() == parts["feature"].to_list()
+    assert whole["auroc"].to_list() == pytest.approx(parts["auroc"].to_list(), abs=1e-3)
+
+
+def test_score_feature_by_hand():
+    # first half: thresholds 3 → IoU 1/2, 1 → 2/3, 0 → 2/4
+    fitted, tested = torch.tensor([3.0, 0, 1, 1]), torch.tensor([1.0, 2, 0, 0])
+    scores = score_feature(fitted, tested, torch.tensor([0, 2]), torch.tensor([0, 2]), n_patches=2)
+    assert scores["threshold"] == 1
+    assert scores["iou"] == pytest.approx(1 / 3)  # said 0 and 1, true 0 and 2
+    # pairs (0, 1) wrong, (0, 3) right, (2, 1) wrong, (2, 3) tie
+    assert scores["auroc"] == pytest.approx(1.5 / 4)
+    # precision 1/2 at 1; 2/4 at 0
+    assert scores["average_precision"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    # image 0 points at its wrong patch; image 1 is silent, one of its two patches is right
+    assert scores["pointing_game"] == pytest.approx((0 + 1 / 2) / 2)
+    assert scores["share_of_patches"] == 0.5
+
+
+def test_best_features_are_chosen_by_the_criterion_asked_for():
+    # positives 0 and 1 of 8. Feature 0 finds one of them, purely; feature 1 ranks both fairly high
+    scores = torch.tensor([[9.0, 0, 0, 0, 0, 0, 0, 0], [4.0, 3, 5, 0, 0, 0, 0, 0]])
+    features = SparseFeatures(2)
+    features.append(scores.T[:4])
+    features.append(scores.T[4:])
+    positives = [torch.tensor([0, 1])]
+    assert best_features(features, positives, "auroc").tolist() == [1]
+    assert best_features(features, positives, "average_precision").tolist() == [0]
+
+
+def test_sparse_features_give_back_their_columns():
+    latents = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)).relu()
+    features = SparseFeatures(7)
+    for part in latents.split(11):
+        features.append(part)
+    chosen = torch.tensor([6, 0, 3])
+    assert torch.equal(features.columns(chosen), latents.T[chosen])
+    features.append(latents)
+    assert torch.equal(features.columns(chosen), torch.cat([latents, latents]).T[chosen])
+
+
+def test_linear_features_know_both_signs():
+    acts = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    features = LinearFeatures(acts, torch.eye(3), both_signs=True)
+    assert torch.equal(
+        features.columns(torch.tensor([1, 4])), torch.stack([acts[:, 1], -acts[:, 1]])
+    )
+    assert [features.describe(feature) for feature in (1, 4)] == [(1, 1), (1, -1)]
+
+
+def test_principal_directions_come_strongest_first():
+    acts = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    acts = acts * torch.tensor([1.0, 9.0, 3.0])
+    directions = principal_directions(acts - acts.mean(0))
+    assert directions.abs().argmax(-1).tolist() == [1, 2, 0]
+    assert random_directions(5, 3, seed=1).norm(dim=-1).tolist() == pytest.approx([1] * 5)
+
+
+def test_masks_follow_the_models_own_preprocessing():
+    preprocess = v2.Compose(
+        [
+            v2.Resize(16),
+            v2.CenterCrop(16),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
+        ]
+    )
+    mask = np.zeros((16, 32), dtype=bool)
+    mask[:8, 8:16] = True  # after the crop: the upper left quarter
+    mask[:, :8] = True  # cropped away
+    mask[12:, 20:24] = True  # half of the lower right patch's left half's height
+    coverage = PatchCoverage(preprocess, (2, 2))(mask)
+    torch.testing.assert_close(coverage, torch.tensor([[1.0, 0.0], [0.0, 0.25]]))
+
+
+def test_pixels_past_the_last_whole_patch_are_not_seen():
+    coverage = PatchCoverage(
+        lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), (2, 2)
+    )
+    mask = np.zeros((5, 5), dtype=bool)
+    mask[4] = mask[0, :2] = True
+    torch.testing.assert_close(coverage(mask), torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
+    with pytest.raises(ValueError, match=r"\[height, width\], got shape"):
+        coverage(np.zeros((5, 5, 3)))
+
+
+def test_concept_patches_are_counted_over_images():
+    patches = ConceptPatches(4)
+    red, blue = ("color", "red"), ("color", "blue")
+    patches.append({red: torch.tensor([[True, False], [False, True]])})
+    patches.append(
+        {red: torch.tensor([[False, True], [False, False]]), blue: torch.zeros(2, 2).bool()}
+    )
+    positives = patches.positives()
+    assert list(positives) == [red]
+    assert positives[red].tolist() == [0, 3, 5]
+
+
+def test_scene_concepts_join_objects_that_share_one():
+    class Thing:
+        def __init__(self, color, shape, texture, at):
+            self.color, self.shape, self.texture = color, shape, texture
+            self.mask = np.zeros((2, 2), dtype=bool)
+            self.mask.flat[at] = True
+
+    class Scene:
+        objects = (Thing("red", "star", "plain", 0), Thing("red", "ring", "dotted", 3))
+
+    masks = scene_concept_masks(Scene())
+    assert masks["color", "red"].flatten().tolist() == [True, False, False, True]
+    assert masks["color and shape", "red ring"].flatten().tolist() == [False, False, False, True]
+    assert len(masks) == 1 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("token_kind", "kwargs", "message"),
+    [
+        ("all", {}, "has no masks of its own"),
+        ("cls", {"concept_masks": lambda index: {}}, "needs all 16 patches"),
+        ("all", {"concept_masks": lambda index: {}}, "no concept has 10 patches"),
+        ("all", {"concept_masks": lambda index: {}, "select_by": "luck"}, "want one of"),
+        ("all", {"concept_masks": lambda index: {}, "baselines": ["magic"]}, "magic.* unknown"),
+        ("all", {"concept_masks": lambda index: {}, "n_images": 1}, "at least 2 images"),
+    ],
+)
+def test_wrong_input_is_refused(model, token_kind, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        localize(model, tiny_sae(model, HOOK, token_kind), Pictures(), **kwargs)
+
+
+def test_rare_concepts_are_left_out_and_named(model):
+    pictures = Pictures(n_images=16)
+    masks = known_concepts(model, pictures)
+    single = np.ones((8, 8), dtype=bool)
+
+    def with_a_rare_one(index):
+        return masks(index) | ({("kind", "rare"): single} if index == 3 else {})
+
+    report = localize(
+        model, identity_sae(model), pictures, concept_masks=with_a_rare_one, baselines=[]
+    )
+    assert "rare" in report.notes[0]
+    assert not math.isnan(report.summary.loc[("latents", "all"), "auroc"])

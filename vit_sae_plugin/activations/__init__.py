@@ -1,6 +1,7 @@
 """From images to rows: which tokens, from which hook, in which order."""
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.activations.activations_store import ViTActivationsStore
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics, fold_statistics
 from vit_sae_plugin.activations.embedding_store import EmbeddingStore
@@ -13,6 +14,7 @@ __all__ = [
     "EmbeddingStatistics",
     "EmbeddingStore",
     "TokenKind",
+    "ViTActivationsStore",
     "fold_statistics",
     "load_embedding_rows",
     "token_positions",

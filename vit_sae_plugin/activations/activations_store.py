@@ -108,6 +108,7 @@ class ViTActivationsStore(Iterator[Tensor]):
                 "the model has no preprocessing, so images can't become pixels; pass preprocess= "
                 "to HookedViT.from_module"
             )
+        self.preprocess = model.preprocess
         self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
         self.d_in: int = model.hook_width(hook_name)
         self.train_batch_size_tokens = train_batch_size_tokens
@@ -184,7 +185,7 @@ class ViTActivationsStore(Iterator[Tensor]):
         if self._image_batches is None:
             loader = ImageLoader(
                 self.images,
-                self.model.preprocess,
+                self.preprocess,
                 batch_size_images=self.store_batch_size_images,
                 n_workers=self.n_workers,
                 shuffle=self.shuffle_images,

@@ -45,7 +45,7 @@ _WITHOUT_EFFECT = (
 ).split()
 
 
-def from_language_model_config(cfg: LanguageModelSAERunnerConfig[Any]) -> ViTSAERunnerConfig[Any]:
+def from_language_model_config(cfg: LanguageModelSAERunnerConfig[Any]) -> ViTSAERunnerConfig:
     """The same run as a :class:`ViTSAERunnerConfig`.
 
     ``seqpos_slice`` slices the image's tokens, ``store_batch_size_prompts`` counts images, and a

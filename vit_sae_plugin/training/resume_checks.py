@@ -14,7 +14,7 @@ MAY_CHANGE = frozenset(
 """Settings that don't alter the result (images are compared by their fingerprint)."""
 
 
-def check_same_settings(run: ViTSAERunnerConfig[Any], now: ViTSAERunnerConfig[Any]) -> None:
+def check_same_settings(run: ViTSAERunnerConfig, now: ViTSAERunnerConfig) -> None:
     """Raise a ValueError naming the settings that would alter the result of the run.
 
     Args:
@@ -60,6 +60,6 @@ def _refuse(differing: dict[str, tuple[Any, Any]], what: str, wanted: str) -> No
         raise ValueError(f"can't resume with other {what} ({listed}); {wanted}")
 
 
-def _flat(config: ViTSAERunnerConfig[Any]) -> dict[str, Any]:
+def _flat(config: ViTSAERunnerConfig) -> dict[str, Any]:
     values = config.to_dict()
     return values | {f"sae.{name}": value for name, value in values.pop("sae").items()}

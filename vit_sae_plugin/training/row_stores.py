@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_lens.util import str_to_dtype
 
@@ -23,7 +23,7 @@ EMBEDDINGS_FILE = "embeddings.npy"
 
 
 def store_of_images(
-    cfg: ViTSAERunnerConfig[Any], model: HookedViT, images: ImageSource
+    cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource
 ) -> ViTActivationsStore | EmbeddingStore:
     """Rows from images.
 
@@ -59,7 +59,7 @@ def store_of_images(
 
 
 def store_of_embeddings(
-    cfg: ViTSAERunnerConfig[Any], rows: EmbeddingRows | None = None
+    cfg: ViTSAERunnerConfig, rows: EmbeddingRows | None = None
 ) -> EmbeddingStore:
     """Rows from ``cfg.embeddings_path``, or those given; standardised if the settings say so."""
     if rows is None:
@@ -81,9 +81,7 @@ def store_of_embeddings(
     )
 
 
-def _embedded_once(
-    cfg: ViTSAERunnerConfig[Any], model: HookedViT, images: ImageSource
-) -> EmbeddingRows:
+def _embedded_once(cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource) -> EmbeddingRows:
     kept = None if cfg.run_folder is None else Path(cfg.run_folder) / EMBEDDINGS_FILE
     if kept is not None and cfg.resume_from_checkpoint is not None and kept.is_file():
         return load_embedding_rows(kept, non_finite=cfg.non_finite_rows)

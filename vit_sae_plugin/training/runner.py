@@ -70,7 +70,7 @@ class ViTSAETrainingRunner:
 
     def __init__(
         self,
-        cfg: ViTSAERunnerConfig[Any] | LanguageModelSAERunnerConfig[Any],
+        cfg: ViTSAERunnerConfig | LanguageModelSAERunnerConfig[Any],
         override_model: HookedViT | None = None,
         override_images: Any = None,
         override_sae: TrainingSAE[Any] | None = None,
@@ -79,7 +79,7 @@ class ViTSAETrainingRunner:
         given = cfg
         if isinstance(cfg, LanguageModelSAERunnerConfig):
             cfg = from_language_model_config(cfg)
-        self.cfg: ViTSAERunnerConfig[Any] = cfg
+        self.cfg: ViTSAERunnerConfig = cfg
         self._check_folder()
         _check_devices(cfg)
         self.model = override_model
@@ -340,7 +340,7 @@ class ViTSAETrainingRunner:
             wandb.finish()
 
 
-def _check_devices(cfg: ViTSAERunnerConfig[Any]) -> None:
+def _check_devices(cfg: ViTSAERunnerConfig) -> None:
     for name in ("device", "model_device", "act_store_device"):
         device = torch.device(getattr(cfg, name) or "cpu")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -350,7 +350,7 @@ def _check_devices(cfg: ViTSAERunnerConfig[Any]) -> None:
             )
 
 
-def _check_width(cfg: ViTSAERunnerConfig[Any], width: int) -> None:
+def _check_width(cfg: ViTSAERunnerConfig, width: int) -> None:
     if cfg.sae.d_in != width:
         raise ValueError(
             f"sae.d_in is {cfg.sae.d_in}, but {cfg.hook_name} of {cfg.model_name} has width "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Literal
 
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.saes.sae import T_TRAINING_SAE_CONFIG, TrainingSAEConfig
+from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
 from vit_sae_plugin.activations.token_selection import check_token_kind
@@ -31,7 +31,7 @@ def _quiet_logger() -> LoggingConfig:
 
 
 @dataclass
-class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
+class ViTSAERunnerConfig:
     """How to train an SAE on a vision transformer's activations.
 
     Names are those of SAELens's ``LanguageModelSAERunnerConfig`` wherever the meaning is the same.
@@ -43,7 +43,7 @@ class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         TypeError: ``sae`` isn't the config of a training SAE.
     """
 
-    sae: T_TRAINING_SAE_CONFIG
+    sae: TrainingSAEConfig
     """The SAE: the config of any training architecture that is registered with SAELens."""
 
     model_name: str = "ViT-B-16"
@@ -190,7 +190,7 @@ class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         return config_to_dict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ViTSAERunnerConfig[Any]:
+    def from_dict(cls, values: dict[str, Any]) -> ViTSAERunnerConfig:
         """Read what :meth:`to_dict` gave, or part of it: the rest takes its default.
 
         Raises:
@@ -203,7 +203,7 @@ class ViTSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         write(Path(path), self.to_dict())
 
     @classmethod
-    def load(cls, path: str | Path) -> ViTSAERunnerConfig[Any]:
+    def load(cls, path: str | Path) -> ViTSAERunnerConfig:
         """Read a ``.yaml``, ``.yml`` or ``.json`` file that :meth:`save` or a person wrote."""
         return cls.from_dict(read(Path(path)))
 

@@ -11,7 +11,7 @@ from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.training.types import DataProvider
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW
 from typing_extensions import override
 
 SAE_LENS_MAX_NORM = 1.0
@@ -73,9 +73,9 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         super().__init__(cfg=cfg, sae=sae, data_provider=data_provider)
         self.gradient_gate = GradientGate(sae, clip_grad_norm)
         self.n_steps_above_max_norm = torch.zeros((), dtype=torch.long, device=cfg.device)
-        optimizer_class: type[Optimizer] = {"adam": Adam, "adamw": AdamW}[optimizer]
+        optimizer_class: Any = {"adam": Adam, "adamw": AdamW}[optimizer]
         # a new pair, because the first scheduler has already changed the first optimizer's rate
-        self.optimizer = optimizer_class(  # type: ignore[assignment]
+        self.optimizer = optimizer_class(
             sae.parameters(),
             lr=cfg.lr,
             betas=(cfg.adam_beta1, cfg.adam_beta2),

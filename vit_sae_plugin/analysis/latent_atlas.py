@@ -12,7 +12,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from vit_sae_plugin.analysis.coactivation import Partners
+from vit_sae_plugin.analysis.latent_view import LatentView
 from vit_sae_plugin.analysis.reference_images import ReferenceTable
+from vit_sae_plugin.datasets import ImageSource
 
 SCHEMA_VERSION = 1
 
@@ -104,6 +106,10 @@ class LatentAtlas:
     def default_aggregation(self) -> str:
         """The aggregation that entropy, deviation and reference images refer to by default."""
         return next(iter(self.references))
+
+    def latent(self, latent: int, images: ImageSource | None = None) -> LatentView:
+        """Everything about one latent, with its pictures if their source is given."""
+        return LatentView(self, self._check_latent(latent), images)
 
     def reference_images(self, latent: int, aggregation: str | None = None) -> pd.DataFrame:
         """The images that activate a latent most, the highest first.

@@ -1,0 +1,195 @@
+"""The pass over a data set: the same whatever the batches, workers and order; resumable."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.analysis.test_streaming import assert_same_atlas
+from tests.analysis.tiny_pipeline import HOOK, NoisePictures, make_model, make_sae
+from vit_sae_plugin.analysis import LatentAtlas, analyze, one_pass
+from vit_sae_plugin.analysis.heatmaps import encode_images
+
+N = 26
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def sae(model):
+    return make_sae(model)
+
+
+@pytest.fixture(scope="module")
+def atlas(model, sae):
+    return analyze(model, sae, NoisePictures(N), batch_size_images=8, progress=False)
+
+
+def assert_close_atlas(one, other):
+    """Equal up to the last bits in which matrix products of other batch sizes differ."""
+    pd.testing.assert_frame_equal(one.latents, other.latents, rtol=1e-5)
+    for name, table in one.references.items():
+        np.testing.assert_array_equal(table.image, other.references[name].image)
+        np.testing.assert_array_equal(table.peak_patch, other.references[name].peak_patch)
+    np.testing.assert_array_equal(one.class_counts, other.class_counts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size_images": 1},
+        {"batch_size_images": 26},
+        {"n_workers": 2},
+        {"order": np.random.default_rng(0).permutation(N).tolist()},
+    ],
+)
+def test_batches_workers_and_order_do_not_show(model, sae, atlas, changes):
+    settings = {"batch_size_images": 8, **changes}
+    images = NoisePictures(N, order=settings.pop("order", None))
+    again = analyze(model, sae, images, progress=False, **settings)
+    assert_close_atlas(again, atlas)
+
+
+def test_it_agrees_with_a_plain_computation(model, sae, atlas):
+    images = NoisePictures(N)
+    latents = torch.stack(list(encode_images(model, sae, [images.picture(i) for i in range(N)])))
+    assert latents.shape == (N, 17, 40)
+    table = atlas.latents
+    active = (latents > 0).any(dim=1)
+    np.testing.assert_allclose(table["frequency"], active.float().mean(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        table["token_frequency"], (latents > 0).float().mean(dim=(0, 1)), rtol=1e-6
+    )
+    assert table["frequency"].nunique() > 10
+    assert table["is_dead"].loc[7]
+    means = latents.mean(dim=1)
+    for latent in (0, 5, 20, 39):
+        images_active = means[:, latent] > 0
+        if images_active.any():
+            expected = means[images_active, latent].mean().item()
+            assert table["mean_activation"].loc[latent] == pytest.approx(expected, rel=1e-4)
+        best = means[:, latent].topk(10)
+        found = atlas.reference_images(latent)
+        assert found["image"].tolist() == best.indices[: len(found)].tolist()
+        counts = (latents[:, :, latent] > 0.2).sum(dim=1)
+        assert table["dataset_count"].loc[latent] == counts.sum()
+        labels = torch.tensor([-1 if i % 4 == 3 else i % 4 for i in range(N)])
+        for label in range(3):
+            assert atlas.class_counts[label, latent] == counts[labels == label].sum()
+
+
+def test_many_small_pieces_give_the_same(model, sae, atlas, monkeypatch):
+    monkeypatch.setitem(one_pass._ENTRIES, "cpu", 17 * 40 * 3)
+    again = analyze(model, sae, NoisePictures(N), batch_size_images=8, progress=False)
+    assert_close_atlas(again, atlas)
+
+
+class PowerCutError(RuntimeError):
+    pass
+
+
+class FailingPictures(NoisePictures):
+    def record(self, index):
+        if index == 21:
+            raise PowerCutError
+        return super().record(index)
+
+
+def test_it_goes_on_after_an_interruption(model, sae, atlas, tmp_path):
+    settings = {
+        "batch_size_images": 8,
+        "progress": False,
+        "folder": tmp_path,
+        "snapshot_every_batches": 1,
+    }
+    with pytest.raises(PowerCutError):
+        analyze(model, sae, FailingPictures(N), **settings)
+    assert (tmp_path / "unfinished.json").exists()
+    with pytest.raises(ValueError, match="batch_size_images: 8 there, 4 now"):
+        analyze(model, sae, NoisePictures(N), **{**settings, "batch_size_images": 4})
+
+    seen = []
+
+    class CountedPictures(NoisePictures):
+        def record(self, index):
+            seen.append(index)
+            return super().record(index)
+
+    again = analyze(model, sae, CountedPictures(N), **settings)
+    assert set(range(16, N)) <= set(seen)
+    assert not set(range(16)) & set(seen)
+    assert_same_atlas(again, atlas)
+    assert not list(tmp_path.glob("unfinished*"))
+
+    # a finished atlas is opened, not made again; another one is not mistaken for it
+    seen.clear()
+    assert_same_atlas(analyze(model, sae, CountedPictures(N), **settings), atlas)
+    assert not seen
+    with pytest.raises(ValueError, match=r"belongs to another analysis \(data_sha256"):
+        analyze(model, sae, NoisePictures(N - 1), **settings)
+    other = make_sae(model)
+    other.b_enc.data[0] += 1
+    with pytest.raises(ValueError, match="sae_sha256"):
+        analyze(model, other, NoisePictures(N), **settings)
+    fewer = analyze(model, sae, NoisePictures(N - 1), resume=False, **settings)
+    assert LatentAtlas.load(tmp_path).info.n_images == fewer.info.n_images == N - 1
+
+
+def test_user_chosen_aggregations(model, sae):
+    chosen = {
+        "patches_only": {"name": "mean", "tokens": "patches", "n_prefix_tokens": 1},
+        "second": {"name": "kth_largest", "k": 2},
+        "class_token": {"name": "cls", "n_prefix_tokens": 1},
+    }
+    atlas = analyze(
+        model, sae, NoisePictures(N), aggregations=chosen, n_reference_images=4, progress=False
+    )
+    assert atlas.default_aggregation == "patches_only"
+    latents = torch.stack(
+        list(encode_images(model, sae, [NoisePictures(N).picture(i) for i in range(N)]))
+    )
+    latent = int((latents[:, 0] > 0).sum(dim=0).argmax())
+    for name, values in {
+        "patches_only": latents[:, 1:].mean(dim=1),
+        "second": latents.sort(dim=1).values[:, -2],
+        "class_token": latents[:, 0],
+    }.items():
+        best = values[:, latent].topk(4)
+        assert best.values.min() > 0
+        found = atlas.reference_images(latent, name)
+        assert found["image"].tolist() == best.indices.tolist()
+        np.testing.assert_allclose(found["value"], best.values, rtol=1e-4)
+    short = analyze(model, sae, NoisePictures(N), aggregations=["cls"], progress=False)
+    np.testing.assert_array_equal(
+        short.references["cls"].image[:, :4], atlas.references["class_token"].image
+    )
+    with pytest.raises(ValueError, match="need different names"):
+        analyze(model, sae, NoisePictures(N), aggregations=["mean", "mean"], progress=False)
+    with pytest.raises(ValueError, match="did you mean 'count'"):
+        analyze(model, sae, NoisePictures(N), aggregations=["counts"], progress=False)
+
+
+def test_pooled_embeddings_have_reference_images_but_no_patches(model):
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    from vit_sae_plugin.activations.activation_source import ActivationSource
+
+    torch.manual_seed(0)
+    pooled = StandardSAE(StandardSAEConfig(d_in=24, d_sae=30))
+    source = ActivationSource.from_model(model, "hook_image_embed")
+    atlas = analyze(model, pooled, NoisePictures(N), source=source, progress=False)
+    assert atlas.info.n_tokens == 1
+    assert (atlas.references["mean"].peak_patch == -1).all()
+    assert len(atlas.reference_images(int(atlas.latents["frequency"].idxmax()))) == 10
+    assert (atlas.latents["frequency"] == atlas.latents["token_frequency"]).all()
+
+
+def test_an_sae_of_another_width_is_refused(model, sae):
+    narrow = make_sae(model)
+    narrow.cfg.metadata.hook_name = "hook_image_embed"
+    with pytest.raises(ValueError, match="hook_image_embed is 24 wide, but the SAE reads 32"):
+        analyze(model, narrow, NoisePictures(N), progress=False)
+    assert sae.cfg.metadata.hook_name == HOOK

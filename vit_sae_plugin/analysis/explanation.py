@@ -1,0 +1,183 @@
+"""Which latents an image activates: as a whole, and at each patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+
+from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.aggregation import make_aggregation
+from vit_sae_plugin.analysis.heatmaps import Heatmap, encode_images, layout_of
+from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.patch_layout import PatchLayout
+from vit_sae_plugin.analysis.seen_region import Region, seen_region
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+
+@dataclass
+class LatentInImage:
+    """One latent of an explanation: how strong it is here, where, and what it is elsewhere."""
+
+    latent: int
+    """Index of the latent."""
+    value: float
+    """Its value in this image, under the explanation's aggregation; or its activation at the
+    patch asked for."""
+    heatmap: Heatmap
+    """Where in the image it is active."""
+    statistics: pd.Series
+    """Its row of ``atlas.latents``."""
+    reference_images: pd.DataFrame
+    """As :meth:`LatentAtlas.reference_images` gives them."""
+
+
+@dataclass
+class Explanation:
+    """The latents of one image, made by :func:`explain`."""
+
+    image: Image.Image
+    """The picture."""
+    region: Region
+    """The part of it that the model sees."""
+    aggregation: str
+    """How latents are ranked at image level."""
+    latents: list[LatentInImage]
+    """The strongest latents at image level, the strongest first."""
+    atlas: LatentAtlas
+    """Where statistics and reference images come from."""
+    token: Int[np.ndarray, " n"]
+    """Token of each positive activation, in order."""
+    latent: Int[np.ndarray, " n"]
+    """Latent of each positive activation."""
+    activation: Float[np.ndarray, " n"]
+    """Each positive activation."""
+    layout: PatchLayout
+    """Which tokens are which patches."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The strongest latents with their value here and their statistics."""
+        return self._table(self.latents)
+
+    def at_patch(self, row: int, column: int, n_latents: int = 10) -> list[LatentInImage]:
+        """The latents most active at one patch.
+
+        Raises:
+            ValueError: no such patch, or the SAE doesn't read it.
+        """
+        n_rows, n_columns = self.layout.grid
+        if not (0 <= row < n_rows and 0 <= column < n_columns):
+            raise ValueError(
+                f"there is no patch ({row}, {column}); the grid has {n_rows} rows and "
+                f"{n_columns} columns, counted from 0"
+            )
+        found = (self.layout.patch_of_token == row * n_columns + column).nonzero().flatten()
+        if len(found) == 0:
+            raise ValueError(f"this SAE doesn't read patch ({row}, {column})")
+        here = self.token == int(found[0])
+        order = np.argsort(-self.activation[here], kind="stable")[:n_latents]
+        return [
+            self._latent(int(latent), float(value))
+            for latent, value in zip(
+                self.latent[here][order], self.activation[here][order], strict=True
+            )
+        ]
+
+    def heatmap(self, latent: int) -> Heatmap:
+        """Where in this image a latent is active."""
+        tokens = torch.zeros(len(self.layout.patch_of_token))
+        mine = self.latent == latent
+        tokens[torch.from_numpy(self.token[mine])] = torch.from_numpy(self.activation[mine])
+        grid = self.layout.on_grid(tokens).numpy()
+        return Heatmap(self.image, latent, grid, self.region)
+
+    def _latent(self, latent: int, value: float) -> LatentInImage:
+        return LatentInImage(
+            latent,
+            value,
+            self.heatmap(latent),
+            self.atlas.latents.loc[latent],
+            self.atlas.reference_images(latent),
+        )
+
+    def _table(self, latents: list[LatentInImage]) -> pd.DataFrame:
+        index = pd.Index([one.latent for one in latents], name="latent")
+        values = pd.DataFrame({"value": [one.value for one in latents]}, index=index)
+        columns = ["frequency", "mean_activation", "label_entropy", "top_class_name"]
+        return values.join(self.atlas.latents[columns])
+
+    def _repr_html_(self) -> str:
+        from vit_sae_plugin.analysis.notebook_html import explanation_html
+
+        return explanation_html(self)
+
+
+def explain(
+    model: HookedViT,
+    sae: SAE[Any],
+    atlas: LatentAtlas,
+    image: Image.Image,
+    *,
+    n_latents: int = 10,
+    aggregation: str | None = None,
+    source: ActivationSource | None = None,
+) -> Explanation:
+    """Find the latents that an image activates most, with masks, statistics and references.
+
+    Args:
+        model: the model the SAE reads.
+        sae: the SAE that the atlas was made from.
+        atlas: made by :func:`analyze`.
+        image: a picture of any size.
+        n_latents: how many to list at image level.
+        aggregation: a name in ``atlas.references``; None: the atlas's default.
+        source: hook and tokens the SAE reads; None: as the SAE's metadata say.
+
+    Raises:
+        ValueError: the atlas belongs to an SAE of another width, or lacks this aggregation; or
+            the SAE reads no patches.
+    """
+    if atlas.d_sae != sae.cfg.d_sae:
+        raise ValueError(
+            f"the atlas describes {atlas.d_sae} latents, but this SAE has {sae.cfg.d_sae}; "
+            "use the atlas that was made from it"
+        )
+    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
+    name = atlas.default_aggregation if aggregation is None else aggregation
+    if name not in atlas.info.aggregations:
+        known = ", ".join(map(repr, atlas.info.aggregations))
+        raise ValueError(f"this atlas has no aggregation {name!r}, only {known}")
+    image = image.convert("RGB")
+    tokens = next(encode_images(model, sae, [image], source=source))
+    layout = layout_of(model, source, len(tokens))
+    image_level = make_aggregation(atlas.info.aggregations[name])(tokens[None])[0].cpu()
+    tokens = tokens.cpu()
+    token, latent = (tokens > 0).nonzero(as_tuple=True)
+    explanation = Explanation(
+        image=image,
+        region=seen_region(model.preprocess, image.size),
+        aggregation=name,
+        latents=[],
+        atlas=atlas,
+        token=token.numpy(),
+        latent=latent.numpy(),
+        activation=tokens[token, latent].numpy(),
+        layout=layout,
+    )
+    order = torch.argsort(image_level, descending=True, stable=True)[:n_latents]
+    explanation.latents = [
+        explanation._latent(int(one), float(image_level[one]))
+        for one in order
+        if image_level[one] > 0
+    ]
+    return explanation

@@ -250,6 +250,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "transformers_vit": tiny_transformers_vit,
     "transformers_vit_classifier": tiny_transformers_vit_classifier,
     "transformers_dinov2": tiny_transformers_dinov2,
+    "transformers_dinov2_gated": lambda: tiny_transformers_dinov2(use_swiglu_ffn=True),
     "transformers_dinov2_registers": tiny_transformers_dinov2_registers,
     "transformers_dinov2_classifier": tiny_transformers_dinov2_classifier,
     "timm": tiny_timm,

@@ -100,10 +100,7 @@ def select_names(
         return chosen
     if isinstance(names_filter, str):
         names_filter = [names_filter]
-    try:
-        wanted = list(names_filter)
-    except TypeError:
-        wanted = [names_filter]
+    wanted = list(names_filter) if isinstance(names_filter, Iterable) else [names_filter]
     if not all(isinstance(name, str) for name in wanted):
         raise TypeError(
             f"names_filter must be a hook name, a collection of names, a function from name to "

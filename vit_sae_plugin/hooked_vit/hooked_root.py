@@ -128,7 +128,7 @@ class StrictHookedRoot(HookedRootModule):
         output, cache = super().run_with_cache(
             *model_args,
             names_filter=set(names).__contains__,
-            device=device,
+            device=None if device is None else torch.device(device),
             remove_batch_dim=remove_batch_dim,
             incl_bwd=incl_bwd,
             **kwargs,

@@ -85,6 +85,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         tokenizer: Callable | None = None,
         model_name: str | None = None,
         from_pretrained_kwargs: dict[str, Any] | None = None,
+        image_size: int | tuple[int, int] | None = None,
     ) -> Self:
         """Wrap a model object: open_clip, Hugging Face transformers, timm, or your own.
 
@@ -96,6 +97,8 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             model_name: recorded in ``cfg`` and in SAEs trained on this model.
             from_pretrained_kwargs: recorded likewise: with ``model_name``, what ``from_pretrained``
                 needs to rebuild this model.
+            image_size: height and width of the images to come, where the model accepts others
+                than its own size (DINOv2).
 
         Raises:
             UnsupportedTowerError: the family is unknown, or a part of it cannot be hooked.
@@ -104,6 +107,8 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             from vit_sae_plugin.hooked_vit.towers import describe
 
             tower = describe(module)
+        if image_size is not None:
+            tower = tower.for_image_size(image_size)
         return cls(
             module,
             tower,
@@ -131,18 +136,21 @@ class HookedViT(StackedWeights, StrictHookedRoot):
                 ``"hf-hub:org/name"``), ``"shapes-clip"`` (ships with this package),
                 ``"hf:org/name"`` or ``"hf:folder"`` (transformers), ``"timm:name"``.
             pretrained: open_clip's weight tag, such as ``"openai"`` (None: random weights); for
-                timm, True or False.
+                timm, whether to load weights (None: yes).
             device: where to put the model (None: CPU).
             dtype: number format of the weights, as ``torch.float16`` or ``"float16"`` (None: as
                 loaded).
             cache_dir: where downloaded weights are kept (None: the library's own place).
-            kwargs: passed on to the library's loader.
+            kwargs: ``init_seed`` (0) for weights that no checkpoint fills; all others are passed
+                on to the library's loader.
 
         Raises:
             ModelNameError: the name or the weight tag is unknown; lists near names.
+            TypeError: an argument is not plain JSON data.
         """
-        from vit_sae_plugin.hooked_vit.pretrained import load_pretrained
+        from vit_sae_plugin.hooked_vit.pretrained import load_pretrained, recorded_kwargs
 
+        recorded = recorded_kwargs(pretrained, dtype, kwargs)
         loaded = load_pretrained(
             model_name,
             pretrained=pretrained,
@@ -156,7 +164,8 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             preprocess=loaded.preprocess,
             tokenizer=loaded.tokenizer,
             model_name=model_name,
-            from_pretrained_kwargs=loaded.from_pretrained_kwargs,
+            from_pretrained_kwargs=recorded,
+            image_size=loaded.image_size,
         )
 
     def hook_tree(self) -> list[tuple[str, nn.Module]]:

@@ -29,7 +29,7 @@ class Placed:
         self.__dict__["_place"] = (root, path)
         self.__dict__["_block"] = block
 
-    def _weights_of(self, *paths: str | None) -> nn.Module:
+    def _weights_of(self, *paths: str | None) -> Any:
         """The first module among ``paths`` that is given, seen through its adapters."""
         root, own = self.__dict__["_place"]
         given = next((path for path in paths if path is not None), "")
@@ -47,7 +47,7 @@ class NormWeights(Placed):
     @property
     def w(self) -> Tensor:
         """``[d_model]``."""
-        return self._weights_of().weight  # type: ignore[return-value]
+        return self._weights_of().weight
 
     @property
     def b(self) -> Tensor | None:
@@ -117,7 +117,7 @@ class AttentionWeights(Placed):
     @property
     def W_O(self) -> Tensor:
         """``[head, d_head, d_model]``."""
-        weight: Any = self._weights_of(self.__dict__["_block"].attention.out_proj).weight
+        weight = self._weights_of(self.__dict__["_block"].attention.out_proj).weight
         return weight.view(weight.shape[0], self.n_heads, -1).permute(1, 2, 0)
 
     @property
@@ -133,7 +133,7 @@ class MLPWeights(Placed):
     @property
     def W_in(self) -> Tensor:
         """``[d_model, d_mlp]``."""
-        return self._weights_of(self.__dict__["_block"].mlp_in).weight.T  # type: ignore[operator, return-value, union-attr]
+        return self._weights_of(self.__dict__["_block"].mlp_in).weight.T
 
     @property
     def b_in(self) -> Tensor:
@@ -143,7 +143,7 @@ class MLPWeights(Placed):
     @property
     def W_out(self) -> Tensor:
         """``[d_mlp, d_model]``."""
-        return self._weights_of(self.__dict__["_block"].mlp_proj).weight.T  # type: ignore[operator, return-value, union-attr]
+        return self._weights_of(self.__dict__["_block"].mlp_proj).weight.T
 
     @property
     def b_out(self) -> Tensor:

@@ -31,6 +31,7 @@ def describe(model: nn.Module) -> TowerDescription:
     Raises:
         UnsupportedTowerError: no family recognises the model, or one does but cannot hook it.
     """
+    model = getattr(model, "_orig_mod", model)  # the model inside torch.compile's wrapper
     # A model of a library, or of a class derived from its classes, knows that library's name.
     libraries = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     for family, library in FAMILIES.items():

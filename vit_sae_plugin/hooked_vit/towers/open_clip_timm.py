@@ -20,6 +20,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
         UnsupportedTowerError: that timm model is not a plain vision transformer.
     """
     visual: Any = getattr(model, "visual", None)
+    visual = getattr(visual, "_orig_mod", visual)
     if not isinstance(model, CLIP | CustomTextCLIP) or not isinstance(visual, TimmModel):
         return None
     from timm.models.vision_transformer import VisionTransformer

@@ -19,6 +19,7 @@ from vit_sae_plugin.hooked_vit.tower_description import (
 def describe(model: nn.Module) -> TowerDescription | None:
     """The tower of an open_clip model whose ``visual`` is open_clip's ``VisionTransformer``."""
     visual: Any = getattr(model, "visual", None)
+    visual = getattr(visual, "_orig_mod", visual)
     if not isinstance(model, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer):
         return None
     attn = visual.transformer.resblocks[0].attn

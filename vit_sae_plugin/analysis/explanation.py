@@ -15,6 +15,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.aggregation import make_aggregation
 from vit_sae_plugin.analysis.heatmaps import Heatmap, encode_images, layout_of
 from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
 
@@ -165,7 +166,7 @@ def explain(
     token, latent = (tokens > 0).nonzero(as_tuple=True)
     explanation = Explanation(
         image=image,
-        region=seen_region(model.preprocess, image.size),
+        region=seen_region(preprocess_of(model), image.size),
         aggregation=name,
         latents=[],
         atlas=atlas,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.analysis.one_pass import sae_inputs
+from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
 
@@ -129,7 +129,7 @@ def heatmap(
     image = image.convert("RGB")
     tokens = next(encode_images(model, sae, [image], source=source))
     layout = layout_of(model, source, len(tokens))
-    region = seen_region(model.preprocess, image.size)
+    region = seen_region(preprocess_of(model), image.size)
     grids = layout.on_grid(tokens[:, several].T).cpu().numpy()
     maps = [Heatmap(image, one, grid, region) for one, grid in zip(several, grids, strict=True)]
     return maps[0] if isinstance(latent, int) else maps
@@ -171,9 +171,10 @@ def encode_images(
 ) -> Iterator[Float[Tensor, "token d_sae"]]:
     """The latents of pictures, one picture after another."""
     source = source or ActivationSource.from_metadata(sae.cfg.metadata)
+    preprocess = preprocess_of(model)
     for start in range(0, len(images), batch_size_images):
         some = images[start : start + batch_size_images]
-        pixels = torch.stack([model.preprocess(image) for image in some])
+        pixels = torch.stack([preprocess(image) for image in some])
         for acts_td in sae_inputs(model, sae, source, pixels):
             latents = sae.encode(acts_td[None])
             yield (latents.to_dense() if latents.is_sparse else latents)[0].float()

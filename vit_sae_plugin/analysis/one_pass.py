@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
@@ -34,6 +33,7 @@ from vit_sae_plugin.analysis.atlas_builder import AtlasBuilder
 from vit_sae_plugin.analysis.atlas_folder import holds_atlas, load_atlas, read_info, save_atlas
 from vit_sae_plugin.analysis.fingerprints import module_fingerprint
 from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
+from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.snapshot import (
     Snapshot,
@@ -173,7 +173,7 @@ def analyze(
 
     loader = ImageLoader(
         images,
-        model.preprocess,
+        preprocess_of(model),
         batch_size_images=batch_size_images,
         n_workers=n_workers,
         start_batch=start.next_batch,
@@ -228,22 +228,6 @@ def take_in(
         if latents.is_sparse:
             latents = latents.to_dense()
         builder.update(latents, batch.index[some], batch.label[some], batch.ids[some])
-
-
-def sae_inputs(model: HookedViT, sae: SAE[Any], source: ActivationSource, pixels: Tensor) -> Tensor:
-    """What the SAE reads of some images, ``[batch, token, d_in]``, on the SAE's device.
-
-    Raises:
-        ValueError: the hook's width is not the SAE's.
-    """
-    acts_btd = source.activations(model, pixels)
-    if acts_btd.shape[-1] != sae.cfg.d_in:
-        raise ValueError(
-            f"{source.hook_name} is {acts_btd.shape[-1]} wide, but the SAE reads {sae.cfg.d_in}; "
-            "use the model and hook it was trained on"
-        )
-    acts_btd = acts_btd.to(sae.W_dec.device, sae.W_dec.dtype)
-    return acts_btd if source.input_scaling is None else acts_btd * source.input_scaling
 
 
 def _probe_layout(model: HookedViT, sae: SAE[Any], source: ActivationSource) -> PatchLayout:

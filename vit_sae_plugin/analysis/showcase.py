@@ -11,6 +11,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis.heatmaps import Heatmap, encode_images, layout_of
 from vit_sae_plugin.analysis.image_lookup import images_by_index
 from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.overlays import highlight
 from vit_sae_plugin.analysis.seen_region import seen_region
 from vit_sae_plugin.datasets import open_images
@@ -70,7 +71,7 @@ def reference_heatmaps(
     for index, image in images_by_index(image_source, wanted):
         tokens = next(encode_images(model, sae, [image], source=source))
         layout = layout_of(model, source, len(tokens))
-        region = seen_region(model.preprocess, image.size)
+        region = seen_region(preprocess_of(model), image.size)
         grids = layout.on_grid(tokens[:, wanted[index]].T).cpu().numpy()
         for latent, grid in zip(wanted[index], grids, strict=True):
             found[latent, index] = Heatmap(image, latent, grid, region)

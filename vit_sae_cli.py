@@ -174,8 +174,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--templates",
         metavar="FILE",
-        help="zero-shot prompt templates, one a line with {} for the class name "
-        "(default: OpenAI's 80)",
+        help="zero-shot prompt templates: a file with one a line and {} for the class name, "
+        "'openai' (its 80, the default), or 'shapes'",
     )
     command.add_argument(
         "--suite",
@@ -206,7 +206,6 @@ def _add_analyze(commands) -> None:
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
     command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
     _add_model(command)
-    command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
     command.add_argument("--batch-size-images", type=int, default=64, metavar="N")
     command.add_argument("--n-workers", type=int, default=0, metavar="N")
     command.add_argument(

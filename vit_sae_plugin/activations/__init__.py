@@ -2,6 +2,7 @@
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.activations_store import ViTActivationsStore
+from vit_sae_plugin.activations.embed import embed_images, embed_texts
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics, fold_statistics
 from vit_sae_plugin.activations.embedding_store import EmbeddingStore
@@ -15,6 +16,8 @@ __all__ = [
     "EmbeddingStore",
     "TokenKind",
     "ViTActivationsStore",
+    "embed_images",
+    "embed_texts",
     "fold_statistics",
     "load_embedding_rows",
     "token_positions",

@@ -99,7 +99,7 @@ class EmbeddingRows:
         """SHA-256 (hex) of the rows and their ids: same embeddings, same hash."""
         digest = sha256(repr((self.rows.shape, str(self.rows.dtype))).encode())
         for block in self._blocks(_ROWS_AT_A_TIME):
-            digest.update(np.ascontiguousarray(block))
+            digest.update(np.ascontiguousarray(block).tobytes())
         for row_id in self.ids or ():
             digest.update(row_id.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()

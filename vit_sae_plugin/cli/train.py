@@ -140,6 +140,7 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
     if device is not None:
         settings["device"] = device
     model = images = None
+    n_rows: int | None
     if settings.get("embeddings_path"):
         rows = load_embedding_rows(settings["embeddings_path"])
         d_in, n_rows = rows.d_in, len(rows)

@@ -45,8 +45,8 @@ def write_demo_page(
 
     Args:
         summary: paragraphs at the top that say what one sees, as plain text.
-        curves: one row a logged training step, with columns ``n_training_tokens``, ``loss``,
-            ``l0``, ``explained_variance`` and ``dead_latents``.
+        curves: one row a logged training step, with columns ``n_tokens``, ``loss``, ``l0``,
+            ``explained_variance`` and ``n_dead_latents``.
         reconstruction, splicing: tables with named rows and columns, shown as they are.
         latents: one card each, in the order given.
         commands: shell commands to go on with, shown at the end.
@@ -76,11 +76,11 @@ def _curves_svg(curves: pd.DataFrame) -> str:
         ("loss", "Loss", True),
         ("l0", "L0: active latents per token", False),
         ("explained_variance", "Explained variance", False),
-        ("dead_latents", "Dead latents", False),
+        ("n_dead_latents", "Dead latents", False),
     ]
     figure = Figure(figsize=(11.2, 2.5), layout="constrained")
     FigureCanvasSVG(figure)
-    millions = curves["n_training_tokens"] / 1e6
+    millions = curves["n_tokens"] / 1e6
     for axis, (column, name, logarithmic) in zip(figure.subplots(1, 4), panels, strict=True):
         axis.plot(millions, curves[column], color="#2f6fde", linewidth=1.6)
         axis.set_title(name, fontsize=9.5, loc="left", color="#808890")

@@ -13,9 +13,11 @@ from vit_sae_plugin.training.presets import (
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.training_loop import DivergedError
+from vit_sae_plugin.training.training_metrics import METRICS_FILE, read_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 __all__ = [
+    "METRICS_FILE",
     "CheckpointFolder",
     "DamagedCheckpointError",
     "DivergedError",
@@ -28,5 +30,6 @@ __all__ = [
     "parse_setting",
     "preset_names",
     "preset_summary",
+    "read_metrics",
     "read_settings",
 ]

@@ -307,7 +307,10 @@ class ViTSAERunnerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; want 0 ≤ {name} < 1")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay is {self.weight_decay}; want 0 or more")
-        if self.lr_warm_up_steps + self.lr_decay_steps > self.total_training_steps:
+        # a run cut short may end within its warm-up, but a later phase needs its place
+        has_phases = self.lr_decay_steps > 0 or self.lr_scheduler_name != "constant"
+        n_steps = self.lr_warm_up_steps + self.lr_decay_steps
+        if has_phases and n_steps > self.total_training_steps:
             raise ValueError(
                 f"lr_warm_up_steps {self.lr_warm_up_steps} + lr_decay_steps "
                 f"{self.lr_decay_steps} is more than the {self.total_training_steps} training "

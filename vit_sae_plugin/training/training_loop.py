@@ -213,6 +213,7 @@ class TrainingLoop:
             desc="training",
             unit="tok",
             unit_scale=True,
+            smoothing=0,  # rows come in bursts, a buffer at a time
             disable=not self.show_progress,
         )
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from sae_lens.saes.sae import TrainStepOutput
 
@@ -73,6 +74,12 @@ class MetricsFile:
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
             write_text_atomically(self.path, "".join(line + "\n" for line in lines))
+
+
+def read_metrics(path: str | Path) -> pd.DataFrame:
+    """A run's ``metrics.jsonl`` as a table: a row for each logged step, columns as in
+    :func:`step_metrics`."""
+    return pd.read_json(path, lines=True, orient="records")
 
 
 def _step(line: str) -> float:

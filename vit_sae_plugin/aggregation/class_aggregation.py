@@ -25,7 +25,7 @@ class ClassAggregation(nn.Module, ABC):
     """
 
     level: ClassVar[str] = "class"
-    name: ClassVar[str] = ""
+    registered_name: ClassVar[str] = ""
     sums: Tensor
     n_images: Tensor
 

@@ -53,7 +53,7 @@ class ImageAggregation(nn.Module, ABC):
     """
 
     level: ClassVar[str] = "image"
-    name: ClassVar[str] = ""
+    registered_name: ClassVar[str] = ""
 
     def __init__(self, *, tokens: str = "all", n_prefix_tokens: int | None = None) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class ImageAggregation(nn.Module, ABC):
 
         Every argument of ``__init__`` must be kept as an attribute of the same name.
         """
-        rule: dict[str, Any] = {"name": self.name}
+        rule: dict[str, Any] = {"name": self.registered_name}
         for cls in reversed(type(self).__mro__):
             if "__init__" in vars(cls) and issubclass(cls, ImageAggregation):
                 for argument in inspect.signature(cls.__init__).parameters.values():

@@ -50,7 +50,7 @@ def register_aggregation(name: str) -> Callable[[_T], _T]:
                 f"the name {name!r} already belongs to {_address(known)}; choose another for "
                 f"{_address(aggregation_class)}"
             )
-        aggregation_class.name = name  # type: ignore[attr-defined]
+        aggregation_class.registered_name = name  # type: ignore[attr-defined]
         _CLASSES[level][name] = aggregation_class
         return aggregation_class
 

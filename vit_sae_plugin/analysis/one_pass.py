@@ -256,7 +256,7 @@ def _named_aggregations(
             context = {"threshold": threshold} if rule in ("count", "share") else {}
             context |= {"n_prefix_tokens": n_prefix} if rule == "cls" else {}
         aggregation = make_aggregation(rule, **context)
-        name = name or aggregation.name
+        name = name or aggregation.registered_name
         if not name.isidentifier() or name in named:
             raise ValueError(
                 f"aggregations need different names made of letters, digits and _, got {name!r}; "

@@ -7,10 +7,13 @@ from .ghost_saes import (
     TopKGhostTrainingSAE,
     TopKGhostTrainingSAEConfig,
 )
+from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
 
 __all__ = [
+    "PatchAggregatedSAE",
+    "PatchAggregatedSAEConfig",
     "PatchSAE",
     "PatchSAEConfig",
     "PatchTrainingSAE",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from .b_dec_init import BDecInitMethod, central_point, check_b_dec_init_method
 from .ghost_gradients import ghost_gradient_error
+from .image_aggregation import COUNT_RULE, ImageAggregationMixin, check_rule
 from .unit_norm_decoder import normalize_rows_, tangent_rows
 
 MSENormalization = Literal["input_norm", "none"]
@@ -30,7 +31,15 @@ _STARTED_FLAG = "b_dec_is_initialized"
 
 @dataclass
 class PatchSAEConfig(SAEConfig):
-    """A PatchSAE for inference: SAELens's fields and nothing else."""
+    """A PatchSAE for inference: SAELens's fields, and how image latents are made."""
+
+    aggregation: dict[str, Any] = field(default_factory=lambda: dict(COUNT_RULE))
+    """How ``encode_image`` turns patch latents into image latents: ``"name"`` and settings, as
+    :func:`vit_sae_plugin.aggregation.make_aggregation` takes them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.aggregation = check_rule(self.aggregation)
 
     @override
     @classmethod
@@ -38,7 +47,7 @@ class PatchSAEConfig(SAEConfig):
         return "patchsae"
 
 
-class PatchSAE(StandardSAE):
+class PatchSAE(ImageAggregationMixin, StandardSAE):
     """``h = ReLU((z − b_dec) W_enc + b_enc)``, ``ẑ = h W_dec + b_dec`` (Eq. 1).
 
     The same function as SAELens's ``standard``; what differs is how it is trained
@@ -94,8 +103,12 @@ class PatchTrainingSAEConfig(TrainingSAEConfig):
     decoder_init_norm: float | None = 1.0
     """Always 1: decoder rows have unit norm throughout."""
 
+    aggregation: dict[str, Any] = field(default_factory=lambda: dict(COUNT_RULE))
+    """How the saved SAE's ``encode_image`` makes image latents (:class:`PatchSAEConfig`)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.aggregation = check_rule(self.aggregation)
         check_b_dec_init_method(self.b_dec_init_method)
         if self.mse_normalization not in get_args(MSENormalization):
             raise ValueError(

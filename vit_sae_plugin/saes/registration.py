@@ -20,6 +20,7 @@ from .ghost_saes import (
     TopKGhostTrainingSAE,
     TopKGhostTrainingSAEConfig,
 )
+from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .relative_l1_sae import RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig
 
@@ -29,6 +30,7 @@ Classes = tuple[type[Any], type[Any]]
 # these entries let SAE.load_from_disk open their training checkpoints.
 SAE_CLASSES: dict[str, Classes] = {
     "patchsae": (PatchSAE, PatchSAEConfig),
+    "patch_aggregated": (PatchAggregatedSAE, PatchAggregatedSAEConfig),
     "standard_ghost": (StandardSAE, StandardSAEConfig),
     "topk_ghost": (TopKSAE, TopKSAEConfig),
     "standard_relative_l1": (StandardSAE, StandardSAEConfig),

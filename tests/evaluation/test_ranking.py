@@ -6,19 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from vit_sae_plugin.evaluation.features import SparseFeatures
 from vit_sae_plugin.evaluation.ranking import (
     Ranks,
     best_iou_threshold,
     iou,
+    new_values,
     pointing_game,
     tie_bounds,
 )
 
 
 def test_tie_bounds():
-    first, last = tie_bounds(torch.tensor([[1.0, 2, 2, 2, 5, 5]]))
-    assert first.tolist() == [[0, 1, 1, 1, 4, 4]]
-    assert last.tolist() == [[0, 3, 3, 3, 5, 5]]
+    first, last = tie_bounds(new_values(torch.tensor([1.0, 2, 2, 2, 5, 5])))
+    assert first.tolist() == [0, 1, 1, 1, 4, 4]
+    assert last.tolist() == [0, 3, 3, 3, 5, 5]
 
 
 def test_auroc_and_average_precision_by_hand():
@@ -44,6 +46,23 @@ def test_equal_to_scikit_learn(seed, n_values):
     precision = [average_precision_score(labels, row) for row in scores]
     assert ranks.auroc(positives).tolist() == pytest.approx(auroc)
     assert ranks.average_precision(positives).tolist() == pytest.approx(precision)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([2, 5, 1000]), st.booleans())
+def test_sparse_ranks_equal_dense_ones(seed, n_values, signed):
+    generator = torch.Generator().manual_seed(seed)
+    low = -n_values if signed else 1
+    latents = torch.randint(low, n_values, (40, 6), generator=generator).float()
+    latents *= torch.rand(40, 6, generator=generator) < torch.tensor([0, 0.1, 0.3, 0.5, 0.9, 1.0])
+    positives = [torch.randperm(40, generator=generator)[:size] for size in (1, 7, 30)]
+    features = SparseFeatures(6)
+    for part in latents.split(13):
+        features.append(part)
+    ranks = Ranks(latents.T)
+    for score in ("auroc", "average_precision"):
+        dense = torch.stack([getattr(ranks, score)(rows) for rows in positives], dim=-1)
+        torch.testing.assert_close(features.scores(positives, score), dense)
 
 
 def test_best_iou_threshold_by_hand():

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from vit_sae_plugin.evaluation.ranking import Ranks
+from vit_sae_plugin.evaluation.sparse_ranking import SparseRanks
+
+_MAX_BLOCK_VALUES = 2**23
 
 
 class Features(Protocol):
@@ -16,6 +22,12 @@ class Features(Protocol):
 
     def columns(self, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen n"]:
         """Scores of all patches under the chosen features."""
+        ...
+
+    def scores(
+        self, positives: Sequence[Int[Tensor, " positives"]], score: str
+    ) -> Float[Tensor, "features concepts"]:
+        """``"auroc"`` or ``"average_precision"`` of every feature for every set of patches."""
         ...
 
     def describe(self, feature: int) -> tuple[int, int]:
@@ -40,28 +52,34 @@ class SparseFeatures:
         """Add the latents of the next patches."""
         row, latent = latents.nonzero(as_tuple=True)
         value = latents[row, latent].float()
-        self._parts.append((row.cpu() + self.n, latent.cpu().int(), value.cpu()))
+        self._parts.append((row.cpu() + self.n, latent.cpu(), value.cpu()))
         self.n += len(latents)
         self._ordered = None
 
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._ordered is None:
             row, latent, value = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
-            order = latent.argsort()
-            counts = torch.bincount(latent, minlength=self.n_features)
-            starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-            self._ordered = (row[order], value[order], starts)
-            self._parts = [(row, latent, value)]
+            order = latent.argsort(stable=True)
+            self._ordered = row[order], latent[order], value[order]
+            self._parts = [self._ordered]
         return self._ordered
 
     def columns(self, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen n"]:
         """Scores of all patches under the chosen latents."""
-        row, value, starts = self._by_latent()
+        row, latent, value = self._by_latent()
+        starts = torch.searchsorted(latent, chosen)
+        stops = torch.searchsorted(latent, chosen, right=True)
         dense = torch.zeros(len(chosen), self.n)
-        for at, latent in enumerate(chosen.tolist()):
-            span = slice(int(starts[latent]), int(starts[latent + 1]))
-            dense[at, row[span]] = value[span]
+        for at, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+            dense[at, row[start:stop]] = value[start:stop]
         return dense
+
+    def scores(
+        self, positives: Sequence[Int[Tensor, " positives"]], score: str
+    ) -> Float[Tensor, "latents concepts"]:
+        """``"auroc"`` or ``"average_precision"`` of every latent for every set of patches."""
+        ranks = SparseRanks(*self._by_latent(), self.n, self.n_features)
+        return ranks.scores(positives, score)
 
     def describe(self, feature: int) -> tuple[int, int]:
         """A latent is its own feature; it has no sign to choose."""
@@ -91,6 +109,18 @@ class LinearFeatures:
     def columns(self, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen n"]:
         """Scores of all patches under the chosen directions."""
         return self.directions[chosen] @ self.acts.T
+
+    def scores(
+        self, positives: Sequence[Int[Tensor, " positives"]], score: str
+    ) -> Float[Tensor, "directions concepts"]:
+        """``"auroc"`` or ``"average_precision"`` of every direction for every set of patches."""
+        blocks = torch.arange(self.n_features).split(max(1, _MAX_BLOCK_VALUES // len(self.acts)))
+        scores = []
+        for block in blocks:
+            ranks = Ranks(self.columns(block))
+            ask = ranks.auroc if score == "auroc" else ranks.average_precision
+            scores.append(torch.stack([ask(patches) for patches in positives], dim=-1))
+        return torch.cat(scores)
 
     def describe(self, feature: int) -> tuple[int, int]:
         """The direction and its sign."""

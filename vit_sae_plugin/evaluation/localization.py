@@ -40,8 +40,6 @@ Criterion = Literal["average_precision", "auroc"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 SCORES = ["auroc", "average_precision", "iou", "pointing_game"]
 
-_MAX_BLOCK_VALUES = 2**23
-
 
 @torch.no_grad()
 def localize(
@@ -242,17 +240,7 @@ def _baseline_features(
 
 def best_features(features: Features, positives: Sequence[Tensor], select_by: Criterion) -> Tensor:
     """For each set of positives the feature that ranks it best; ties go to the lower index."""
-    n = features.columns(torch.zeros(1, dtype=torch.int64)).shape[-1]
-    best = torch.full((len(positives),), -torch.inf, dtype=torch.float64)
-    chosen = torch.zeros(len(positives), dtype=torch.int64)
-    for block in torch.arange(features.n_features).split(max(1, _MAX_BLOCK_VALUES // n)):
-        ranks = Ranks(features.columns(block))
-        for at, positive in enumerate(positives):
-            scores = getattr(ranks, select_by)(positive)
-            score, where = scores.max(0)
-            if score > best[at]:
-                best[at], chosen[at] = score, block[where]
-    return chosen
+    return features.scores(positives, select_by).argmax(0)
 
 
 def score_feature(

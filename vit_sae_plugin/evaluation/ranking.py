@@ -12,16 +12,20 @@ from torch import Tensor
 
 
 def tie_bounds(
-    ordered: Float[Tensor, "features n"],
-) -> tuple[Int[Tensor, "features n"], Int[Tensor, "features n"]]:
-    """Of sorted rows: the first and the last position that hold the same value as each position."""
-    n = ordered.shape[-1]
-    position = torch.arange(n, device=ordered.device).expand(ordered.shape)
-    edge = ordered[:, 1:] != ordered[:, :-1]
-    always = torch.ones_like(ordered[:, :1], dtype=torch.bool)
-    starts = position.masked_fill(~torch.cat([always, edge], -1), 0)
-    ends = position.masked_fill(~torch.cat([edge, always], -1), n - 1)
-    return starts.cummax(-1).values, ends.flip(-1).cummin(-1).values.flip(-1)
+    is_start: Bool[Tensor, " n"],
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Of sorted values, of which it is known where a new value begins: the first and the last
+    position that hold the same value as each position."""
+    starts = is_start.nonzero().flatten()
+    ends = torch.cat([starts[1:], starts.new_tensor([len(is_start)])])
+    sizes = ends - starts
+    return starts.repeat_interleave(sizes), (ends - 1).repeat_interleave(sizes)
+
+
+def new_values(ordered: Tensor) -> Bool[Tensor, "..."]:
+    """Where a value of the last axis differs from the one before; always at the first."""
+    edge = ordered[..., 1:] != ordered[..., :-1]
+    return torch.cat([torch.ones_like(ordered[..., :1], dtype=torch.bool), edge], -1)
 
 
 class Ranks:
@@ -33,36 +37,55 @@ class Ranks:
 
     def __init__(self, scores: Float[Tensor, "features n"]):
         ordered, order = scores.sort(-1)
-        first, last = tie_bounds(ordered)
+        first, last = _row_tie_bounds(ordered)
         self.n = scores.shape[-1]
-        self._middle = torch.empty(scores.shape, dtype=torch.float64, device=scores.device)
-        self._middle.scatter_(-1, order, (first + last).double() / 2)
-        self._n_at_least = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
-        self._n_at_least.scatter_(-1, order, (self.n - first).int())
+        self._twice_middle = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
+        self._twice_middle.scatter_(-1, order, first + last)
+        if first is last:
+            self._n_at_least = self.n - self._twice_middle // 2
+        else:
+            self._n_at_least = torch.empty_like(self._twice_middle)
+            self._n_at_least.scatter_(-1, order, self.n - first)
 
     def auroc(self, positives: Int[Tensor, " positives"]) -> Float[Tensor, " features"]:
         """Area under the ROC curve: the chance that a positive scores above a negative.
 
         Mann and Whitney's U over mid-ranks, so that a tie counts one half.
         """
-        n_positive = len(positives)
-        n_negative = self.n - n_positive
-        rank_sum = self._middle[:, positives].sum(-1)
-        return (rank_sum - n_positive * (n_positive - 1) / 2) / (n_positive * n_negative)
+        rank_sum = self._twice_middle[:, positives].sum(-1).double() / 2
+        return area_from_ranks(rank_sum, len(positives), self.n)
 
     def average_precision(self, positives: Int[Tensor, " positives"]) -> Float[Tensor, " features"]:
         """Mean over positives of the precision at their score; tied scores count as one step."""
         n_at_least = self._n_at_least[:, positives].sort(-1).values
-        _, last = tie_bounds(n_at_least)
+        _, last = _row_tie_bounds(n_at_least)
         return ((last + 1) / n_at_least.double()).mean(-1)
+
+
+def _row_tie_bounds(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """``tie_bounds`` of each row, int32; the same object twice if there are no ties."""
+    rows, n = ordered.shape
+    is_start = new_values(ordered)
+    position = torch.arange(n, dtype=torch.int32, device=ordered.device)
+    if is_start.all():
+        position = position.expand(rows, n)
+        return position, position
+    offset = torch.arange(rows, device=ordered.device)[:, None] * n
+    first, last = (bound.view(rows, n) - offset for bound in tie_bounds(is_start.flatten()))
+    return first.int(), last.int()
+
+
+def area_from_ranks(rank_sum: Tensor, n_positive: int | Tensor, n: int) -> Tensor:
+    """AUROC from the sum of the positives' mid-ranks, counted from 0."""
+    return (rank_sum - n_positive * (n_positive - 1) / 2) / (n_positive * (n - n_positive))
 
 
 def best_iou_threshold(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
     """The threshold t at which ``scores ≥ t`` has the largest intersection over union."""
     ordered, order = scores.sort(descending=True)
-    _, last = tie_bounds(ordered[None])
-    n_hits = positive[order].cumsum(0)[last[0]]
-    n_said = last[0] + 1
+    _, last = tie_bounds(new_values(ordered))
+    n_hits = positive[order].cumsum(0)[last]
+    n_said = last + 1
     iou = n_hits.double() / (n_said + positive.sum() - n_hits)
     return ordered[iou.argmax()].item()
 

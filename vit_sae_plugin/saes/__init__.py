@@ -1,5 +1,6 @@
 """Sparse autoencoder architectures, as SAELens classes, and the pieces they are made of."""
 
+from .export import export_as_standard, export_as_topk, save_exported
 from .ghost_gradients import ghost_gradient_error
 from .ghost_saes import (
     StandardGhostTrainingSAE,
@@ -22,6 +23,9 @@ __all__ = [
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",
     "TopKGhostTrainingSAEConfig",
+    "export_as_standard",
+    "export_as_topk",
     "ghost_gradient_error",
     "register",
+    "save_exported",
 ]

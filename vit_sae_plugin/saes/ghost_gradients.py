@@ -27,8 +27,8 @@ def ghost_gradient_error(
     With ``r = z − ẑ`` and ``g = exp(h_pre[dead]) W_dec[dead]``, scaled to half the length of
     ``r``: ``e = (g − r)² / ‖r‖₂``, then rescaled elementwise to the size of the reconstruction
     error. All scales and ``r`` are constants of the gradient, so only the dead latents (and,
-    through the encoder, ``b_dec``) feel it. Its value therefore says nothing: it equals the
-    reconstruction error, up to rounding.
+    through the encoder, ``b_dec``) feel it. Its value says nothing: it is the reconstruction
+    error, but for the 1e-6 that keeps divisions finite.
 
     Args:
         sae_in: the SAE's input ``z``.

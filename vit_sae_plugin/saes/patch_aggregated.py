@@ -11,6 +11,7 @@ from jaxtyping import Float
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from vit_sae_plugin.aggregation import AggregationRule
@@ -102,7 +103,7 @@ class PatchAggregatedSAE(ImageAggregationMixin, SAE[PatchAggregatedSAEConfig]):
     def setup(self) -> None:
         super().setup()
         # SAELens splices and silences an SAE's hooks by these names: only our own
-        self.hook_dict = {
+        self.hook_dict: dict[str, HookPoint] = {
             name: point
             for name, point in self.hook_dict.items()
             if "." not in name and name != "hook_sae_acts_pre"

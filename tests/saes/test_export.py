@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from sae_lens import (
+    SAE,
+    GatedTrainingSAEConfig,
+    StandardSAE,
+    TopKSAE,
+    TrainingSAE,
+)
+from safetensors.torch import load_file, save_file
+
+from vit_sae_plugin.saes import (
+    PatchTrainingSAEConfig,
+    StandardGhostTrainingSAEConfig,
+    TopKGhostTrainingSAEConfig,
+    export_as_standard,
+    export_as_topk,
+    save_exported,
+)
+
+SIZES = {"d_in": 8, "d_sae": 24}
+CONFIGS = {
+    "patchsae": PatchTrainingSAEConfig(**SIZES),
+    "standard_ghost": StandardGhostTrainingSAEConfig(**SIZES),
+    "topk_ghost": TopKGhostTrainingSAEConfig(**SIZES, k=3),
+}
+
+
+def make_sae(architecture: str) -> TrainingSAE:
+    """Random weights, decoder norms and biases: nothing is one or zero by accident."""
+    torch.manual_seed(0)
+    sae = TrainingSAE.from_dict(CONFIGS[architecture].to_dict())
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return sae.eval()
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("saved_first", [False, True])
+@pytest.mark.parametrize("architecture", ["patchsae", "standard_ghost"])
+def test_standard_has_the_same_outputs(architecture, saved_first, tmp_path):
+    sae = make_sae(architecture)
+    if saved_first:
+        sae.save_inference_model(tmp_path)
+        sae = SAE.load_from_disk(tmp_path)
+    plain = export_as_standard(sae)
+    assert type(plain) is StandardSAE
+    assert plain.cfg.architecture() == "standard"
+    assert plain.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+    assert torch.equal(plain.encode(rows()), sae.encode(rows()))
+    assert torch.equal(plain(rows()), sae(rows()))
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_topk_has_the_same_outputs(rescale):
+    sae = make_sae("topk_ghost")
+    sae.cfg.rescale_acts_by_decoder_norm = rescale
+    plain = export_as_topk(sae)
+    assert type(plain) is TopKSAE
+    assert plain.cfg.rescale_acts_by_decoder_norm is False
+    torch.testing.assert_close(plain.encode(rows()), sae.encode(rows()))
+    torch.testing.assert_close(plain(rows()), sae(rows()))
+
+
+def test_an_exported_sae_has_weights_of_its_own_and_draws_no_random_numbers():
+    sae = make_sae("patchsae")
+    state = torch.get_rng_state()
+    plain = export_as_standard(sae)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        sae.W_dec.zero_()
+    assert plain.W_dec.abs().sum() > 0
+    assert all(parameter.is_contiguous() for parameter in plain.parameters())
+
+
+def test_exported_folders_load_in_a_process_without_the_plugin(tmp_path):
+    expected = {}
+    for architecture, sae in {name: make_sae(name) for name in CONFIGS}.items():
+        plain = "topk" if architecture == "topk_ghost" else "standard"
+        folder = save_exported(sae, tmp_path / f"exported_{architecture}", plain)
+        expected[folder.name] = sae(rows()).detach()
+        assert json.loads((folder / "cfg.json").read_text())["architecture"] == plain
+    # The ghost architectures' own inference folders are plain as they are.
+    for architecture in ("standard_ghost", "topk_ghost"):
+        sae = make_sae(architecture)
+        sae.save_inference_model(tmp_path / architecture)
+        expected[architecture] = sae(rows()).detach()
+    save_file({"rows": rows()}, tmp_path / "rows.safetensors")
+    code = (
+        "import sys, pathlib\n"
+        "from sae_lens import SAE\n"
+        "from safetensors.torch import load_file, save_file\n"
+        f"root = pathlib.Path({str(tmp_path)!r})\n"
+        "rows = load_file(root / 'rows.safetensors')['rows']\n"
+        "folders = [path for path in root.iterdir() if path.is_dir()]\n"
+        "outputs = {p.name: SAE.load_from_disk(p)(rows).detach() for p in folders}\n"
+        "assert 'vit_sae_plugin' not in sys.modules\n"
+        "save_file(outputs, root / 'outputs.safetensors')\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    outputs = load_file(tmp_path / "outputs.safetensors")
+    assert outputs.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(outputs[name], expected[name], msg=name)
+    assert torch.equal(outputs["exported_patchsae"], expected["exported_patchsae"])
+
+
+def test_what_can_not_be_exported_is_refused(tmp_path):
+    gated = TrainingSAE.from_dict(GatedTrainingSAEConfig(**SIZES).to_dict())
+    with pytest.raises(ValueError, match=r"'gated' SAE is no plain ReLU SAE"):
+        export_as_standard(gated)
+    with pytest.raises(ValueError, match=r"'gated' SAE is no top-k SAE"):
+        export_as_topk(gated)
+    with pytest.raises(ValueError, match=r"'patchsae' SAE is no top-k SAE"):
+        export_as_topk(make_sae("patchsae"), k=3)
+    with pytest.raises(ValueError, match=r"'topk_ghost' SAE is no plain ReLU SAE"):
+        export_as_standard(make_sae("topk_ghost"))
+    with pytest.raises(ValueError, match=r"trained for k=3 .* with k=5"):
+        export_as_topk(make_sae("topk_ghost"), k=5)
+    with pytest.raises(ValueError, match=r"k=25 must lie between 1 and d_sae=24"):
+        export_as_topk(make_sae("topk_ghost"), k=25)
+    with pytest.raises(ValueError, match=r"architecture='jumprelu'"):
+        save_exported(make_sae("patchsae"), tmp_path, "jumprelu")
+    with pytest.raises(ValueError, match=r"k=3 has no meaning"):
+        save_exported(make_sae("patchsae"), tmp_path, "standard", k=3)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,121 @@
+"""Our architectures train under SAELens's own trainer and its text runner, unchanged."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    SAETrainer,
+    TrainingSAE,
+)
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from benchmarks.dead_latents import D_IN, KnownDirections, evaluate, trainer_config
+from vit_sae_plugin.saes import (
+    PatchTrainingSAEConfig,
+    StandardGhostTrainingSAEConfig,
+    TopKGhostTrainingSAEConfig,
+)
+
+D_MODEL = 16
+ARCHITECTURES = {
+    "patchsae": (PatchTrainingSAEConfig, {"l1_coefficient": 1e-3}),
+    "standard_ghost": (StandardGhostTrainingSAEConfig, {"l1_coefficient": 0.05}),
+    "topk_ghost": (TopKGhostTrainingSAEConfig, {"k": 8}),
+}
+
+
+def config(architecture: str, d_in: int, d_sae: int = 64):
+    config_class, settings = ARCHITECTURES[architecture]
+    return config_class(d_in=d_in, d_sae=d_sae, **settings)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_trains_under_the_stock_trainer(architecture, autocast):
+    torch.manual_seed(0)
+    sae = TrainingSAE.from_dict(config(architecture, D_IN).to_dict())
+    data = KnownDirections(seed=0)
+    settings = trainer_config(lr=0.01, n_steps=150, dead_feature_window=16)
+    settings.autocast = autocast
+    SAETrainer(settings, sae, data).fit()
+    outcome = evaluate(sae.eval(), next(data), data.directions)
+    assert outcome.explained_variance > 0.5
+
+
+def test_a_resumed_run_of_the_stock_trainer_ends_with_the_same_weights(tmp_path):
+    def new_trainer() -> SAETrainer:
+        torch.manual_seed(0)
+        sae = TrainingSAE.from_dict(config("patchsae", D_IN).to_dict())
+        return SAETrainer(trainer_config(lr=0.01, n_steps=20, dead_feature_window=4), sae, None)
+
+    def advance(trainer: SAETrainer, batches) -> None:
+        for batch in batches:
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+
+    data = KnownDirections(seed=0)
+    batches = [next(data) for _ in range(20)]
+    straight, first, second = new_trainer(), new_trainer(), new_trainer()
+    advance(straight, batches)
+    advance(first, batches[:7])
+    first.save_checkpoint("half", base_path=tmp_path)
+    second.sae.load_weights_from_checkpoint(tmp_path / "half")
+    second.load_trainer_state(tmp_path / "half")
+    advance(second, batches[7:])
+    assert straight.dead_neurons.any()
+    for name, value in straight.sae.state_dict().items():
+        assert torch.equal(second.sae.state_dict()[name], value), name
+
+
+@pytest.fixture(scope="module")
+def language_model() -> HookedTransformer:
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=D_MODEL, n_ctx=16, d_head=8, n_heads=2, d_vocab=50, act_fn="gelu"
+    )
+    return HookedTransformer(cfg)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_trains_under_the_text_runner(architecture, language_model, tmp_path):
+    tokens = torch.randint(50, (400, 16), generator=torch.Generator().manual_seed(0))
+    cfg = LanguageModelSAERunnerConfig(
+        sae=config(architecture, D_MODEL),
+        hook_name="blocks.0.hook_resid_post",
+        context_size=16,
+        prepend_bos=False,
+        training_tokens=8192,
+        train_batch_size_tokens=128,
+        store_batch_size_prompts=8,
+        n_batches_in_buffer=4,
+        n_eval_batches=1,
+        lr=0.01,
+        dead_feature_window=16,
+        checkpoint_path=None,
+        output_path=str(tmp_path / "sae"),
+        logger=LoggingConfig(log_to_wandb=False),
+        verbose=False,
+    )
+    runner = LanguageModelSAETrainingRunner(
+        cfg,
+        override_model=language_model,
+        override_dataset=Dataset.from_dict({"tokens": tokens.tolist()}),
+    )
+    untrained = copy.deepcopy(runner.sae).eval()
+    trained = runner.run()
+    _, cache = language_model.run_with_cache(tokens[:20])
+    rows = cache["blocks.0.hook_resid_post"].flatten(0, 1)
+    loaded = SAE.load_from_disk(tmp_path / "sae")
+    assert loaded.cfg.metadata.training_architecture == architecture
+    torch.testing.assert_close(loaded(rows), trained.eval()(rows))
+    assert (loaded(rows) - rows).norm() < 0.7 * (untrained(rows) - rows).norm()
+    residual, centred = loaded(rows) - rows, rows - rows.mean(dim=0)
+    assert residual.norm() < 0.8 * centred.norm()

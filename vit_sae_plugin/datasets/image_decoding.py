@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 import warnings
@@ -27,10 +28,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-# Formats that hold photographs. EPS is left out on purpose: Pillow hands it to Ghostscript, and a
-# file that is merely called .jpg must not start another program.
+# Formats that hold photographs (MPO counts as JPEG). EPS is left out on purpose: Pillow hands it to
+# Ghostscript, and a file that is merely called .jpg must not start another program.
 READABLE_FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO",
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO",
 )  # fmt: skip
 
 _WHITE = (255, 255, 255, 255)
@@ -125,8 +126,12 @@ def decode_image(content: Any, limits: DecodingLimits = DEFAULT_LIMITS) -> Image
                 return _decode_file(file, n_bytes, limits)
     except UnreadableImageError:
         raise
-    except Image.DecompressionBombError:
-        raise UnreadableImageError("too many pixels", f"max_pixels={limits.max_pixels}") from None
+    except Image.DecompressionBombError as error:
+        n_pixels = re.search(r"\d+", str(error))
+        seen = f"{n_pixels.group() if n_pixels else 'more'} in all"
+        raise UnreadableImageError(
+            "too many pixels", f"{seen}, max_pixels={limits.max_pixels}"
+        ) from None
     except MemoryError:
         raise UnreadableImageError("not enough memory to decode it") from None
     except Exception as error:
@@ -190,8 +195,10 @@ def _why_not_opened(path: str | os.PathLike[str], error: OSError) -> UnreadableI
 def _decode_file(file: BinaryIO, n_bytes: int, limits: DecodingLimits) -> Image.Image:
     if n_bytes == 0:
         raise UnreadableImageError("empty file")
+    Image.init()
+    known = [name for name in READABLE_FORMATS if name in Image.OPEN]  # HEIF needs a plugin
     try:
-        picture = Image.open(file, formats=READABLE_FORMATS)
+        picture = Image.open(file, formats=known)
     except UnidentifiedImageError:
         raise UnreadableImageError("not an image of a known format") from None
     with picture:

@@ -26,8 +26,12 @@ class SkippedImages:
         return f"SkippedImages({len(self)}{': ' + kinds if kinds else ''})"
 
     def add(self, index: int, id: str, reason: str) -> None:
-        """Note the image at `index` of the source; one that is noted already stays as it is."""
-        self._id_and_reason.setdefault(index, (id, reason))
+        """Note the image at `index` of the source; one that is noted already stays as it is.
+
+        What is not valid Unicode in a text is kept as an escape.
+        """
+        valid = [text.encode("utf-8", "backslashreplace").decode() for text in (id, reason)]
+        self._id_and_reason.setdefault(index, (valid[0], valid[1]))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -44,12 +48,11 @@ class SkippedImages:
         """Write `to_frame()` as UTF-8 CSV.
 
         The file appears whole or not at all, and is read back unchanged by
-        `pd.read_csv(csv_path, keep_default_na=False)`: odd ids are quoted, and what is not valid
-        Unicode is written as an escape.
+        `pd.read_csv(csv_path, keep_default_na=False)`, whatever the ids hold.
         """
         csv_path = Path(csv_path)
         unfinished = csv_path.with_name(csv_path.name + ".partial")
-        self.to_frame().to_csv(unfinished, index=False, encoding="utf-8", errors="backslashreplace")
+        self.to_frame().to_csv(unfinished, index=False, encoding="utf-8")
         os.replace(unfinished, csv_path)
 
     @classmethod

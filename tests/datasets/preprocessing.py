@@ -1,0 +1,42 @@
+"""Tiny preprocessings that worker processes can unpickle."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def small(picture: Image.Image) -> torch.Tensor:
+    pixels = np.asarray(picture.resize((4, 4)), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def small_unless_blue(picture: Image.Image) -> torch.Tensor:
+    if picture.getpixel((0, 0)) == (0, 0, 255):
+        raise ZeroDivisionError("blue has no warmth")
+    return small(picture)
+
+
+def kills_its_process(picture: Image.Image) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return small(picture)
+
+
+def own_size(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1)
+
+
+def grey(picture: Image.Image) -> torch.Tensor:
+    return small(picture)[:1]
+
+
+def whole_numbers(picture: Image.Image) -> torch.Tensor:
+    return (small(picture) * 255).to(torch.uint8)
+
+
+def not_a_tensor(picture: Image.Image) -> Image.Image:
+    return picture

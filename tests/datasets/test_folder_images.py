@@ -1,0 +1,165 @@
+"""Folders as people have them: classes or none, odd names, links, things that are no images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.datasets.odd_images import ODD_NAMES, encoded, odd_files, write_odd_folder
+from tests.datasets.sources import picture
+from tests.datasets.test_image_decoding import check
+from vit_sae_plugin.datasets import FolderImages, NoReadableImagesError, UnreadableImageError
+from vit_sae_plugin.datasets.image_source import printable_id
+
+PNG = encoded(picture(1), "PNG")
+
+
+def fill(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG)
+
+
+def ids_and_labels(source: FolderImages) -> list[tuple[str, int | None]]:
+    return [(record.id, record.label) for record in source.records()]
+
+
+def test_every_kind_of_odd_file_is_used_or_listed(tmp_path: Path) -> None:
+    expected = write_odd_folder(tmp_path)
+    seen = {record.id: record for record in FolderImages(tmp_path).records()}
+    assert sorted(seen) == sorted(expected)
+    for id, what in expected.items():
+        if what.refusal is None:
+            check(seen[id].load(), what)
+        else:
+            with pytest.raises(UnreadableImageError) as caught:
+                seen[id].load()
+            assert caught.value.reason.partition(": ")[0] == what.refusal, id
+
+
+def test_odd_names_are_found_and_shown_on_one_line(tmp_path: Path) -> None:
+    content = odd_files()["one pixel.png"][0]
+    for name in ODD_NAMES:
+        (tmp_path / name).write_bytes(content)
+    source = FolderImages(tmp_path)
+    assert [source.relative_path(i) for i in range(len(ODD_NAMES))] == sorted(
+        ODD_NAMES, key=os.fsencode
+    )
+    for record in source.records():
+        assert record.load().size == (1, 1)
+        assert "\n" not in record.id
+        record.id.encode("utf-8")
+    assert {record.id for record in source.records()} == set(map(printable_id, ODD_NAMES))
+
+
+def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
+    fill(tmp_path, "b.jpg", "a.png", "notes.txt", ".hidden/c.png")
+    source = FolderImages(tmp_path)
+    assert ids_and_labels(source) == [("a.png", None), ("b.jpg", None)]
+    assert source.class_names is None
+
+
+def test_sub_folders_are_classes_in_order_empty_ones_too(tmp_path: Path) -> None:
+    fill(tmp_path, "zebra/1.png", "ant/deep/er/2.png", "ant/1.png", "top.png")
+    (tmp_path / "bee").mkdir()
+    source = FolderImages(tmp_path)
+    assert source.class_names == ["ant", "bee", "zebra"]
+    assert ids_and_labels(source) == [
+        ("ant/1.png", 0),
+        ("ant/deep/er/2.png", 0),
+        ("top.png", None),
+        ("zebra/1.png", 2),
+    ]
+    unlabelled = FolderImages(tmp_path, class_folders=False)
+    assert unlabelled.class_names is None
+    assert {label for _, label in ids_and_labels(unlabelled)} == {None}
+
+
+def test_class_names_can_be_given_by_index_or_by_folder_and_may_repeat(tmp_path: Path) -> None:
+    fill(tmp_path, "n02012849/1.png", "n03126707/1.png")
+    for names in (["crane", "crane"], {"n02012849": "crane", "n03126707": "crane"}):
+        source = FolderImages(tmp_path, class_names=names)
+        assert source.class_names == ["crane", "crane"]
+        assert [label for _, label in ids_and_labels(source)] == [0, 1]
+    partly = FolderImages(tmp_path, class_names={"n03126707": "crane"})
+    assert partly.class_names == ["n02012849", "crane"]
+    with pytest.raises(ValueError, match="1 names for 2 class sub-folders"):
+        FolderImages(tmp_path, class_names=["crane"])
+    with pytest.raises(ValueError, match=r"\['n0'\], which are no class sub-folders"):
+        FolderImages(tmp_path, class_names={"n0": "crane"})
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    fill(tmp_path, "images/a/1.png", "images/b/2.png", "elsewhere/3.png")
+    (tmp_path / "images" / "a" / "to_b").symlink_to(tmp_path / "images" / "b")
+    (tmp_path / "images" / "b" / "to_a").symlink_to(tmp_path / "images" / "a")
+    (tmp_path / "images" / "c").symlink_to(tmp_path / "elsewhere")
+    found = ids_and_labels(FolderImages(tmp_path / "images"))
+    assert found == [
+        ("a/1.png", 0),
+        ("a/to_b/2.png", 0),
+        ("a/to_b/to_a", 0),
+        ("b/2.png", 1),
+        ("b/to_a/1.png", 1),
+        ("b/to_a/to_b", 1),
+        ("c/3.png", 2),
+    ]
+    source = FolderImages(tmp_path / "images")
+    for index in (2, 5):
+        with pytest.raises(UnreadableImageError, match="link loop"):
+            source.record(index).load()
+
+
+def test_folders_nested_deeper_than_the_call_stack(tmp_path: Path) -> None:
+    folders = [str(tmp_path)]
+    while len(folders) < 1200:
+        folders.append(folders[-1] + "/d")
+        os.mkdir(folders[-1])
+    image = Path(folders[-1] + "/deep.png")
+    image.write_bytes(PNG)
+    source = FolderImages(tmp_path)
+    assert source.n_images == 1
+    assert source.record(0).load().size == picture(1).size
+    image.unlink()
+    for folder in folders[:0:-1]:  # Python's own removal of trees would run out of stack
+        os.rmdir(folder)
+
+
+def test_a_folder_that_may_not_be_read_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, "open/1.png", "secret/2.png")
+    scandir = os.scandir
+
+    def refusing_scandir(path: str):
+        if path.endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing_scandir)
+    source = FolderImages(tmp_path)
+    assert ids_and_labels(source) == [("open/1.png", 0), ("secret", 1)]
+    with pytest.raises(UnreadableImageError, match="no permission to read it: a folder"):
+        source.record(1).load()
+
+
+def test_what_is_no_image_folder_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        FolderImages(tmp_path / "gone")
+    fill(tmp_path, "file.tar", "more.csv", "x/more.csv")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        FolderImages(tmp_path / "file.tar")
+    with pytest.raises(NoReadableImagesError, match=r"0 tried.*2 \.csv, 1 \.tar"):
+        FolderImages(tmp_path)
+
+
+def test_a_file_that_goes_away_later_is_only_skipped(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png")
+    source = FolderImages(tmp_path)
+    before = source.fingerprint()
+    (tmp_path / "1.png").unlink()
+    assert source.fingerprint() != before
+    with pytest.raises(UnreadableImageError, match="no such file"):
+        source.record(0).load()

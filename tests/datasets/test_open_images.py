@@ -1,0 +1,108 @@
+"""The texts a user types, and the objects a notebook holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.datasets import sources
+from vit_sae_plugin.datasets import (
+    ArrayImages,
+    FolderImages,
+    HuggingFaceImages,
+    NoReadableImagesError,
+    ShapeScenes,
+    WebDatasetImages,
+    open_images,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "n_images", "n_objects", "seed"),
+    [
+        ("shapes", "train", 100_000, (1, 3), 0),
+        ("shapes:test", "test", 100_000, (1, 3), 0),
+        ("shapes:test?n_images=2000&n_objects=1&seed=3", "test", 2000, (1, 1), 3),
+        ("shapes?n_objects=1-2", "train", 100_000, (1, 2), 0),
+        ("shapes:train?n_objects=2,3&n_images=5", "train", 5, (2, 3), 0),
+    ],
+)
+def test_shapes(
+    text: str, split: str, n_images: int, n_objects: tuple[int, int], seed: int
+) -> None:
+    source = open_images(text)
+    assert isinstance(source, ShapeScenes)
+    seen = (source.split, source.n_images, source.n_objects, source.seed)
+    assert seen == (split, n_images, n_objects, seed)
+
+
+def test_arguments_win_over_the_text() -> None:
+    assert open_images("shapes:test?n_images=2000", n_images=7).n_images == 7
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "what?n=1 & shapes"
+    sources.write_folder(root)
+    for form in (root, str(root), f"folder:{root}"):
+        source = open_images(form)
+        assert isinstance(source, FolderImages)
+        assert source.n_images == sources.N_IMAGES
+    plain = tmp_path / "plain"
+    sources.write_folder(plain)
+    limited = open_images(f"folder:{plain}?max_pixels=100&class_folders=no&max_aspect_ratio=3")
+    assert (limited.limits.max_pixels, limited.limits.max_aspect_ratio) == (100, 3)
+    assert limited.class_names is None
+    assert open_images(plain, class_names=["a", "a", "b"]).class_names == ["a", "a", "b"]
+    # A folder called like a prefix is reached as any path is.
+    monkeypatch.chdir(tmp_path)
+    sources.write_folder(tmp_path / "shapes")
+    assert isinstance(open_images("./shapes"), FolderImages)
+    assert isinstance(open_images("shapes"), ShapeScenes)
+
+
+def test_shards(tmp_path: Path) -> None:
+    pattern = sources.write_shards(tmp_path)
+    source = open_images(f"wds:{pattern}?image_key=png&label_key=cls")
+    assert isinstance(source, WebDatasetImages)
+    assert len(source.shards) == 3
+    assert len(open_images(f"wds:{tmp_path}/part-?.tar").shards) == 3
+
+
+def test_objects() -> None:
+    source = ArrayImages(sources.arrays())
+    assert open_images(source) is source
+    with pytest.raises(ValueError, match="opened already"):
+        open_images(source, class_names=["a"])
+    assert isinstance(open_images(sources.arrays(), labels=sources.labels()), ArrayImages)
+    assert open_images([Image.new("L", (2, 2))] * 3).n_images == 3
+    assert open_images(Image.new("L", (2, 2))).n_images == 1
+    assert isinstance(open_images(sources.hugging_face_rows()), HuggingFaceImages)
+    stream = sources.hugging_face_rows().to_iterable_dataset()
+    assert open_images(stream).is_streaming
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ("no/such/folder", FileNotFoundError, r"'no/such/folder'.*hf:NAME"),
+        ("shape:train", FileNotFoundError, "none of the other forms"),
+        ("folder:no/such", FileNotFoundError, "no folder"),
+        ("wds:", ValueError, "names no images"),
+        ("", ValueError, "names no images"),
+        ("shapes:valid", ValueError, "split='valid'"),
+        ("shapes?n_image=5", ValueError, "'n_image'; shapes has n_images, n_objects, seed"),
+        ("shapes?n_images=many", ValueError, "n_images='many' cannot be read"),
+        ("hf:x?streaming=perhaps", ValueError, "write true or false"),
+        (7, TypeError, "cannot be taken from a int"),
+        (np.zeros((2, 2)), TypeError, "uint8"),
+        ([], NoReadableImagesError, "0 tried"),
+    ],
+)
+def test_what_is_not_understood_says_what_is(
+    wrong: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_images(wrong)

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 from sae_lens import (
@@ -13,7 +9,6 @@ from sae_lens import (
     TopKSAE,
     TrainingSAE,
 )
-from safetensors.torch import load_file, save_file
 
 from vit_sae_plugin.saes import (
     PatchTrainingSAEConfig,
@@ -82,38 +77,6 @@ def test_an_exported_sae_has_weights_of_its_own_and_draws_no_random_numbers():
         sae.W_dec.zero_()
     assert plain.W_dec.abs().sum() > 0
     assert all(parameter.is_contiguous() for parameter in plain.parameters())
-
-
-def test_exported_folders_load_in_a_process_without_the_plugin(tmp_path):
-    expected = {}
-    for architecture, sae in {name: make_sae(name) for name in CONFIGS}.items():
-        plain = "topk" if architecture == "topk_ghost" else "standard"
-        folder = save_exported(sae, tmp_path / f"exported_{architecture}", plain)
-        expected[folder.name] = sae(rows()).detach()
-        assert json.loads((folder / "cfg.json").read_text())["architecture"] == plain
-    # The ghost architectures' own inference folders are plain as they are.
-    for architecture in ("standard_ghost", "topk_ghost"):
-        sae = make_sae(architecture)
-        sae.save_inference_model(tmp_path / architecture)
-        expected[architecture] = sae(rows()).detach()
-    save_file({"rows": rows()}, tmp_path / "rows.safetensors")
-    code = (
-        "import sys, pathlib\n"
-        "from sae_lens import SAE\n"
-        "from safetensors.torch import load_file, save_file\n"
-        f"root = pathlib.Path({str(tmp_path)!r})\n"
-        "rows = load_file(root / 'rows.safetensors')['rows']\n"
-        "folders = [path for path in root.iterdir() if path.is_dir()]\n"
-        "outputs = {p.name: SAE.load_from_disk(p)(rows).detach() for p in folders}\n"
-        "assert 'vit_sae_plugin' not in sys.modules\n"
-        "save_file(outputs, root / 'outputs.safetensors')\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-    outputs = load_file(tmp_path / "outputs.safetensors")
-    assert outputs.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(outputs[name], expected[name], msg=name)
-    assert torch.equal(outputs["exported_patchsae"], expected["exported_patchsae"])
 
 
 def test_what_can_not_be_exported_is_refused(tmp_path):

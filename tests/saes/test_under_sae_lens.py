@@ -19,6 +19,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from benchmarks.dead_latents import D_IN, KnownDirections, evaluate, trainer_config
 from vit_sae_plugin.saes import (
+    PatchTrainingSAE,
     PatchTrainingSAEConfig,
     StandardGhostTrainingSAEConfig,
     TopKGhostTrainingSAEConfig,
@@ -53,8 +54,9 @@ def test_trains_under_the_stock_trainer(architecture, autocast):
 def test_a_resumed_run_of_the_stock_trainer_ends_with_the_same_weights(tmp_path):
     def new_trainer() -> SAETrainer:
         torch.manual_seed(0)
-        sae = TrainingSAE.from_dict(config("patchsae", D_IN).to_dict())
-        return SAETrainer(trainer_config(lr=0.01, n_steps=20, dead_feature_window=4), sae, None)
+        cfg = PatchTrainingSAEConfig(d_in=D_IN, d_sae=64, l1_coefficient=0.05)
+        settings = trainer_config(lr=0.04, n_steps=40, dead_feature_window=4)
+        return SAETrainer(settings, PatchTrainingSAE(cfg), iter(()))
 
     def advance(trainer: SAETrainer, batches) -> None:
         for batch in batches:
@@ -62,14 +64,14 @@ def test_a_resumed_run_of_the_stock_trainer_ends_with_the_same_weights(tmp_path)
             trainer.n_training_steps += 1
 
     data = KnownDirections(seed=0)
-    batches = [next(data) for _ in range(20)]
+    batches = [next(data) for _ in range(40)]
     straight, first, second = new_trainer(), new_trainer(), new_trainer()
     advance(straight, batches)
-    advance(first, batches[:7])
+    advance(first, batches[:15])
     first.save_checkpoint("half", base_path=tmp_path)
     second.sae.load_weights_from_checkpoint(tmp_path / "half")
     second.load_trainer_state(tmp_path / "half")
-    advance(second, batches[7:])
+    advance(second, batches[15:])
     assert straight.dead_neurons.any()
     for name, value in straight.sae.state_dict().items():
         assert torch.equal(second.sae.state_dict()[name], value), name
@@ -95,7 +97,7 @@ def test_trains_under_the_text_runner(architecture, language_model, tmp_path):
         training_tokens=8192,
         train_batch_size_tokens=128,
         store_batch_size_prompts=8,
-        n_batches_in_buffer=4,
+        n_batches_in_buffer=32,
         n_eval_batches=1,
         lr=0.01,
         dead_feature_window=16,

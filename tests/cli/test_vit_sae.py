@@ -1,0 +1,171 @@
+"""Each command once, end to end, on a folder of pictures and the packaged model."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import vit_sae_cli
+from vit_sae_plugin.datasets import ShapeScenes
+
+
+def vit_sae(*args):
+    return vit_sae_cli.main([str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve scenes in two class folders, and a file that is no picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    scenes = ShapeScenes(12, seed=5)
+    for index in range(12):
+        place = folder / f"class {index % 2}"
+        place.mkdir(exist_ok=True)
+        scenes.scene(index).image.save(place / f"{index}.png")
+    (folder / "class 0" / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    """A short training run from the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    code = vit_sae(
+        *("train", "--images", photos, "--model", "shapes-clip", "--d-sae", 64),
+        *("--training-tokens", 6400, "--seed", 1, "--device", "cpu", "--output-path", folder),
+        *("--set", "train_batch_size_tokens=256", "--set", "n_batches_in_buffer=2"),
+        *("--set", "sae.l1_coefficient=1e-3"),
+    )
+    assert code == 0
+    return folder
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    program = (
+        "import sys, vit_sae_cli\n"
+        "try: vit_sae_cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'sae_lens', 'vit_sae_plugin'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "train", "eval", "analyze", "export"):
+        assert f"\n    {command} " in done.stdout
+
+
+def test_train_leaves_a_run_that_says_how_it_was_made(run):
+    from vit_sae_plugin.training import ViTSAERunnerConfig, read_metrics
+
+    config = ViTSAERunnerConfig.load(run / "config.yaml")
+    assert (config.sae.architecture(), config.sae.d_sae, config.seed) == ("patchsae", 64, 1)
+    assert config.sae.l1_coefficient == 1e-3
+    assert config.hook_name == "blocks.2.hook_resid_post"  # the second last block's output
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert metrics["n_tokens"].iloc[-1] == 6400
+    assert metrics["loss"].iloc[-1] < metrics["loss"].iloc[0]
+    skipped = pd.read_csv(run / "skipped_images.csv")
+    assert skipped["id"].tolist() == ["class 0/broken.jpg"]
+
+
+def test_eval_needs_only_the_folder_and_images(run, photos, tmp_path, capsys):
+    assert vit_sae("eval", run / "sae", "--images", photos, "--output-path", tmp_path) == 0
+    assert "explained_variance" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "reconstruction.csv", index_col=0)
+    assert set(table.index) == {"all", "cls", "patches"}
+    assert table.loc["cls", "n_tokens"] == 12
+    assert table.loc["patches", "n_tokens"] == 12 * 64
+    splicing = json.loads((tmp_path / "evaluation.json").read_text())["tables"]["splicing"]
+    assert splicing["rows"]
+
+
+def test_analyze_writes_an_atlas_and_a_report(run, photos, tmp_path):
+    from vit_sae_plugin import LatentAtlas
+
+    code = vit_sae(
+        *("analyze", run / "sae", "--images", photos, "--n-explained", 2),
+        *("--output-path", tmp_path / "atlas", "--report", tmp_path / "report"),
+    )
+    assert code == 0
+    atlas = LatentAtlas.load(tmp_path / "atlas")
+    assert len(atlas.latents) == 64
+    assert atlas.info.n_images == 12
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_export_gives_a_plain_sae_with_equal_outputs(run, tmp_path):
+    from sae_lens import SAE, StandardSAE
+
+    assert vit_sae("export", run / "sae", tmp_path / "plain") == 0
+    plain, ours = SAE.load_from_disk(tmp_path / "plain"), SAE.load_from_disk(run / "sae")
+    assert type(plain) is StandardSAE
+    x = torch.randn(5, plain.cfg.d_in)
+    assert torch.equal(plain(x), ours(x))
+
+
+def test_train_on_a_file_of_embeddings_keeps_their_statistics(tmp_path):
+    from sae_lens import SAE
+
+    rows = np.random.default_rng(0).normal(3, 2, size=(400, 6)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    code = vit_sae(
+        *("train", "--embeddings", tmp_path / "rows.npy", "--architecture", "standard"),
+        *("--d-sae", 12, "--training-tokens", 2000, "--output-path", tmp_path / "run"),
+        *("--set", "train_batch_size_tokens=100", "--set", "standardize_embeddings=true"),
+    )
+    assert code == 0
+    sae = SAE.load_from_disk(tmp_path / "run" / "sae")
+    statistics = sae.cfg.metadata.input_statistics
+    assert statistics["mean"] == pytest.approx(rows.mean(axis=0), abs=1e-4)
+    assert vit_sae("export", tmp_path / "run", tmp_path / "plain") == 0
+    folded = SAE.load_from_disk(tmp_path / "plain")
+    x = torch.from_numpy(rows[:20])
+    standardized = (x - torch.tensor(statistics["mean"])) * statistics["scale"]
+    assert torch.allclose(folded.encode(x), sae.encode(standardized), atol=1e-4)
+
+
+def test_the_presets_are_listed(capsys):
+    assert vit_sae("train", "--preset", "list") == 0
+    assert "patchsae-vit-b-16\n    PatchSAE as published" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train"], "there is nothing to train on: give --images or --embeddings"),
+        (["train", "--images", "no/such/folder"], "no/such/folder"),
+        (["train", "--preset", "patchsae-vit-b16"], "near names: patchsae-vit-b-16"),
+        (["train", "--config", "no.yaml"], "there is no settings file no.yaml"),
+        (["train", "--resume", "no/run"], "no/run holds no run to resume"),
+        (["train", "--resume", "run", "--lr", "1"], "leave out --lr"),
+        (["train", "--images", "shapes", "--set", "lr"], "--set 'lr' has no '='"),
+        (
+            ["train", "--images", "shapes", "--model", "shapes-clip", "--hook-name", "blocks.9.x"],
+            "blocks.9.x",
+        ),
+        (
+            ["train", "--images", "shapes", "--model", "shapes-clip", "--set", "lrr=1"],
+            "there is no setting 'lrr'; near names: lr",
+        ),
+        (["train", "--images", "shapes", "--model", "ViT-B-17"], "Near names"),
+        (["eval", "no/sae", "--images", "shapes"], "there is no SAE in no/sae"),
+        (["export", "no/sae", "out"], "there is no SAE in no/sae"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(args, message, capsys):
+    assert vit_sae(*args) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith(f"vit-sae {args[0]}: error: ")
+    assert message in said[-1]
+
+
+def test_a_picture_of_the_wrong_kind_is_no_reason_to_stop(run, tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "tiny.png")
+    (tmp_path / "empty.png").touch()
+    assert vit_sae("eval", run / "sae", "--images", tmp_path, "--output-path", tmp_path / "e") == 0

@@ -1,0 +1,55 @@
+"""The wheel holds everything that an installed package needs."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    in_tree = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "vit_sae_plugin").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == in_tree | {"vit_sae_cli.py"}
+
+
+def test_weights_presets_and_templates_are_among_them(wheel):
+    names = set(wheel.namelist())
+    for file in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"):
+        assert f"vit_sae_plugin/shapes_clip/{file}" in names
+    for preset in ("patchsae-vit-b-16", "msae-rw-vit-l-14", "msae-uw-vit-l-14", "relu", "topk"):
+        assert f"vit_sae_plugin/training/presets/{preset}.yaml" in names
+    assert any(name.startswith("vit_sae_plugin/report/") for name in names if "html" in name)
+    assert "vit_sae_plugin/py.typed" in names
+
+
+def test_the_packaged_model_is_small(wheel):
+    sizes = [
+        info.file_size
+        for info in wheel.infolist()
+        if info.filename.startswith("vit_sae_plugin/shapes_clip/")
+    ]
+    assert sum(sizes) <= 8 * 2**20
+
+
+def test_the_wheel_installs_the_command_and_the_licence(wheel):
+    entry_points = next(n for n in wheel.namelist() if n.endswith("entry_points.txt"))
+    assert "vit-sae = vit_sae_cli:main" in wheel.read(entry_points).decode()
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())

@@ -184,6 +184,19 @@ def _add_eval(commands) -> None:
         help="splice: the measures of PatchSAE (default); msae: those of the Matryoshka paper",
     )
     command.add_argument(
+        "--probe-images",
+        metavar="SOURCE",
+        help="msae: labelled training images to fit the linear probe on",
+    )
+    command.add_argument(
+        "--captions", metavar="FILE", help="msae: also measure the embeddings of these, one a line"
+    )
+    command.add_argument(
+        "--training-captions",
+        metavar="FILE",
+        help="msae: captions that the mean and scale of text embeddings are taken from",
+    )
+    command.add_argument(
         "--save-latents",
         metavar="FOLDER",
         help="also write every image's latents there, as sparse rows in the order of the images",

@@ -8,11 +8,20 @@ from .ghost_saes import (
     TopKGhostTrainingSAE,
     TopKGhostTrainingSAEConfig,
 )
+from .matryoshka_topk import MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig
+from .matryoshka_topk_training import (
+    MatryoshkaTopKTrainingSAE,
+    MatryoshkaTopKTrainingSAEConfig,
+)
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
 
 __all__ = [
+    "MatryoshkaTopKSAE",
+    "MatryoshkaTopKSAEConfig",
+    "MatryoshkaTopKTrainingSAE",
+    "MatryoshkaTopKTrainingSAEConfig",
     "PatchAggregatedSAE",
     "PatchAggregatedSAEConfig",
     "PatchSAE",

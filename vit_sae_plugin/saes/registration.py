@@ -20,6 +20,11 @@ from .ghost_saes import (
     TopKGhostTrainingSAE,
     TopKGhostTrainingSAEConfig,
 )
+from .matryoshka_topk import MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig
+from .matryoshka_topk_training import (
+    MatryoshkaTopKTrainingSAE,
+    MatryoshkaTopKTrainingSAEConfig,
+)
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .relative_l1_sae import RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig
@@ -30,6 +35,7 @@ Classes = tuple[type[Any], type[Any]]
 # these entries let SAE.load_from_disk open their training checkpoints.
 SAE_CLASSES: dict[str, Classes] = {
     "patchsae": (PatchSAE, PatchSAEConfig),
+    "matryoshka_topk": (MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig),
     "patch_aggregated": (PatchAggregatedSAE, PatchAggregatedSAEConfig),
     "standard_ghost": (StandardSAE, StandardSAEConfig),
     "topk_ghost": (TopKSAE, TopKSAEConfig),
@@ -37,6 +43,7 @@ SAE_CLASSES: dict[str, Classes] = {
 }
 TRAINING_SAE_CLASSES: dict[str, Classes] = {
     "patchsae": (PatchTrainingSAE, PatchTrainingSAEConfig),
+    "matryoshka_topk": (MatryoshkaTopKTrainingSAE, MatryoshkaTopKTrainingSAEConfig),
     "standard_ghost": (StandardGhostTrainingSAE, StandardGhostTrainingSAEConfig),
     "topk_ghost": (TopKGhostTrainingSAE, TopKGhostTrainingSAEConfig),
     "standard_relative_l1": (RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig),

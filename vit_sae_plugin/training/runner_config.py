@@ -161,8 +161,8 @@ class ViTSAERunnerConfig:
     def __post_init__(self) -> None:
         self.seqpos_slice = tuple(self.seqpos_slice)
         self.model_from_pretrained_kwargs = dict(self.model_from_pretrained_kwargs or {})
-        check_field_types(self)
         self._check_sae()
+        check_field_types(self)
         self._check_source()
         self._check_sizes()
         self._check_optimizer()

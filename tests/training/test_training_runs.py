@@ -1,0 +1,348 @@
+"""Whole runs: every architecture learns, is saved, loads again, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+
+from tests.training.small_run import (
+    D_IN,
+    SAE_SETTINGS,
+    sae_config,
+    small_config,
+    small_images,
+    small_model,
+)
+from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.training import (
+    DivergedError,
+    TrainingInterruptedError,
+    ViTSAETrainingRunner,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedViT:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return small_images()
+
+
+@pytest.fixture
+def runner_of(model, images):
+    def make(folder: Path | None, *args: Any, **changes: Any) -> ViTSAETrainingRunner:
+        return ViTSAETrainingRunner(small_config(folder, *args, **changes), model, images)
+
+    return make
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _rows() -> Tensor:
+    return torch.randn(50, D_IN, generator=torch.Generator().manual_seed(1)) + 0.1
+
+
+def _expected_latents(sae: TrainingSAE, rows: Tensor) -> Tensor:
+    """What a trained SAE does at inference."""
+    if "batchtopk" not in sae.cfg.architecture():
+        return sae.encode(rows)
+    # BatchTopK SAEs are saved as JumpReLU SAEs with the threshold they have learned
+    _, hidden_pre = sae.encode_with_hidden_pre(rows)
+    return hidden_pre * (hidden_pre > sae.topk_threshold)
+
+
+def _same_state(one: TrainingSAE, other: TrainingSAE) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", SAE_SETTINGS)
+@torch.no_grad()
+def test_every_architecture_learns_and_loads_again(
+    architecture, runner_of, model, images, tmp_path
+) -> None:
+    with torch.enable_grad():
+        sae = runner_of(tmp_path, architecture).run()
+    metrics = _metrics(tmp_path)
+    assert [line["step"] for line in metrics] == list(range(5, 121, 5))
+    assert metrics[-1]["n_tokens"] == 120 * 128
+    first, last = metrics[0], metrics[-1]
+    assert last["mse_loss"] < 0.6 * first["mse_loss"]
+    assert last["explained_variance"] > first["explained_variance"] + 0.2
+    assert {"loss", "l0", "n_dead_latents", "tokens_per_second", "grad_norm"} <= last.keys()
+
+    loaded = SAE.load_from_disk(tmp_path / "sae")
+    rows = _rows()
+    latents = _expected_latents(sae.eval(), rows)
+    assert (latents > 0).any()
+    torch.testing.assert_close(loaded.encode(rows), latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(rows), sae.decode(latents), rtol=1e-4, atol=1e-5)
+
+    source = ActivationSource.from_metadata(loaded.cfg.metadata)
+    assert source.to_metadata().items() >= {"token_kind": "patches", "grid": [4, 4]}.items()
+    pixels = torch.stack([model.preprocess(images.record(0).load())])
+    assert source.activations(model, pixels).shape == (1, 16, D_IN)
+
+
+@pytest.mark.parametrize("architecture", SAE_SETTINGS)
+def test_interrupted_anywhere_a_run_ends_with_the_same_weights(
+    architecture, runner_of, model, images, tmp_path
+) -> None:
+    settings: dict[str, Any] = {"training_tokens": 45 * 128}
+    n_for_scale = 0
+    if architecture == "standard":  # also the estimate of the input's scale, and clipped AdamW
+        settings |= {
+            "sae": sae_config(architecture, normalize_activations="expected_average_only_in"),
+            "clip_grad_norm": 0.5,
+            "optimizer": "adamw",
+            "weight_decay": 0.1,
+            "lr_decay_steps": 9,
+        }
+        n_for_scale = 4
+    whole = runner_of(tmp_path / "whole", architecture, **settings).run()
+
+    runner = runner_of(tmp_path / "cut", architecture, **settings)
+    _ctrl_c_after(
+        runner, 37 + n_for_scale
+    )  # in the third buffer, and past a sparsity window of 35 steps
+    with pytest.raises(TrainingInterruptedError, match=r"37 of 45 .* saved\. Go on with: vit-sae "):
+        runner.run()
+    resumed = ViTSAETrainingRunner.resume(tmp_path / "cut", model, images)
+    _ctrl_c_after(resumed, 3)
+    with pytest.raises(TrainingInterruptedError, match="40 of 45"):
+        resumed.run()
+    ended = ViTSAETrainingRunner.resume(tmp_path / "cut", model, images).run()
+
+    assert _same_state(whole, ended)
+    assert [line["step"] for line in _metrics(tmp_path / "cut")] == list(range(5, 46, 5))
+    for name in ("sae_weights.safetensors", "sparsity.safetensors"):
+        assert (tmp_path / "whole/sae" / name).read_bytes() == (
+            tmp_path / "cut/sae" / name
+        ).read_bytes()
+
+
+def _ctrl_c_after(runner: ViTSAETrainingRunner, n_batches: int) -> None:
+    """Press Ctrl-C while the run waits for the batch after so many."""
+    serve, served = runner.store.__next__, []
+
+    class Impatient(type(runner.store)):
+        def __next__(self):
+            served.append(None)
+            if len(served) == n_batches + 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return serve()
+
+    runner.store.__class__ = Impatient
+
+
+def test_sigterm_during_a_step_saves_after_it(runner_of, model, images, tmp_path) -> None:
+    settings = {"training_tokens": 20 * 128}
+    whole = runner_of(None, **settings).run()
+    runner = runner_of(tmp_path, **settings)
+    step = runner.sae.training_forward_pass
+
+    def terminated(step_input):
+        if step_input.n_training_steps == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(step_input=step_input)
+
+    runner.sae.training_forward_pass = terminated
+    with pytest.raises(TrainingInterruptedError, match="13 of 20"):
+        runner.run()
+    assert _same_state(whole, ViTSAETrainingRunner.resume(tmp_path, model, images).run())
+
+
+def test_the_seed_is_honoured(runner_of) -> None:
+    settings = {"training_tokens": 10 * 128}
+    torch.manual_seed(0)
+    first = runner_of(None, **settings).run()
+    torch.manual_seed(1)
+    assert _same_state(first, runner_of(None, **settings).run())
+    assert not _same_state(first, runner_of(None, **settings, seed=4).run())
+
+
+def test_a_run_leaves_the_global_generator_alone(runner_of) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    runner_of(None, training_tokens=4 * 128).run()
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_finished_run_can_be_resumed_to_no_effect(runner_of, model, images, tmp_path) -> None:
+    runner_of(tmp_path, training_tokens=4 * 128).run()
+    before = (tmp_path / "sae/sae_weights.safetensors").read_bytes()
+    ViTSAETrainingRunner.resume(tmp_path, model, images).run()
+    assert (tmp_path / "sae/sae_weights.safetensors").read_bytes() == before
+
+
+def test_requested_checkpoints_are_kept_and_open_in_saelens(runner_of, tmp_path) -> None:
+    runner_of(tmp_path, training_tokens=12 * 128, n_checkpoints=3, checkpoint_every_minutes=0).run()
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    # evenly spaced ones as SAELens places them, and the newest two
+    assert folders == [f"step_{step:09d}" for step in (4, 7, 10, 11, 12)]
+    sae = SAE.load_from_disk(tmp_path / "checkpoints/step_000000004")
+    assert sae.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
+
+
+def test_input_scaling_is_recorded_until_it_is_in_the_weights(runner_of, tmp_path) -> None:
+    sae = sae_config("topk", normalize_activations="expected_average_only_in")
+    runner = runner_of(tmp_path, "topk", sae=sae, training_tokens=4 * 128)
+    runner.run()
+    checkpoint = SAE.load_from_disk(tmp_path / "checkpoints/step_000000004")
+    finished = SAE.load_from_disk(tmp_path / "sae")
+    scaling = checkpoint.cfg.metadata.input_scaling
+    assert scaling > 0
+    assert finished.cfg.metadata.input_scaling is None
+    rows = _rows()
+    torch.testing.assert_close(
+        finished(rows), checkpoint(rows * scaling) / scaling, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_images_that_cannot_be_used_are_listed_once(model, images, tmp_path) -> None:
+    class WithHoles(type(images)):
+        def record(self, index):
+            record = super().record(index)
+            return record if index % 9 else type(record)(index, f"i{index}", None, b"")
+
+    holes = WithHoles(images._images)
+    config = small_config(tmp_path, training_tokens=10 * 128, n_batches_in_buffer=2)
+    runner = ViTSAETrainingRunner(config, model, holes)
+    _ctrl_c_after(runner, 8)
+    with pytest.raises(TrainingInterruptedError):
+        runner.run()
+    ViTSAETrainingRunner.resume(tmp_path, model, holes).run()
+    lines = (tmp_path / "skipped_images.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == ["i0", "i9", "i18", "i27", "i36"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    runner_of, tmp_path
+) -> None:
+    runner = runner_of(tmp_path, "standard", checkpoint_every_minutes=0)
+    step = runner.sae.training_forward_pass
+
+    def diverging(step_input):
+        output = step(step_input=step_input)
+        if step_input.n_training_steps == 6:
+            output.loss = output.loss * float("nan")
+        return output
+
+    runner.sae.training_forward_pass = diverging
+    with pytest.raises(DivergedError, match=r"loss is nan .* at step 7: .*step_000000006\)"):
+        runner.run()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_000000005", "step_000000006"]
+    assert not (tmp_path / "sae").exists()
+
+
+def test_activations_that_are_not_finite_are_named_as_the_cause(model, images) -> None:
+    def overflowing(image):
+        return model.preprocess(image) * float("inf")
+
+    broken = HookedViT.from_module(model.bare_model, preprocess=overflowing)
+    with pytest.raises(DivergedError, match="the activations aren't finite"):
+        ViTSAETrainingRunner(small_config(None, "standard"), broken, images).run()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(runner_of, model, images, tmp_path) -> None:
+    settings = {"training_tokens": 9 * 128}
+    whole = runner_of(None, **settings).run()
+    runner_of(tmp_path, **settings, checkpoint_every_minutes=0).run()
+    weights = tmp_path / "checkpoints/step_000000009/sae_weights.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=r"step_000000009 is damaged .* one before it is used"):
+        ended = ViTSAETrainingRunner.resume(tmp_path, model, images).run()
+    assert _same_state(whole, ended)
+
+
+def test_a_changed_run_is_not_resumed(runner_of, model, images, tmp_path) -> None:
+    runner_of(tmp_path, training_tokens=2 * 128).run()
+    with pytest.raises(ValueError, match=r"lr: 0\.002 in the run, 0\.1 now; seed: 3 in the run"):
+        ViTSAETrainingRunner.resume(tmp_path, model, images, lr=0.1, seed=4)
+    changed = sae_config(l1_coefficient=1.0)
+    with pytest.raises(ValueError, match=r"sae\.l1_coefficient: 0\.001 in the run, 1\.0 now"):
+        ViTSAETrainingRunner.resume(tmp_path, model, images, sae=changed)
+    with pytest.raises(ValueError, match=r"other model or images .*images: "):
+        ViTSAETrainingRunner.resume(tmp_path, model, small_images(39)).run()
+    finer = HookedViT.from_module(model.bare_model, preprocess=lambda image: None)
+    with pytest.raises(ValueError, match=r"other model or images .*model: "):
+        ViTSAETrainingRunner.resume(tmp_path, finer, images).run()
+    ViTSAETrainingRunner.resume(tmp_path, model, images, n_workers=1, log_every_n_steps=1)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(runner_of, tmp_path) -> None:
+    runner_of(tmp_path, training_tokens=128).run()
+    with pytest.raises(FileExistsError, match=f"vit-sae train --resume {tmp_path}"):
+        runner_of(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        ViTSAETrainingRunner.resume(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook_name": "blocks.7.hook_resid_post"}, r"Near names: blocks\.1\.hook_resid_post"),
+        (
+            {"hook_name": "blocks.1.mlp.hook_post"},
+            "d_in is 32, but .* has width 128; want d_in=128",
+        ),
+        ({"device": "cuda:7"}, "device is 'cuda:7', but this machine has"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_training(runner_of, changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        runner_of(None, **changes)
+
+
+def test_missing_images_are_one_clear_error(model) -> None:
+    with pytest.raises(ValueError, match="dataset_path is empty; want the images"):
+        ViTSAETrainingRunner(small_config(None), model)
+
+
+def test_saelens_config_trains(model, images, tmp_path) -> None:
+    config = LanguageModelSAERunnerConfig(
+        sae=sae_config("topk"),
+        model_name="tiny",
+        model_class_name="HookedViT",
+        hook_name="blocks.0.hook_resid_post",
+        seqpos_slice=(1, None),
+        store_batch_size_prompts=8,
+        n_batches_in_buffer=4,
+        training_tokens=6 * 128,
+        train_batch_size_tokens=128,
+        checkpoint_path=str(tmp_path / "checkpoints"),
+        output_path=str(tmp_path / "out"),
+        logger=LoggingConfig(log_to_wandb=False),
+        verbose=False,
+    )
+    ViTSAETrainingRunner(config, model, images).run()
+    loaded = SAE.load_from_disk(tmp_path / "out/sae")
+    assert loaded.cfg.metadata.token_kind == "patches"
+    assert loaded.cfg.metadata.model_class_name == "HookedViT"
+
+
+def test_the_16_bit_model_and_any_hook_train(images) -> None:
+    model = small_model().to(torch.bfloat16)
+    config = small_config(None, "topk", hook_name="blocks.1.attn.hook_z", training_tokens=4 * 128)
+    sae = ViTSAETrainingRunner(config, model, images).run()
+    assert sae.W_dec.dtype == torch.float32
+    assert torch.isfinite(sae.W_dec).all()

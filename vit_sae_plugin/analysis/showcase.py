@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.hooked_vit import HookedViT
+
+_IMAGES_AT_ONCE = 32
 
 
 def select_showcase_latents(
@@ -68,13 +71,15 @@ def reference_heatmaps(
         for index in atlas.reference_images(latent, aggregation)["image"][:n_images]:
             wanted.setdefault(int(index), []).append(latent)
     found: dict[tuple[int, int], Heatmap] = {}
-    for index, image in images_by_index(image_source, wanted):
-        tokens = next(encode_images(model, sae, [image], source=source))
-        layout = layout_of(model, source, len(tokens))
-        region = seen_region(preprocess_of(model), image.size)
-        grids = layout.on_grid(tokens[:, wanted[index]].T).cpu().numpy()
-        for latent, grid in zip(wanted[index], grids, strict=True):
-            found[latent, index] = Heatmap(image, latent, grid, region)
+    loaded = images_by_index(image_source, wanted)
+    while some := list(islice(loaded, _IMAGES_AT_ONCE)):
+        encoded = encode_images(model, sae, [image for _, image in some], source=source)
+        for (index, image), tokens in zip(some, encoded, strict=True):
+            layout = layout_of(model, source, len(tokens))
+            region = seen_region(preprocess_of(model), image.size)
+            grids = layout.on_grid(tokens[:, wanted[index]].T).cpu().numpy()
+            for latent, grid in zip(wanted[index], grids, strict=True):
+                found[latent, index] = Heatmap(image, latent, grid, region)
     return {
         latent: [
             found[latent, int(index)]

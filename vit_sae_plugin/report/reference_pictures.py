@@ -1,0 +1,100 @@
+"""The reference images of a report: as files, with a mask for each latent they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.analysis import LatentAtlas
+from vit_sae_plugin.analysis.heatmaps import encode_images
+from vit_sae_plugin.analysis.image_lookup import images_by_index
+from vit_sae_plugin.analysis.model_inputs import preprocess_of
+from vit_sae_plugin.analysis.patch_layout import PatchLayout
+from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.datasets import ImageSource
+from vit_sae_plugin.report.patch_masks import mask_string, preview_string
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+_IMAGES_AT_ONCE = 32
+JPEG_QUALITY = 88
+
+
+@dataclass
+class MarkedPicture:
+    """What a page needs to draw one latent on one image."""
+
+    mask: str
+    """Patch activations (:func:`mask_string`)."""
+    preview: str
+    """The same for a thumbnail (:func:`preview_string`)."""
+    largest: float
+    """The largest activation of a patch."""
+
+
+def write_reference_pictures(
+    folder: Path,
+    atlas: LatentAtlas,
+    images: ImageSource,
+    model: HookedViT,
+    sae: SAE[Any],
+    source: ActivationSource,
+    latents: Sequence[int],
+    *,
+    size: int,
+    progress: bool,
+) -> dict[tuple[int, int], MarkedPicture]:
+    """Write each reference image as the model sees it, and find where latents are active in it.
+
+    Returns:
+        (latent, image index) → its mask.
+    """
+    wanted: dict[int, set[int]] = {}
+    for table in atlas.references.values():
+        for latent in latents:
+            for index in table.image[latent]:
+                if index >= 0:
+                    wanted.setdefault(int(index), set()).add(latent)
+    preprocess = preprocess_of(model)
+    marked: dict[tuple[int, int], MarkedPicture] = {}
+    loaded = images_by_index(images, wanted)
+    with tqdm(total=len(wanted), desc="pictures", unit="image", disable=not progress) as bar:
+        while some := list(islice(loaded, _IMAGES_AT_ONCE)):
+            encoded = encode_images(model, sae, [image for _, image in some], source=source)
+            for (index, image), tokens in zip(some, encoded, strict=True):
+                region = seen_region(preprocess, image.size)
+                save_picture(image, region, folder / picture_name(index), size)
+                layout = PatchLayout.of(source, model.cfg, len(tokens))
+                mine = sorted(wanted[index])
+                for latent, grid in zip(
+                    mine, layout.on_grid(tokens[:, mine].T).cpu().numpy(), strict=True
+                ):
+                    marked[latent, index] = MarkedPicture(
+                        mask_string(grid),
+                        preview_string(grid),
+                        float(tokens[:, latent].max()),
+                    )
+                bar.update()
+    return marked
+
+
+def save_picture(image: Image.Image, region: Region, path: Path, size: int) -> None:
+    """Save what the model sees, no larger than it is, with at most ``size`` pixels a side."""
+    scale = min(1.0, size / max(region.width, region.height))
+    pixels = max(1, round(region.width * scale)), max(1, round(region.height * scale))
+    region.crop(image, pixels).save(path, quality=JPEG_QUALITY)
+
+
+def picture_name(index: int) -> str:
+    """File name of a reference image; the pages know it too."""
+    return f"{index:07d}.jpg"

@@ -1,0 +1,160 @@
+"use strict";
+report.load("atlas").then((atlas) => {
+  const { el, svg, format } = report;
+  const { latents } = atlas;
+  const main = document.querySelector("main");
+  report.navigation(atlas, "latent.html");
+
+  function show() {
+    const latent = Number(location.hash.slice(1));
+    const position = latents.id.indexOf(latent);
+    main.replaceChildren();
+    window.scrollTo(0, 0);
+    if (location.hash.length < 2 || position < 0) {
+      main.append(el("p", { class: "empty" }, "This report shows no such latent. ", el("a", { href: "index.html" }, "All latents")));
+      return;
+    }
+    document.title = `Latent ${latent}`;
+    const chunk = String(Math.floor(position / atlas.latents_in_a_file)).padStart(5, "0");
+    report.load(`latents/${chunk}`).then((data) => draw(latent, position, data)).catch(report.fail);
+  }
+
+  function draw(latent, position, data) {
+    const details = data.latents[latent];
+    const { title, minor } = report.describe(atlas, position);
+    const neighbour = (step, text) => {
+      const other = latents.id[position + step];
+      return other === undefined ? null : el("a", { href: `#${other}`, rel: step < 0 ? "prev" : "next" }, text);
+    };
+    const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
+    main.replaceChildren(
+      el("div", { class: "tools", style: "margin:30px 0 0;color:var(--soft);font-size:13.5px" },
+        el("a", { href: "index.html" }, "All latents"), el("span", { class: "gap" }),
+        neighbour(-1, "← previous"), neighbour(1, "next →")),
+      el("h1", { style: "margin-top:6px" }, `Latent ${latent}`),
+      el("p", { class: "lead", style: "margin-bottom:0" }, el("b", {}, title), minor ? ` · ${minor}` : "",
+        latents.dense[position] ? " · dense" : ""),
+      el("dl", { class: "facts" },
+        fact("frequency", format.share(latents.frequency[position])),
+        fact("of tokens", format.share(latents.token_frequency[position])),
+        fact("images", format.count(latents.n_active_images[position])),
+        fact("mean activation", format.number(latents.mean[position])),
+        fact("max activation", format.number(latents.max[position])),
+        fact("label entropy", format.entropy(latents.entropy[position])),
+        fact("label std", format.number(latents.std[position]))),
+      references(details, data.images),
+      el("div", { class: "columns" },
+        section("Top classes", "Active tokens over the images of each class, per image.", classBars(details)),
+        section("Activations", "How many tokens activate it, by how much.", histogram(details.histogram)),
+        section("Active together", "Latents active on the same images: both ÷ either.", relatives(details.coactive)),
+        section("Alike in direction", "Latents with similar decoder rows, by cosine.", relatives(details.similar))),
+      ...explainedHere(latent));
+  }
+
+  function section(title, note, ...children) {
+    return el("section", {}, el("h2", {}, title), el("p", { class: "note" }, note), ...children);
+  }
+
+  function references(details, images) {
+    const grid = el("div", { class: "gallery references" });
+    const buttons = atlas.aggregations.map((name) => el("button", {
+      type: "button", "data-aggregation": name, onclick: () => choose(name),
+    }, name));
+    function choose(name) {
+      for (const button of buttons) button.setAttribute("aria-pressed", button.dataset.aggregation === name);
+      grid.replaceChildren(...details.references[name].map(([index, value]) => {
+        const [mask, largest] = details.masks[index];
+        const [id, label] = images[index];
+        return el("figure", { class: "figure" },
+          report.picture(report.pictureFile(index), atlas.grid, mask ? report.shares(mask) : null,
+            { title: `largest activation ${format.number(largest)}` }),
+          el("div", {}, el("b", {}, format.number(value)), label === null ? "" : ` ${report.className(atlas, label)}`),
+          el("div", { title: id }, id));
+      }));
+    }
+    choose(atlas.aggregations[0]);
+    return el("section", {},
+      el("h2", {}, "Reference images"),
+      el("div", { class: "tools" },
+        el("span", { class: "note", style: "margin:0" }, "The images that activate it most, bright in the patches where it is active. Ranked by"),
+        el("span", { class: "choice" }, buttons)),
+      grid);
+  }
+
+  function classBars(details) {
+    if (!details.classes.length) return el("p", { class: "note" }, "No labelled image has an active token.");
+    const highest = Math.max(...details.classes.map(([, , perImage]) => perImage));
+    return el("div", { class: "bars" }, details.classes.map(([index, count, perImage]) =>
+      el("div", { class: "entry", title: `${format.count(count)} tokens` },
+        el("span", {}, report.className(atlas, index)),
+        el("span", { class: "track" }, el("div", { class: "fill", style: `width:${100 * perImage / highest}%` })),
+        el("span", { class: "num" }, format.number(perImage)))));
+  }
+
+  function histogram(counts) {
+    let first = counts.findIndex((count) => count > 0);
+    let last = counts.length - 1 - [...counts].reverse().findIndex((count) => count > 0);
+    if (first < 0) return el("p", { class: "note" }, "Never active.");
+    first = Math.max(0, first - 2);
+    last = Math.min(counts.length - 1, last + 2);
+    const [width, height, bottom, left] = [520, 190, 160, 46];
+    const highest = Math.max(...counts);
+    const step = (width - left) / (last - first + 1);
+    const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img" });
+    for (const share of [0.5, 1]) {
+      const y = bottom - share * (bottom - 12);
+      chart.append(svg("line", { class: "grid", x1: left, x2: width, y1: y, y2: y }),
+        svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, shortCount(highest * share)));
+    }
+    for (let k = first; k <= last; k++) {
+      const size = counts[k] / highest * (bottom - 12);
+      const bar = svg("rect", { class: "fill", x: left + (k - first) * step + 0.5, width: Math.max(1, step - 1), y: bottom - size, height: size });
+      bar.append(svg("title", {}, `${format.number(atlas.edges[k])} to ${format.number(atlas.edges[k + 1])}: ${format.count(counts[k])}`));
+      chart.append(bar);
+    }
+    const labelled = Math.max(1, Math.round((last - first + 1) / 7));
+    for (let k = first; k <= last + 1; k += labelled) {
+      chart.append(svg("text", { x: left + (k - first) * step, y: bottom + 16, "text-anchor": "middle" }, format.number(atlas.edges[k])));
+    }
+    chart.append(svg("line", { class: "axis", x1: left, x2: width, y1: bottom, y2: bottom }),
+      svg("text", { x: (left + width) / 2, y: height - 1, "text-anchor": "middle" }, "activation of a token, log scale"));
+    return chart;
+  }
+
+  function shortCount(value) {
+    return value >= 1e6 ? `${format.number(value / 1e6)}M` : value >= 1e3 ? `${format.number(value / 1e3)}k` : format.number(value);
+  }
+
+  function relatives(pairs) {
+    if (!pairs.length) return el("p", { class: "note" }, "None.");
+    return el("div", { class: "relatives" }, pairs.slice(0, 6).map(([other, score]) => {
+      const position = latents.id.indexOf(other);
+      const known = position >= 0;
+      return el(known ? "a" : "div", { class: "relative", href: known ? `#${other}` : null },
+        el("span", { class: "id" }, String(other)),
+        known ? report.strip(atlas, position) : el("span", { class: "minor" }, "dead or not shown"),
+        el("span", { class: "what" }, el("div", {}, known ? report.describe(atlas, position).title : "")),
+        el("span", { class: "num" }, score.toFixed(2)));
+    }));
+  }
+
+  function explainedHere(latent) {
+    const found = atlas.explained.map((entry, i) => [entry, i]).filter(([entry]) => entry.latents.includes(latent));
+    if (!found.length) return [];
+    return [section("Explained images", "Where it is among the strongest latents.",
+      el("div", { class: "gallery" }, found.map(([entry, i]) => explainedCard(entry, i))))];
+  }
+
+  function explainedCard(entry, i) {
+    const file = `images/explained-${String(i).padStart(4, "0")}.jpg`;
+    return el("a", { class: "figure", href: `explain.html#${i}` }, report.picture(file), el("div", {}, entry.title));
+  }
+
+  window.addEventListener("hashchange", show);
+  document.addEventListener("keydown", (event) => {
+    if (event.target.closest("input, select, button")) return;
+    const rel = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
+    if (rel && !event.metaKey && !event.ctrlKey && !event.altKey) document.querySelector(`a[rel="${rel}"]`)?.click();
+  });
+  show();
+}).catch(report.fail);

@@ -11,6 +11,7 @@ from sae_lens import (
 )
 
 from vit_sae_plugin.saes import (
+    PatchAggregatedSAE,
     PatchTrainingSAEConfig,
     StandardGhostTrainingSAEConfig,
     TopKGhostTrainingSAEConfig,
@@ -66,6 +67,13 @@ def test_topk_has_the_same_outputs(rescale):
     assert plain.cfg.rescale_acts_by_decoder_norm is False
     torch.testing.assert_close(plain.encode(rows()), sae.encode(rows()))
     torch.testing.assert_close(plain(rows()), sae(rows()))
+
+
+def test_an_aggregation_rule_around_the_sae_is_left_out():
+    sae = PatchAggregatedSAE.from_sae(make_sae("standard_ghost"), "mean")
+    assert torch.equal(export_as_standard(sae)(rows()), sae(rows()))
+    sae = PatchAggregatedSAE.from_sae(make_sae("topk_ghost"), "mean")
+    torch.testing.assert_close(export_as_topk(sae)(rows()), sae(rows()))
 
 
 def test_an_exported_sae_has_weights_of_its_own_and_draws_no_random_numbers():

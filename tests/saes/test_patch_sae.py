@@ -5,9 +5,16 @@ import math
 
 import pytest
 import torch
-from sae_lens import SAE, TrainingSAE
+from sae_lens import (
+    SAE,
+    SAETrainer,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TrainingSAE,
+)
 from sae_lens.saes.sae import TrainStepInput
 
+from benchmarks.dead_latents import trainer_config
 from vit_sae_plugin.saes import PatchSAE, PatchTrainingSAE, PatchTrainingSAEConfig
 from vit_sae_plugin.saes.geometric_median import geometric_median
 
@@ -112,6 +119,40 @@ def test_class_token_weight_by_hand():
     assert hand_made_losses(sae, sae_in[None])["mse_loss"] == pytest.approx((3 * 4 / 5 + 2) / 4)
     with pytest.raises(ValueError, match=r"\[batch, token, d_in\], got shape \(2, 2\)"):
         hand_made_losses(sae, sae_in)
+
+
+def test_documented_conversion_from_the_coefficients_of_sae_lens():
+    ours = make_sae(mse_normalization="none", b_dec_init_method="zeros")
+    theirs = StandardTrainingSAE(StandardTrainingSAEConfig(D_IN, D_SAE))
+    weights = {name: ours.state_dict()[name] for name in theirs.state_dict()}
+    theirs.load_state_dict(weights)
+    step = step_input(rows())
+    loss = ours.training_forward_pass(step).loss
+    step.coefficients = {"l1": step.coefficients["l1"] * D_IN}
+    torch.testing.assert_close(loss * D_IN, theirs.training_forward_pass(step).loss)
+
+
+def test_penalty_warms_up_under_the_stock_trainer():
+    sae = make_sae(l1_coefficient=0.4, l1_warm_up_steps=4)
+    trainer = SAETrainer(trainer_config(lr=1e-3, n_steps=9, dead_feature_window=9), sae, iter(()))
+    penalties = []
+    for _ in range(6):
+        penalties.append(trainer.get_coefficients()["l1"])
+        trainer.step(rows())
+    assert penalties == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("bfloat16", 0.02), ("float64", 1e-5)])
+def test_other_precisions_give_the_same_loss(dtype, rtol):
+    reference = make_sae(b_dec_init_method="zeros")
+    sae = make_sae(b_dec_init_method="zeros", dtype=dtype)
+    sae.load_state_dict(reference.state_dict())
+    step = step_input(rows(), dead=[1])
+    loss = sae.training_forward_pass(step).loss
+    loss.backward()
+    assert sae.W_dec.grad.dtype == sae.dtype
+    expected = reference.training_forward_pass(step).loss
+    torch.testing.assert_close(loss.float(), expected, rtol=rtol, atol=0)
 
 
 def test_a_token_of_zeros_has_a_finite_loss():

@@ -10,9 +10,17 @@ from typing import Any, Literal, TypeVar
 import torch
 from sae_lens import SAE, SAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
+from .patch_aggregated import PatchAggregatedSAE
+
 ExportArchitecture = Literal["standard", "topk"]
 
-_RELU_ARCHITECTURES = ("standard", "standard_ghost", "patchsae", "matryoshka_topk")
+_RELU_ARCHITECTURES = (
+    "standard",
+    "standard_ghost",
+    "standard_relative_l1",
+    "patchsae",
+    "matryoshka_topk",
+)
 _TOPK_ARCHITECTURES = ("topk", "topk_ghost", "matryoshka_topk")
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -23,8 +31,9 @@ def export_as_standard(sae: SAE[Any]) -> StandardSAE:
     """A copy of ``sae`` as SAELens's ``standard`` (ReLU) SAE, with the same outputs.
 
     Args:
-        sae: a ``patchsae``, ``standard`` or ``standard_ghost`` SAE, trained or in training, or a
-            ``matryoshka_topk`` whose ``k`` is None (that is, which uses all positive latents).
+        sae: a ``patchsae`` or ``standard`` SAE (or one of our variants of ``standard``), trained or
+            in training; a ``matryoshka_topk`` whose ``k`` is None, that is, which uses all
+            positive latents; or a ``patch_aggregated`` one around any of these.
 
     Returns:
         A new SAE on the same device, in the same dtype, with its own weights and the same
@@ -33,6 +42,7 @@ def export_as_standard(sae: SAE[Any]) -> StandardSAE:
     Raises:
         ValueError: the SAE computes something that a ``standard`` SAE can't.
     """
+    sae = _without_aggregation(sae)
     architecture = sae.cfg.architecture()
     if architecture not in _RELU_ARCHITECTURES:
         raise ValueError(
@@ -56,12 +66,13 @@ def export_as_topk(sae: SAE[Any], k: int | None = None) -> TopKSAE:
 
     Args:
         sae: a ``topk`` or ``topk_ghost`` SAE, or a ``matryoshka_topk``, whose one set of weights
-            serves every ``k``.
+            serves every ``k``; or a ``patch_aggregated`` one around any of these.
         k: number of latents to keep. None: the SAE's own.
 
     Raises:
         ValueError: the SAE computes something that a ``topk`` SAE with this ``k`` can't.
     """
+    sae = _without_aggregation(sae)
     architecture = sae.cfg.architecture()
     if architecture not in _TOPK_ARCHITECTURES:
         raise ValueError(
@@ -116,6 +127,10 @@ def save_exported(
         raise ValueError(f"architecture={architecture!r}: choose 'standard' or 'topk'")
     plain.save_model(folder)
     return Path(folder)
+
+
+def _without_aggregation(sae: SAE[Any]) -> SAE[Any]:
+    return sae.base if isinstance(sae, PatchAggregatedSAE) else sae
 
 
 def _refuse_soft_cap(sae: SAE[Any]) -> None:

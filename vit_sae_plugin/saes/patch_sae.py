@@ -167,7 +167,7 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         # Not the decoder's transpose. As in the released code the fan counted for this
-        # [d_in, d_sae] matrix is d_sae: latents start small, and few of them die at once.
+        # [d_in, d_sae] matrix is d_sae, so that latents start small.
         nn.init.kaiming_uniform_(self.W_enc)
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
 
@@ -213,9 +213,10 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         sae_out = self._decode_by(decoder_rows, feature_acts)
 
         error = self._reconstruction_error(sae_in, sae_out)
-        # Sums over thousands of latents lose too much in 16 bits.
+        # Sums over thousands of latents lose too much in 16 bits. No abs: ReLU leaves nothing
+        # negative, and this tensor is the largest of the step.
         sum_dtype = torch.promote_types(feature_acts.dtype, torch.float32)
-        l1_per_token = feature_acts.abs().sum(dim=-1, dtype=sum_dtype)
+        l1_per_token = feature_acts.sum(dim=-1, dtype=sum_dtype)
         losses = {
             "mse_loss": self._weigh_class_token(error).mean(),
             "l1_loss": step_input.coefficients["l1"] * l1_per_token.mean(),
@@ -259,7 +260,7 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         error = (sae_out - sae_in).square()
         if self.cfg.mse_normalization == "none":
             return error
-        norm = sae_in.norm(dim=-1, keepdim=True)
+        norm = sae_in.to(error.dtype).norm(dim=-1, keepdim=True)
         # A token of zeros has no norm to divide by: its error counts as it is.
         return error / torch.where(norm > 0, norm, torch.ones_like(norm))
 

@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import v2
 
 from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit, tiny_sae
+from vit_sae_plugin.datasets import ShapeScenes
 from vit_sae_plugin.evaluation.concept_masks import (
     ConceptPatches,
     PatchCoverage,
@@ -185,6 +186,15 @@ def test_scene_concepts_join_objects_that_share_one():
     assert masks["color", "red"].flatten().tolist() == [True, False, False, True]
     assert masks["color and shape", "red ring"].flatten().tolist() == [False, False, False, True]
     assert len(masks) == 1 + 2 + 2 + 2
+
+
+def test_shape_scenes_bring_their_own_masks(model):
+    scenes = ShapeScenes(30, n_objects=3, seed=1)
+    settings = {"min_coverage": 0.25, "min_positive_patches": 3, "baselines": []}
+    table = localize(model, tiny_sae(model), scenes, **settings).localization
+    assert {"color", "shape", "texture"} <= {*table.index.get_level_values("kind")}
+    assert table["auroc"].between(0, 1).all()
+    assert table["n_positive_patches"].min() >= 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Plots of several SAEs side by side show what the tables say."""
+
+import pytest
+import torch
+from sae_lens import TopKSAE, TopKSAEConfig
+
+from vit_sae_plugin.evaluation import evaluate_embeddings
+from vit_sae_plugin.report.recovery_plots import plot_frontier, plot_progressive_recovery
+
+
+@pytest.fixture(scope="module")
+def reports():
+    rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    saes = {f"topk k={k}": TopKSAE(TopKSAEConfig(d_in=8, d_sae=16, k=k)) for k in (4, 2)}
+    saes["one"] = TopKSAE(TopKSAEConfig(d_in=8, d_sae=16, k=8))
+    return {name: evaluate_embeddings(sae, rows, k_list=[1, 4, 16]) for name, sae in saes.items()}
+
+
+def test_frontier_joins_one_familys_points_by_sparsity(reports, tmp_path):
+    figure = plot_frontier(reports, ["fvu", "cosine_similarity"])
+    family, single = figure.axes[0].get_lines()
+    assert family.get_label() == "topk"
+    expected = [reports[f"topk k={k}"].embeddings.loc["image"] for k in (2, 4)]
+    assert family.get_xdata().tolist() == [row["l0"] for row in expected]
+    assert family.get_ydata().tolist() == [row["fvu"] for row in expected]
+    assert len(single.get_xdata()) == 1
+    assert figure.axes[1].get_ylabel() == "cosine similarity"
+    figure.savefig(tmp_path / "frontier.png")
+
+
+def test_progressive_recovery_has_a_line_for_each_sae(reports):
+    figure = plot_progressive_recovery(reports, ["fvu"])
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.get_lines()] == list(reports)
+    assert axes.get_lines()[0].get_xdata().tolist() == [1, 4, 16]
+    assert plot_progressive_recovery(reports, ["fvu"], x="l0").axes[0].get_xlabel().endswith("(L0)")
+
+
+def test_what_cannot_be_plotted_is_said(reports):
+    with pytest.raises(ValueError, match="no 'text' rows"):
+        plot_frontier(reports, modality="text")
+    with pytest.raises(ValueError, match=r"no column \['beauty'\]"):
+        plot_frontier(reports, ["beauty"])
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_frontier({})

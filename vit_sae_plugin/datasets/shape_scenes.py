@@ -85,6 +85,12 @@ class Scene:
     label: int
     """Class of the largest object: an index into ``ShapeScenes.class_names``."""
 
+    def patch_coverage(self, patch_size: int = 8) -> NDArray[np.float64]:
+        """Which share of each patch's pixels each object covers, ``[object, row, column]``."""
+        side = IMAGE_SIZE // patch_size
+        masks = np.stack([thing.mask for thing in self.objects])
+        return masks.reshape(-1, side, patch_size, side, patch_size).mean(axis=(2, 4))
+
 
 class _Draws:
     """Random integers from raw PCG64 output."""

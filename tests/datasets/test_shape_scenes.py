@@ -1,0 +1,260 @@
+"""Shape scenes: the same everywhere, true to their labels and masks."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_sae_plugin.datasets.shape_captions import article, describe, relation, write_caption
+from vit_sae_plugin.datasets.shape_drawing import (
+    COLORS,
+    FULL_COVERAGE,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    TILTS,
+    draw_background,
+    paint,
+    sprite,
+    texture_tile,
+)
+from vit_sae_plugin.datasets.shape_scenes import SCENE_CLASS_NAMES, ShapeScenes
+
+EXPECTED_DIGESTS = {
+    "train": "",
+    "test": "",
+}
+
+
+def digest(source: ShapeScenes, n: int) -> str:
+    """SHA-256 over pixels, masks, captions and labels of the first ``n`` scenes."""
+    total = hashlib.sha256()
+    for index in range(n):
+        scene = source.scene(index)
+        total.update(np.asarray(scene.image).tobytes())
+        for thing in scene.objects:
+            total.update(thing.mask.tobytes())
+        total.update(f"{scene.caption}|{scene.label}".encode())
+    return total.hexdigest()
+
+
+def pixels(scene) -> np.ndarray:
+    return np.asarray(scene.image).astype(int)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_scenes_are_the_same_on_every_machine(split):
+    # A change here changes every figure measured on scenes: raise GENERATOR_VERSION with it.
+    assert digest(ShapeScenes(64, seed=7, split=split), 64) == EXPECTED_DIGESTS[split]
+
+
+def test_a_scene_depends_on_seed_split_and_index_only():
+    few, many = ShapeScenes(3), ShapeScenes(10_000)
+    many.scene(9_999)
+    assert np.array_equal(pixels(few.scene(2)), pixels(many.scene(2)))
+    assert few.scene(2).caption == many.scene(2).caption
+    other_seed = ShapeScenes(3, seed=1).scene(2)
+    assert not np.array_equal(pixels(few.scene(2)), pixels(other_seed))
+
+
+def test_train_and_test_share_no_scene():
+    def pictures(split: str) -> set[bytes]:
+        source = ShapeScenes(400, n_objects=1, split=split)
+        return {source.scene(index).image.tobytes() for index in range(400)}
+
+    train, test = pictures("train"), pictures("test")
+    assert len(train) == len(test) == 400
+    assert train.isdisjoint(test)
+
+
+@settings(max_examples=60, deadline=None)
+@given(index=st.integers(0, 10**9 - 1), seed=st.integers(0, 2**63), n_objects=st.integers(1, 3))
+def test_every_scene_is_what_it_says(index, seed, n_objects):
+    scene = ShapeScenes(10**9, n_objects=n_objects, seed=seed).scene(index)
+    assert scene.image.size == (64, 64)
+    assert scene.image.mode == "RGB"
+    assert len(scene.objects) == n_objects
+    names = [f"{thing.color} {thing.shape}" for thing in scene.objects]
+    assert len(set(names)) == n_objects
+    assert SCENE_CLASS_NAMES[scene.label] == names[0]
+    assert all(name in scene.caption for name in names)
+    masks = np.stack([thing.mask for thing in scene.objects])
+    assert masks.sum(axis=0).max() == 1  # a pixel belongs to one object at most
+    order = list(SIZES)
+    sizes = [order.index(thing.size) for thing in scene.objects]
+    assert sizes == sorted(sizes, reverse=True)
+    for thing in scene.objects:
+        column, row = thing.centre
+        rows, columns = np.nonzero(thing.mask)
+        last = SIZES[thing.size][1] / 2 + 1
+        assert max(abs(rows - row).max(), abs(columns - column).max()) <= last
+        # Objects barely overlap: most of the smallest sprite of this kind is in sight.
+        smallest = SIZES[thing.size][0] - 1
+        areas = [
+            (2 * sprite(thing.shape, smallest, tilt)[:, ::3] >= FULL_COVERAGE).sum()
+            for tilt in range(len(TILTS))
+        ]
+        assert thing.mask.sum() >= 0.85 * min(areas)
+
+
+def test_masks_lie_on_their_objects():
+    """Inside a plain object's mask the pixels have its colour; outside all masks, nobody's."""
+    source = ShapeScenes(200)
+    for index in range(200):
+        scene = source.scene(index)
+        image = pixels(scene)
+        free = ~np.any([thing.mask for thing in scene.objects], axis=0)
+        for thing in scene.objects:
+            base = np.array(COLORS[thing.color][0])
+            # Middle pixels only: outlines blend into what lies behind them.
+            shifts = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+            inner = np.all([np.roll(thing.mask, shift, (0, 1)) for shift in shifts], axis=0)
+            if thing.texture == "plain":
+                assert np.abs(image[inner] - base).max() <= 8 + 4
+            near_base = (np.abs(image - base) <= 12).all(axis=-1)
+            others_alike = any(t.color == thing.color for t in scene.objects if t is not thing)
+            if not others_alike:
+                assert near_base[free].mean() < 0.01
+
+
+def test_coverage_of_patches_is_the_mean_of_the_mask():
+    scene = ShapeScenes(1, n_objects=2).scene(0)
+    coverage = scene.patch_coverage(8)
+    assert coverage.shape == (2, 8, 8)
+    assert coverage[1, 3, 5] == scene.objects[1].mask[24:32, 40:48].mean()
+    assert coverage.sum() * 64 == sum(thing.mask.sum() for thing in scene.objects)
+
+
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [
+        ("circle", np.pi * 0.92**2),
+        ("square", 1.56**2),
+        ("triangle", 1.72 * 1.72 * 0.58),
+        ("cross", 2 * 1.88 * 0.62 - 0.62**2),
+        ("ring", np.pi * (0.95**2 - 0.52**2)),
+    ],
+)
+@pytest.mark.parametrize("tilt", range(len(TILTS)))
+def test_a_sprite_has_the_area_of_its_shape(shape, area, tilt):
+    coverage = sprite(shape, 30, tilt)[:, ::3]
+    assert coverage.max() == FULL_COVERAGE
+    assert coverage.sum() / FULL_COVERAGE / 15**2 == pytest.approx(area, rel=0.01)
+
+
+def test_all_sprites_differ():
+    drawn = {sprite(shape, 24, 4).tobytes() for shape in SHAPES}
+    assert len(drawn) == len(SHAPES) == 8
+
+
+@pytest.mark.parametrize(
+    ("texture", "share"),
+    [("plain", 0.0), ("striped", 0.5), ("checked", 0.5), ("dotted", 7 / 16 * np.pi / 4)],
+)
+@pytest.mark.parametrize("variant", range(4))
+def test_a_texture_takes_its_share_of_the_accent(texture, share, variant):
+    tile = texture_tile(texture, variant)
+    assert tile.mean() / FULL_COVERAGE == pytest.approx(share, abs=0.04)
+
+
+def test_paint_blends_by_coverage_and_stops_at_the_edge():
+    canvas = draw_background((100, 100, 100), (100, 100, 100), 0)
+    coverage = np.repeat(np.array([[16, 8], [0, 4]], dtype=np.int16), 3, axis=1)
+    base, accent = np.array([[20, 180, 100], [0, 0, 0]], dtype=np.int16)
+    mask = paint(canvas, coverage, 62, 63, base, accent, np.zeros((2, 6), dtype=np.int16))
+    assert canvas[63, -6:].tolist() == [20, 180, 100, 60, 140, 100]
+    assert (canvas[:63] == 100).all()
+    assert np.argwhere(mask).tolist() == [[63, 62], [63, 63]]
+
+
+def test_a_graded_background_runs_from_one_colour_to_the_other():
+    canvas = draw_background((0, 40, 100), (126, 40, 37), 0).reshape(64, 64, 3)
+    assert canvas[0, 0].tolist() == [0, 40, 100]
+    assert canvas[5, 63].tolist() == [124, 40, 37]  # 126 · 252 >> 8, and −63 · 252 >> 8 = −63
+    assert (canvas[0] == canvas[63]).all()
+
+
+def thing(color, shape, centre=(10, 10), size="large", texture="plain"):
+    return SimpleNamespace(color=color, shape=shape, centre=centre, size=size, texture=texture)
+
+
+def test_captions_by_hand():
+    star, ring = thing("orange", "star", (10, 12)), thing("blue", "ring", (40, 20))
+    assert article("orange star") == "an orange star"
+    assert describe(star, with_size=True, with_texture=True) == "large plain orange star"
+    assert relation(star, ring) == "left of"
+    assert relation(ring, star) == "right of"
+    assert relation(star, thing("red", "cross", (11, 2))) == "below"
+    always_first = write_caption([star, ring], "dark", lambda n: 0)
+    assert always_first == (
+        "a large plain orange star left of a large plain blue ring on a dark background"
+    )
+    always_last = write_caption([star, ring], "dark", lambda n: n - 1)
+    assert always_last == "an image of an orange star and a blue ring"
+
+
+def test_classes_and_attributes_are_evenly_spread():
+    source = ShapeScenes(3200)
+    labels = Counter(source.record(index).label for index in range(3200))
+    assert len(labels) == 64
+    assert 20 <= min(labels.values()) <= max(labels.values()) <= 85
+    scenes = [source.scene(index) for index in range(600)]
+    counts = Counter(len(scene.objects) for scene in scenes)
+    assert all(150 <= counts[n] <= 250 for n in (1, 2, 3))
+    textures = Counter(thing.texture for scene in scenes for thing in scene.objects)
+    assert all(240 <= textures[texture] <= 360 for texture in TEXTURES)
+
+
+def test_records_are_the_scenes():
+    source = ShapeScenes(20, split="test", seed=3)
+    records = list(source.records(start=5))
+    assert [record.index for record in records] == list(range(5, 20))
+    assert len({record.id for record in records}) == 15
+    sent = pickle.loads(pickle.dumps(records[2]))
+    scene = source.scene(7)
+    assert sent.label == scene.label
+    assert np.array_equal(np.asarray(sent.load()), np.asarray(scene.image))
+
+
+def test_the_fingerprint_tells_sources_apart():
+    sources = [
+        ShapeScenes(20),
+        ShapeScenes(21),
+        ShapeScenes(20, seed=1),
+        ShapeScenes(20, split="test"),
+        ShapeScenes(20, n_objects=1),
+        ShapeScenes(20, n_objects=(1, 2)),
+    ]
+    assert len({source.fingerprint() for source in sources}) == len(sources)
+    assert ShapeScenes(20).fingerprint() == ShapeScenes(20, n_objects=(1, 3)).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_objects": 0}, "n_objects=0"),
+        ({"n_objects": (2, 4)}, r"n_objects=\(2, 4\)"),
+        ({"n_objects": (3, 1)}, r"n_objects=\(3, 1\)"),
+        ({"split": "val"}, "split='val'.*train, test"),
+        ({"n_images": 0}, "n_images=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ShapeScenes(**{"n_images": 5, **arguments})
+
+
+def test_an_index_past_the_end_is_refused():
+    source = ShapeScenes(5)
+    with pytest.raises(IndexError, match="scene 5 of shapes:train, which has 5 images"):
+        source.scene(5)
+    with pytest.raises(IndexError, match="scene -1"):
+        source.record(-1)

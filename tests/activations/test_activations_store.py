@@ -136,7 +136,7 @@ def test_a_store_goes_on_to_the_bit_wherever_it_was(model, n_served) -> None:
 
 def test_an_interrupt_while_the_buffer_fills_loses_nothing(model) -> None:
     store, undisturbed = _store(model), _store(model)
-    forward, calls = model.run_with_cache, []
+    forward, calls = model.forward, []
 
     def interrupted_once(*args, **kwargs):
         calls.append(None)
@@ -144,24 +144,24 @@ def test_an_interrupt_while_the_buffer_fills_loses_nothing(model) -> None:
             raise KeyboardInterrupt
         return forward(*args, **kwargs)
 
-    model.run_with_cache = interrupted_once  # type: ignore[method-assign]
+    model.forward = interrupted_once  # type: ignore[method-assign]
     try:
         with pytest.raises(KeyboardInterrupt):
             next(store)
         for _ in range(6):
             assert torch.equal(next(store), next(undisturbed))
     finally:
-        del model.run_with_cache
+        del model.forward
 
 
 class _ImageNumbers(HookedViT):
     """Gives each row its image's number and its token's, to see where rows come from."""
 
-    def run_with_cache(self, pixels, names_filter, stop_at_layer=None):  # type: ignore[override]
+    def forward(self, pixels, stop_at_layer=None):  # type: ignore[override]
         acts = torch.zeros(len(pixels), N_TOKENS, self.cfg.d_model)
         acts[..., 0] = pixels[:, 0, 0, 0, None]
         acts[..., 1] = torch.arange(N_TOKENS)
-        return None, {names_filter: acts}
+        return self.hook_dict[HOOK](acts)
 
 
 def _numbered(n_images: int) -> tuple[_ImageNumbers, ArrayImages]:

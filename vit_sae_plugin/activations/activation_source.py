@@ -204,12 +204,16 @@ class ActivationSource:
         Raises:
             ValueError: the hook has fewer tokens than the kind asks for.
         """
-        _, cache = model.run_with_cache(
-            pixels.to(model.cfg.device),
-            names_filter=self._read_at,
-            stop_at_layer=self.stop_at_layer,
+        kept: list[Tensor] = []
+        # run_with_cache would visit every hook point twice, which small towers feel
+        handle = model.hook_dict[self._read_at].register_forward_hook(
+            lambda point, inputs, value: kept.append(value)
         )
-        return self.select(model.cfg, cache[self._read_at])
+        try:
+            model(pixels.to(model.cfg.device), stop_at_layer=self.stop_at_layer)
+        finally:
+            handle.remove()
+        return self.select(model.cfg, kept[0])
 
     def select(
         self, cfg: HookedViTConfig, hook_value: Float[Tensor, "batch ..."]

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import EVERY_TOKEN, ActivationSource
+from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
 from vit_sae_plugin.datasets import ImageLoader, SkippedImages
 
 if TYPE_CHECKING:
@@ -40,6 +40,15 @@ class _OpenImageBatch:
     number: int
     rows: Tensor
     n_taken: int = 0
+
+    @property
+    def is_used_up(self) -> bool:
+        return self.n_taken == len(self.rows)
+
+    def take(self, n_rows: int) -> Tensor:
+        taken = self.rows[self.n_taken : self.n_taken + n_rows]
+        self.n_taken += len(taken)
+        return taken
 
 
 class ViTActivationsStore(Iterator[Tensor]):
@@ -120,10 +129,10 @@ class ViTActivationsStore(Iterator[Tensor]):
         self.device = torch.device(device)
         self.autocast_model = autocast_model
 
-        n_rows = n_batches_in_buffer * train_batch_size_tokens
         self.skipped = SkippedImages()
-        self._rows = torch.empty(n_rows, self.d_in, dtype=dtype, device=self.device)
-        self._order: Tensor | None = None
+        self._buffer = ShuffleBuffer(
+            n_batches_in_buffer, train_batch_size_tokens, self.d_in, dtype, self.device
+        )
         self._position = StorePosition()
         self._image_batches: Iterator[ImageBatch] | None = None
         self._open_batch: _OpenImageBatch | None = None
@@ -134,15 +143,18 @@ class ViTActivationsStore(Iterator[Tensor]):
         Raises:
             NoReadableImagesError: no image of the source can be read.
         """
-        if self._order is None:
-            self._order = self._fill()
-        first = self._position.batch_in_buffer * self.train_batch_size_tokens
-        chosen = self._order[first : first + self.train_batch_size_tokens]
-        batch = self._rows.index_select(0, chosen)
+        if not self._buffer.is_filled:
+            try:
+                self._buffer.fill(self._take_rows, (self.seed, self._position.buffer))
+            except BaseException:
+                # an interrupt must not leave the position and the stream of images apart
+                self._forget_buffer()
+                raise
+        batch = self._buffer.batch(self._position.batch_in_buffer)
         self._position.batch_in_buffer += 1
         if self._position.batch_in_buffer == self.n_batches_in_buffer:
             self._position = self._start_of_next_buffer()
-            self._order = None
+            self._buffer.empty()
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -158,27 +170,11 @@ class ViTActivationsStore(Iterator[Tensor]):
         self._position = StorePosition(**state)
         self._forget_buffer()
 
-    def _fill(self) -> Tensor:
-        """Fill the buffer with the rows that follow, and return the order to serve them in."""
-        n_filled = 0
-        try:
-            while n_filled < len(self._rows):
-                if self._open_batch is None:
-                    self._open_batch = self._next_image_batch()
-                batch = self._open_batch
-                taken = batch.rows[batch.n_taken :][: len(self._rows) - n_filled]
-                self._rows[n_filled : n_filled + len(taken)].copy_(taken)
-                n_filled += len(taken)
-                batch.n_taken += len(taken)
-                if batch.n_taken == len(batch.rows):
-                    self._last_image_batch = batch.number
-                    self._open_batch = None
-        except BaseException:
-            # an interrupt must not leave the position and the stream of images apart
-            self._forget_buffer()
-            raise
-        generator = torch.Generator().manual_seed(_mix(self.seed, self._position.buffer))
-        return torch.randperm(len(self._rows), generator=generator).to(self.device)
+    def _take_rows(self, n_rows: int) -> Tensor:
+        """The rows that follow, at most ``n_rows``."""
+        if self._open_batch is None or self._open_batch.is_used_up:
+            self._open_batch = self._next_image_batch()
+        return self._open_batch.take(n_rows)
 
     def _next_image_batch(self) -> _OpenImageBatch:
         n_taken = 0
@@ -206,17 +202,15 @@ class ViTActivationsStore(Iterator[Tensor]):
         return _OpenImageBatch(images.batch_number, acts_btd.flatten(end_dim=1), n_taken)
 
     def _start_of_next_buffer(self) -> StorePosition:
+        last = self._open_batch
+        if last is None:
+            raise RuntimeError("no image batch has been read")
         buffer = self._position.buffer + 1
-        if self._open_batch is None:
-            return StorePosition(self._last_image_batch + 1, 0, buffer)
-        return StorePosition(self._open_batch.number, self._open_batch.n_taken, buffer)
+        if last.is_used_up:
+            return StorePosition(last.number + 1, 0, buffer)
+        return StorePosition(last.number, last.n_taken, buffer)
 
     def _forget_buffer(self) -> None:
-        self._order = None
+        self._buffer.empty()
         self._open_batch = None
         self._image_batches = None
-
-
-def _mix(*seeds: int) -> int:
-    """One seed from several; neighbouring ones give unrelated streams."""
-    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])

@@ -1,0 +1,134 @@
+"""How much of the bare tower's rate the activations store keeps, for shapes-clip and ViT-B-32.
+
+The bare tower is the wrapped open_clip model's own modules, called one after the other, up to the
+block that is hooked: exactly the layers that the store needs, on pixels in memory, in batches of
+the same size. The store does all it does in training: it loads images (from arrays in memory,
+through the model's own preprocessing), runs the tower with a hook, shuffles, and serves batches.
+"Pixels ready" leaves out the preprocessing, so what remains is the store itself. "Full tower" is
+the model's whole encode_image, for comparison. All take turns, so that a slow spell of the machine
+strikes each.
+
+    python benchmarks/store_rate.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from vit_sae_plugin.activations import ViTActivationsStore
+from vit_sae_plugin.datasets import ArrayImages
+from vit_sae_plugin.hooked_vit import HookedViT
+
+
+def load(name: str) -> HookedViT:
+    """shapes-clip as it ships; any other open_clip architecture with random weights."""
+    if name == "shapes-clip":
+        return HookedViT.from_pretrained(name)
+    bare, _, preprocess = open_clip.create_model_and_transforms(name)
+    return HookedViT.from_module(bare.eval(), preprocess=preprocess, model_name=name)
+
+
+def bare_tower(visual: nn.Module, pixels: Tensor, n_blocks: int) -> Tensor:
+    """The first blocks of open_clip's VisionTransformer, by its own modules."""
+    tokens = visual.ln_pre(visual.patch_dropout(visual._embeds(pixels)))
+    for block in visual.transformer.resblocks[:n_blocks]:
+        tokens = block(tokens)
+    return tokens
+
+
+class PixelsReady:
+    """Stands for the preprocessing where the pixels are there already."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __call__(self, image) -> Tensor:
+        return self.pixels
+
+
+def images_per_second(run: Callable[[], None], n_images: int) -> float:
+    """The rate of one turn."""
+    start = time.perf_counter()
+    run()
+    return n_images / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def measure(name: str, n_batches: int, batch_size_images: int, n_turns: int, n_workers: int):
+    """Rates of the four, in images a second, a list of turns each."""
+    model = load(name)
+    cfg = model.cfg
+    layer = cfg.n_layers - 2
+    size = cfg.image_size
+    pixels = torch.randn(batch_size_images, 3, *size)
+    pictures = np.random.default_rng(0).integers(0, 256, (batch_size_images, *size, 3), np.uint8)
+    n_images = n_batches * batch_size_images
+
+    def store(preprocess: Callable) -> ViTActivationsStore:
+        ready = HookedViT.from_module(model.bare_model, preprocess=preprocess)
+        return ViTActivationsStore(
+            ready,
+            ArrayImages(pictures),
+            hook_name=f"blocks.{layer}.hook_resid_post",
+            train_batch_size_tokens=batch_size_images * cfg.n_tokens,
+            store_batch_size_images=batch_size_images,
+            n_batches_in_buffer=n_batches,
+            n_workers=n_workers,
+        )
+
+    stores = {
+        "store": store(model.preprocess),
+        "store, pixels ready": store(PixelsReady(pixels[0])),
+    }
+    visual = model.bare_model.visual
+    runs: dict[str, Callable[[], None]] = {
+        "bare tower": lambda: [bare_tower(visual, pixels, layer + 1) for _ in range(n_batches)],
+        **{
+            kind: lambda one=one: [None for _ in islice(one, n_batches)]
+            for kind, one in stores.items()
+        },
+        "full tower": lambda: [model.bare_model.encode_image(pixels) for _ in range(n_batches)],
+    }
+    for run in runs.values():
+        run()
+    rates: dict[str, list[float]] = {kind: [] for kind in runs}
+    for _ in range(n_turns):
+        for kind, run in runs.items():
+            rates[kind].append(images_per_second(run, n_images))
+    return rates, f"{name}: blocks 0 to {layer} of {cfg.n_layers}, {cfg.n_tokens} tokens"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["shapes-clip", "ViT-B-32"])
+    parser.add_argument("--n-batches", type=int, default=6, help="batches a turn")
+    parser.add_argument("--batch-size-images", type=int, default=32)
+    parser.add_argument("--n-turns", type=int, default=9)
+    parser.add_argument("--n-workers", type=int, default=0)
+    args = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, batches of {args.batch_size_images} images")
+    for name in args.models:
+        rates, what = measure(
+            name, args.n_batches, args.batch_size_images, args.n_turns, args.n_workers
+        )
+        print(what)
+        for kind, turns in rates.items():
+            ratios = [one / bare for one, bare in zip(turns, rates["bare tower"], strict=True)]
+            print(
+                f"  {kind:20} {statistics.median(turns):8.1f} images/s, "
+                f"÷ bare tower {statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A block of rows, filled in order and served once in random order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ShuffleBuffer:
+    """Memory for ``n_batches`` batches of rows, which is filled again and again.
+
+    A row is copied twice, into the buffer and into its batch; and a batch draws on the whole
+    buffer, as uniform sampling without replacement does.
+
+    Args:
+        n_batches: batches the buffer holds.
+        batch_size: rows of a batch.
+        d_in: width of a row.
+        dtype, device: of the rows.
+    """
+
+    def __init__(
+        self,
+        n_batches: int,
+        batch_size: int,
+        d_in: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.n_batches = n_batches
+        self.batch_size = batch_size
+        self._rows = torch.empty(n_batches * batch_size, d_in, dtype=dtype, device=device)
+        self._order: Tensor | None = None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there are batches to serve."""
+        return self._order is not None
+
+    def fill(
+        self, take_rows: Callable[[int], Float[Tensor, "n d_in"]], seed: tuple[int, ...]
+    ) -> None:
+        """Fill the buffer and draw the order of its rows.
+
+        Args:
+            take_rows: gives the next rows, at least one and at most as many as it is asked for.
+            seed: of the order, such as (seed of the run, number of the buffer).
+        """
+        n_filled = 0
+        while n_filled < len(self._rows):
+            taken = take_rows(len(self._rows) - n_filled)
+            self._rows[n_filled : n_filled + len(taken)].copy_(taken)
+            n_filled += len(taken)
+        # neighbouring seeds must not give related orders
+        mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
+        self._order = torch.randperm(n_filled, generator=generator).to(self._rows.device)
+
+    def batch(self, number: int) -> Float[Tensor, "batch_size d_in"]:
+        """A batch, in memory of its own.
+
+        Raises:
+            RuntimeError: the buffer isn't filled.
+        """
+        if self._order is None:
+            raise RuntimeError("the buffer isn't filled; call fill() first")
+        first = number * self.batch_size
+        return self._rows.index_select(0, self._order[first : first + self.batch_size])
+
+    def empty(self) -> None:
+        """Forget the rows; the memory is kept."""
+        self._order = None

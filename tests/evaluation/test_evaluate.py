@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit, tiny_sae
+from vit_sae_plugin.datasets import ShapeScenes
 from vit_sae_plugin.evaluation import EvaluationReport, evaluate_sae
 from vit_sae_plugin.evaluation.contrastive import contrastive_loss
 
@@ -147,6 +148,19 @@ def test_captions_are_used_where_there_are_some(model):
     report = evaluate_sae(model, identity_sae(model), Pictures(), captions=captions, **QUICK)
     assert (report.splicing["contrastive_batch_size"] == 3).all()
     assert report.settings["n_contrastive_batches"] == 4
+
+
+def test_scenes_that_show_the_same_are_not_each_others_negatives(model):
+    scenes = ShapeScenes(12, n_objects=1)
+    scenes.scene = lambda index: ShapeScenes(12, n_objects=1).scene(index % 2)
+    assert scenes.scene(0).objects[0].label != scenes.scene(1).objects[0].label
+    report = evaluate_sae(model, identity_sae(model), scenes, **QUICK)
+    assert (report.splicing["contrastive_batch_size"] == 2).all()
+
+
+def test_a_label_without_a_name_is_an_error(model):
+    with pytest.raises(ValueError, match="label 2, but there are only 2 class names"):
+        evaluate_sae(model, identity_sae(model), Pictures(), class_names=["cat", "dog"], **QUICK)
 
 
 def test_without_labels_only_what_needs_them_is_left_out(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -30,16 +31,16 @@ def contrastive_loss(
 
 @dataclass
 class _OpenBatch:
-    captions: list[str] = field(default_factory=list)
+    keys: set[Hashable] = field(default_factory=set)
     embeds: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 class ContrastiveBatches:
     """Groups images, as they come, into batches with distinct captions and averages their losses.
 
-    Two images with one caption would be each other's negatives although they match, so each image
-    goes to the first open batch that lacks its caption. At most ``max_open`` batches are open, so
-    that memory stays constant; an image whose caption is in all of them is left out and counted.
+    Two images that show the same would be each other's negatives although they match, so each image
+    has a key and goes to the first open batch that lacks it. At most ``max_open`` batches are open,
+    so that memory stays constant; an image whose key is in all of them is left out and counted.
 
     Args:
         batch_size: images in a batch.
@@ -58,10 +59,11 @@ class ContrastiveBatches:
         self._open: list[_OpenBatch] = []
         self._loss: dict[str, float] = {}
 
-    def add(self, caption: str, embeds: dict[str, Tensor], text_embed: Tensor) -> None:
-        """Add one image: its embedding ``[d_embed]`` under each forward pass, and its caption's."""
+    def add(self, key: Hashable, embeds: dict[str, Tensor], text_embed: Tensor) -> None:
+        """Add one image: what its caption says, its embedding ``[d_embed]`` under each forward
+        pass, and its caption's."""
         for batch in self._open:
-            if caption not in batch.captions:
+            if key not in batch.keys:
                 break
         else:
             if len(self._open) == self.max_open:
@@ -69,9 +71,9 @@ class ContrastiveBatches:
                 return
             batch = _OpenBatch()
             self._open.append(batch)
-        batch.captions.append(caption)
+        batch.keys.add(key)
         batch.embeds.append(embeds | {"_text": text_embed})
-        if len(batch.captions) == self.batch_size:
+        if len(batch.keys) == self.batch_size:
             self._open.remove(batch)
             self._close(batch)
 
@@ -92,13 +94,13 @@ class ContrastiveBatches:
         them is used, and ``batch_size`` is its size.
         """
         if self.n_batches == 0:
-            largest = max(self._open, key=lambda batch: len(batch.captions), default=None)
-            if largest is None or len(largest.captions) < 2:
+            largest = max(self._open, key=lambda batch: len(batch.keys), default=None)
+            if largest is None or len(largest.keys) < 2:
                 return {}
             self._open.remove(largest)
-            self.batch_size = len(largest.captions)
+            self.batch_size = len(largest.keys)
             self._close(largest)
-        self.n_left_out += sum(len(batch.captions) for batch in self._open)
+        self.n_left_out += sum(len(batch.keys) for batch in self._open)
         self._open.clear()
         return {name: loss / self.n_batches for name, loss in self._loss.items()}
 

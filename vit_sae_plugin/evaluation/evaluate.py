@@ -18,7 +18,7 @@ from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceS
 from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
 from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
 from vit_sae_plugin.evaluation.splicing import TOKEN_GROUPS, run_spliced, token_groups
-from vit_sae_plugin.evaluation.zero_shot import SplicingTotals
+from vit_sae_plugin.evaluation.zero_shot import Caption, SplicingTotals
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -69,7 +69,8 @@ def evaluate_sae(
         captions: image index → caption, for the contrastive loss; default: the captions of shape
             scenes, else each image's class name.
         batch_size_contrastive: images in a batch of the contrastive loss. No two of them share a
-            caption, so it is lowered where there are fewer distinct class names.
+            caption (or, in shape scenes, the same objects), so it is lowered where there are fewer
+            distinct class names.
         splice: also measure the ``splicing`` table (three more forward passes).
         dense_threshold: a latent active on more than this share of tokens is dense.
         source: hook and tokens, for an SAE whose metadata don't name them.
@@ -155,7 +156,7 @@ def _reconstruct(
     totals: dict[str, ReconstructionTotals],
 ) -> Tensor:
     """The SAE's reconstruction of what it reads; adds it to the totals of each token group."""
-    acts_btd = source.select(cfg, hook_value)
+    acts_btd = source.select(cfg, hook_value).to(coder.sae.W_dec.device)
     groups = token_groups(source, cfg, hook_value)
     # A few images at a time: the latents of a whole batch can be far larger than its activations.
     n_at_a_time = max(1, MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
@@ -180,8 +181,8 @@ def _splicing_totals(
     """What the model and the source allow to be measured; the rest is said in ``notes``."""
     if batch_size_contrastive < 2:
         raise ValueError(f"batch_size_contrastive must be at least 2, got {batch_size_contrastive}")
-    lacking = "text tower" if model.tower.text_method is None else "tokenizer"
     if model.tower.text_method is None or model.tokenizer is None:
+        lacking = "text tower" if model.tower.text_method is None else "tokenizer"
         notes.append(
             f"zero-shot accuracy and contrastive loss: left out, for the model has no {lacking}"
         )
@@ -209,8 +210,17 @@ def _splicing_totals(
 
 def _find_captions(
     images: ImageSource, captions: Callable[[int], str] | Sequence[str] | None
-) -> Callable[[int], str] | None:
-    if captions is None:
-        scene = getattr(images, "scene", None)
-        return None if scene is None else lambda index: scene(index).caption
-    return captions if callable(captions) else captions.__getitem__
+) -> Callable[[int], Caption] | None:
+    if captions is not None:
+        text_of = captions if callable(captions) else captions.__getitem__
+        return lambda index: (text_of(index), text_of(index))
+    scene_of = getattr(images, "scene", None)
+    if scene_of is None:
+        return None
+
+    def scene_caption(index: int) -> Caption:
+        scene = scene_of(index)
+        # One scene can be said in many ways: what counts is the objects.
+        return scene.caption, frozenset((thing.color, thing.shape) for thing in scene.objects)
+
+    return scene_caption

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 REPORT_FILE = "evaluation.json"
+_MAX_SCREEN_WIDTH, _MAX_SCREEN_ROWS = 100, 40
 
 
 @dataclass
@@ -93,7 +94,12 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _format(table: pd.DataFrame) -> str:
-    return _readable(table).to_string()
+    """For a screen: wide tables lie on their side, long ones are shortened."""
+    readable = _readable(table)
+    text = readable.to_string(max_rows=_MAX_SCREEN_ROWS)
+    if len(text.splitlines()[0]) <= _MAX_SCREEN_WIDTH or len(table) > len(table.columns):
+        return text
+    return readable.T.to_string()
 
 
 def _format_number(value: Any) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.evaluation.concept_masks import (
+    Concept,
     ConceptMasks,
     ConceptPatches,
     PatchCoverage,
@@ -193,13 +195,24 @@ def _collect(
             half = halves[(walk.n_seen - len(batch.ids) + at) % 2]
             half.latents.append(latents[at])
             half.acts.append(patches[at].float().cpu())
-            masks = concept_masks(index)
-            half.concepts.append(
-                {concept: coverage(mask) >= min_coverage for concept, mask in masks.items()}
-            )
+            half.concepts.append(_shown(concept_masks(index), coverage, min_coverage))
     if walk.n_seen < 2:
         raise ValueError("localization needs at least 2 images, one for each half")
     return halves[0], halves[1]
+
+
+def _shown(
+    masks: Mapping[Concept, Any], coverage: PatchCoverage, min_coverage: float
+) -> dict[Concept, Tensor]:
+    """Which patches show which concept. Concepts of one object have one mask, looked at once."""
+    seen: dict[bytes, Tensor] = {}
+    shown = {}
+    for concept, mask in masks.items():
+        mask = np.ascontiguousarray(mask, dtype=bool)
+        if (content := mask.tobytes()) not in seen:
+            seen[content] = coverage(mask) >= min_coverage
+        shown[concept] = seen[content]
+    return shown
 
 
 def _patches(source: ActivationSource, cfg: Any, acts_btd: Tensor) -> Tensor:

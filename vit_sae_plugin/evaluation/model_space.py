@@ -78,10 +78,10 @@ class ModelSpaceSAE:
         """
         if x.shape[-1] != self.d_in:
             raise ValueError(f"rows are {x.shape[-1]} wide, but the SAE's d_in is {self.d_in}")
+        x = x.to(self.sae.W_dec)  # first, for scaling float16 could overflow
         if self.statistics is not None:
             x = self.statistics.standardize(x)
-        # Scaled in the SAE's own precision: in float16 a large scale could overflow.
-        x = x.to(self.sae.W_dec) * self.input_scaling
+        x = x * self.input_scaling
         if self.sae.hook_z_reshaping_mode:
             x = x.unflatten(-1, (-1, self.d_head))
         latents = self.sae.encode(x) if k is None or not self.takes_k else self._encode_k(x, k)

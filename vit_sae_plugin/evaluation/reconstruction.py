@@ -81,7 +81,7 @@ class ReconstructionTotals:
         rows = x.flatten(0, -2)
         batch_mean = rows.mean(0)
         self.squared_deviation += _total((rows - batch_mean).square().sum(-1))
-        shift = batch_mean.double().cpu() - self.mean
+        shift = batch_mean.cpu().double() - self.mean
         n_total = self.n_tokens + n_new
         self.squared_deviation += shift.square().sum().item() * self.n_tokens * n_new / n_total
         self.mean += shift * (n_new / n_total)

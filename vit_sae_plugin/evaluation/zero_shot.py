@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 
+Caption = tuple[str, Hashable]
+"""A text, and a key that is the same for texts that say the same."""
 FORWARD_PASSES = ("original", "spliced", "zeros")
 
 
@@ -23,7 +25,7 @@ class SplicingTotals:
         class_names: their names; classes are told apart by index, so two may share one.
         contrastive: where to gather images and captions, or None.
         captions: image index → caption. None: the class name stands for the caption, and the
-            class's column of ``classifier`` for the caption's embedding.
+            class's column of ``classifier`` for its embedding.
         encode_captions: captions → ``[n, d_embed]``.
     """
 
@@ -32,7 +34,7 @@ class SplicingTotals:
         classifier: Float[Tensor, "d_embed n_classes"] | None = None,
         class_names: Sequence[str] | None = None,
         contrastive: ContrastiveBatches | None = None,
-        captions: Callable[[int], str] | None = None,
+        captions: Callable[[int], Caption] | None = None,
         encode_captions: Callable[[list[str]], Tensor] | None = None,
     ):
         self.classifier = classifier
@@ -52,6 +54,11 @@ class SplicingTotals:
         indices: Int[Tensor, " batch"],
     ) -> None:
         """Add a batch: its output under each forward pass, its labels (−1: none), its indices."""
+        if self.class_names is not None and int(labels.max()) >= len(self.class_names):
+            raise ValueError(
+                f"an image has label {int(labels.max())}, but there are only "
+                f"{len(self.class_names)} class names"
+            )
         self.n_images += len(labels)
         original = outputs["original"].float()
         for name, output in outputs.items():
@@ -72,17 +79,18 @@ class SplicingTotals:
         if self.contrastive is None:
             return
         if self.captions is not None and self.encode_captions is not None:
-            captions = {row: self.captions(int(index)) for row, index in enumerate(indices)}
-            embeds = dict(zip(captions, self.encode_captions(list(captions.values())), strict=True))
+            captions = [self.captions(int(index)) for index in indices]
+            keys = dict(enumerate(key for _, key in captions))
+            embeds = dict(enumerate(self.encode_captions([text for text, _ in captions])))
         elif self.classifier is not None and self.class_names is not None:
             known = {row: int(label) for row, label in enumerate(labels) if label >= 0}
-            captions = {row: self.class_names[label] for row, label in known.items()}
+            keys = {row: self.class_names[label] for row, label in known.items()}
             embeds = {row: self.classifier[:, label] for row, label in known.items()}
         else:
             return
-        for row, caption in captions.items():
+        for row, key in keys.items():
             images = {name: output[row].float().cpu() for name, output in outputs.items()}
-            self.contrastive.add(caption, images, embeds[row].float().cpu())
+            self.contrastive.add(key, images, embeds[row].float().cpu())
 
     def compute(self) -> pd.DataFrame:
         """One row a forward pass and one for the share recovered; NaN where nothing was measured.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,11 @@ def test_interrupted_anywhere_a_run_ends_with_the_same_weights(
         ).read_bytes()
 
 
-def _ctrl_c_after(runner: ViTSAETrainingRunner, n_batches: int) -> None:
+def _ctrl_c_after(
+    runner: ViTSAETrainingRunner,
+    n_batches: int,
+    send: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT),
+) -> None:
     """Press Ctrl-C while the run waits for the batch after so many."""
     serve, served = runner.store.__next__, []
 
@@ -144,7 +149,7 @@ def _ctrl_c_after(runner: ViTSAETrainingRunner, n_batches: int) -> None:
         def __next__(self):
             served.append(None)
             if len(served) == n_batches + 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                send()
             return serve()
 
     runner.store.__class__ = Impatient
@@ -165,6 +170,25 @@ def test_sigterm_during_a_step_saves_after_it(runner_of, model, images, tmp_path
     with pytest.raises(TrainingInterruptedError, match="13 of 20"):
         runner.run()
     assert _same_state(whole, ViTSAETrainingRunner.resume(tmp_path, model, images).run())
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too(runner_of, model, images, tmp_path) -> None:
+    settings = {"training_tokens": 20 * 128, "n_workers": 1}
+    child = os.fork()
+    if child == 0:
+        os.setsid()  # a process group of its own, as a shell gives each command
+        runner = runner_of(tmp_path / "cut", **settings)
+        _ctrl_c_after(runner, 9, send=lambda: os.killpg(0, signal.SIGINT))
+        try:
+            runner.run()
+        except TrainingInterruptedError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert _metrics(tmp_path / "cut")[-1]["step"] == 5
+    ended = ViTSAETrainingRunner.resume(tmp_path / "cut", model, images, n_workers=0).run()
+    assert _same_state(runner_of(None, training_tokens=20 * 128).run(), ended)
 
 
 def test_the_seed_is_honoured(runner_of) -> None:

@@ -33,6 +33,7 @@ def _config(**changes: Any) -> ViTSAERunnerConfig:
             {"sae": PatchTrainingSAEConfig(d_in=32, d_sae=64, cls_mse_coefficient=4.0)},
             "sae.cls_mse_coefficient is 4.0; want 1",
         ),
+        ({"sae": _topk(reshape_activations="hook_z")}, "want 'none': heads are flattened"),
         ({"model_class_name": "HookedTransformer"}, "'HookedTransformer'; want 'HookedViT'"),
         ({"hook_name": "blocks.3.hook_resid_pots"}, r"near names: blocks\.3\.hook_resid_post"),
         ({"token_kind": "patch"}, "'patch'; want 'all', 'patches' or 'cls'"),

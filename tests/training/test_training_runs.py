@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
@@ -362,6 +363,17 @@ def test_saelens_config_trains(model, images, tmp_path) -> None:
     loaded = SAE.load_from_disk(tmp_path / "out/sae")
     assert loaded.cfg.metadata.token_kind == "patches"
     assert loaded.cfg.metadata.model_class_name == "HookedViT"
+
+
+def test_weights_and_biases_get_the_same_metrics(runner_of, tmp_path, monkeypatch) -> None:
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "log", lambda metrics, step: logged.append(metrics))
+    for name in ("init", "finish", "log_artifact"):
+        monkeypatch.setattr(wandb, name, lambda *args, **kwargs: None)
+    logger = LoggingConfig(log_to_wandb=True, log_weights_to_wandb=False)
+    runner_of(tmp_path, logger=logger, training_tokens=10 * 128, feature_sampling_window=4).run()
+    assert [line for line in logged if "step" in line] == _metrics(tmp_path)
+    assert any("metrics/mean_log10_feature_sparsity" in line for line in logged)
 
 
 def test_the_16_bit_model_and_any_hook_train(images) -> None:

@@ -236,6 +236,11 @@ class ViTSAERunnerConfig:
                 "such as PatchTrainingSAEConfig or sae_lens.TopKTrainingSAEConfig"
             )
         check_positive(**{"sae.d_in": self.sae.d_in, "sae.d_sae": self.sae.d_sae})
+        if self.sae.reshape_activations != "none":
+            raise ValueError(
+                f"sae.reshape_activations is {self.sae.reshape_activations!r}; want 'none': heads "
+                "are flattened before the SAE sees them"
+            )
         weight = getattr(self.sae, "cls_mse_coefficient", 1.0)
         if weight != 1.0:
             raise ValueError(

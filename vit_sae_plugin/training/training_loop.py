@@ -201,10 +201,8 @@ class TrainingLoop:
     def _stop(self, store_state: dict[str, Any]) -> NoReturn:
         self._save(store_state)
         done, total = self.trainer.n_training_steps, self.trainer.cfg.total_training_steps
-        saved = "nothing was saved" if self.checkpoints is None else "saved"
-        raise TrainingInterruptedError(
-            f"stopped after {done} of {total} training steps, {saved}. {self.how_to_resume}"
-        )
+        saved = "nothing saved" if self.checkpoints is None else f"saved. {self.how_to_resume}"
+        raise TrainingInterruptedError(f"stopped after {done} of {total} training steps, {saved}")
 
     def _progress_bar(self, budget: int) -> tqdm:
         return tqdm(

@@ -43,6 +43,20 @@ class Region:
         return image.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
 
 
+class SeenRegions:
+    """:func:`seen_region` for many pictures: each size is asked once."""
+
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor]) -> None:
+        self.preprocess = preprocess
+        self._of_size: dict[tuple[int, int], Region] = {}
+
+    def of(self, image: Image.Image) -> Region:
+        """The part of this picture that reaches the model."""
+        if image.size not in self._of_size:
+            self._of_size[image.size] = seen_region(self.preprocess, image.size)
+        return self._of_size[image.size]
+
+
 def seen_region(preprocess: Callable[[Image.Image], Tensor], image_size: tuple[int, int]) -> Region:
     """Find the part of a picture of this size that reaches the model.
 

@@ -14,7 +14,7 @@ from vit_sae_plugin.analysis.image_lookup import images_by_index
 from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.overlays import highlight
-from vit_sae_plugin.analysis.seen_region import seen_region
+from vit_sae_plugin.analysis.seen_region import SeenRegions
 from vit_sae_plugin.datasets import open_images
 
 if TYPE_CHECKING:
@@ -72,11 +72,12 @@ def reference_heatmaps(
             wanted.setdefault(int(index), []).append(latent)
     found: dict[tuple[int, int], Heatmap] = {}
     loaded = images_by_index(image_source, wanted)
+    regions = SeenRegions(preprocess_of(model))
     while some := list(islice(loaded, _IMAGES_AT_ONCE)):
         encoded = encode_images(model, sae, [image for _, image in some], source=source)
         for (index, image), tokens in zip(some, encoded, strict=True):
             layout = layout_of(model, source, len(tokens))
-            region = seen_region(preprocess_of(model), image.size)
+            region = regions.of(image)
             grids = layout.on_grid(tokens[:, wanted[index]].T).cpu().numpy()
             for latent, grid in zip(wanted[index], grids, strict=True):
                 found[latent, index] = Heatmap(image, latent, grid, region)

@@ -34,6 +34,7 @@ def write_explained_images(
     source: ActivationSource,
     chosen: Sequence[int | Image.Image],
     shown_latents: set[int],
+    extension: str,
 ) -> list[dict[str, Any]]:
     """Write one data file and one picture for each image; nothing for SAEs without patches.
 
@@ -47,11 +48,13 @@ def write_explained_images(
     entries = []
     for position, item in enumerate(chosen):
         picture = loaded[item] if isinstance(item, int) else item.convert("RGB")
-        title = f"Image {item:,}" if isinstance(item, int) else f"Picture {position + 1}"
+        title, id_ = _names(images, item) if isinstance(item, int) else ("Picture", "")
         one = explain(model, sae, atlas, picture, n_latents=_LATENTS_OF_IMAGE, source=source)
         name = f"{position:04d}"
-        save_picture(picture, one.region, folder / f"images/explained-{name}.jpg", _PICTURE_SIZE)
-        strongest = [[latent.latent, number(latent.value)] for latent in one.latents]
+        save_picture(
+            picture, one.region, folder / f"images/explained-{name}.{extension}", _PICTURE_SIZE
+        )
+        strongest = [(latent.latent, number(latent.value)) for latent in one.latents]
         patches = [
             _strongest_at_patch(one, row * n_columns + column)
             for row in range(n_rows)
@@ -68,17 +71,27 @@ def write_explained_images(
         entries.append(
             {
                 "title": title,
+                "id": id_,
                 "latents": [i for i, _ in strongest if i in shown_latents],
-                "aspect": number(one.region.width / one.region.height),
             }
         )
     return entries
 
 
-def _strongest_at_patch(explanation: Explanation, patch: int) -> list[list[Any]]:
+def _names(images: ImageSource, index: int) -> tuple[str, str]:
+    """A heading, the class's name where there is one, and the id."""
+    if images.is_streaming:
+        return f"Image {index:,}", ""
+    record = images.record(index)
+    if record.label is None or not images.class_names:
+        return f"Image {index:,}", record.id
+    return images.class_names[record.label], record.id
+
+
+def _strongest_at_patch(explanation: Explanation, patch: int) -> list[tuple[int, Any]]:
     token = (explanation.layout.patch_of_token == patch).nonzero().flatten()
     if len(token) == 0:
         return []
     here = np.flatnonzero(explanation.token == int(token[0]))
     order = here[np.argsort(-explanation.activation[here], kind="stable")[:_LATENTS_OF_PATCH]]
-    return [[int(explanation.latent[i]), number(explanation.activation[i])] for i in order]
+    return [(int(explanation.latent[i]), number(explanation.activation[i])) for i in order]

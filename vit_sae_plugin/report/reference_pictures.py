@@ -17,7 +17,7 @@ from vit_sae_plugin.analysis.heatmaps import encode_images
 from vit_sae_plugin.analysis.image_lookup import images_by_index
 from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
-from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.analysis.seen_region import Region, SeenRegions
 from vit_sae_plugin.datasets import ImageSource
 from vit_sae_plugin.report.patch_masks import mask_string, preview_string
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT
 
 _IMAGES_AT_ONCE = 32
-JPEG_QUALITY = 88
 
 
 @dataclass
@@ -52,6 +51,7 @@ def write_reference_pictures(
     latents: Sequence[int],
     *,
     size: int,
+    extension: str,
     progress: bool,
 ) -> dict[tuple[int, int], MarkedPicture]:
     """Write each reference image as the model sees it, and find where latents are active in it.
@@ -65,15 +65,15 @@ def write_reference_pictures(
             for index in table.image[latent]:
                 if index >= 0:
                     wanted.setdefault(int(index), set()).add(latent)
-    preprocess = preprocess_of(model)
+    regions = SeenRegions(preprocess_of(model))
     marked: dict[tuple[int, int], MarkedPicture] = {}
     loaded = images_by_index(images, wanted)
     with tqdm(total=len(wanted), desc="pictures", unit="image", disable=not progress) as bar:
         while some := list(islice(loaded, _IMAGES_AT_ONCE)):
             encoded = encode_images(model, sae, [image for _, image in some], source=source)
             for (index, image), tokens in zip(some, encoded, strict=True):
-                region = seen_region(preprocess, image.size)
-                save_picture(image, region, folder / picture_name(index), size)
+                region = regions.of(image)
+                save_picture(image, region, folder / f"{index:07d}.{extension}", size)
                 layout = PatchLayout.of(source, model.cfg, len(tokens))
                 mine = sorted(wanted[index])
                 for latent, grid in zip(
@@ -92,9 +92,4 @@ def save_picture(image: Image.Image, region: Region, path: Path, size: int) -> N
     """Save what the model sees, no larger than it is, with at most ``size`` pixels a side."""
     scale = min(1.0, size / max(region.width, region.height))
     pixels = max(1, round(region.width * scale)), max(1, round(region.height * scale))
-    region.crop(image, pixels).save(path, quality=JPEG_QUALITY)
-
-
-def picture_name(index: int) -> str:
-    """File name of a reference image; the pages know it too."""
-    return f"{index:07d}.jpg"
+    region.crop(image, pixels).save(path, quality=90, subsampling=0, optimize=True)

@@ -49,6 +49,7 @@ def index_data(
     *,
     names: Mapping[int, str],
     title: str,
+    extension: str,
     latents_in_a_file: int,
 ) -> dict[str, Any]:
     """What every page loads: one entry for each latent, column by column."""
@@ -78,6 +79,7 @@ def index_data(
         "preview_grid": list(preview_grid(info.grid)),
         "classes": _all_class_names(atlas),
         "aggregations": list(atlas.references),
+        "extension": extension,
         "latents_in_a_file": latents_in_a_file,
         "edges": [number(edge) for edge in atlas.histogram_edges],
         "explained": explained,

@@ -79,6 +79,8 @@ def write_report(
     for part in ("data/latents", "data/explain", "images"):
         (folder / part).mkdir(parents=True, exist_ok=True)
 
+    # small pictures are shown enlarged, where JPEG's blocks would stand out
+    extension = "png" if max(_pair(model.cfg.image_size)) <= 96 else "jpg"
     pictures = write_reference_pictures(
         folder / "images",
         atlas,
@@ -88,11 +90,12 @@ def write_report(
         source,
         shown,
         size=thumbnail_size,
+        extension=extension,
         progress=progress,
     )
     chosen = _images_to_explain(image_source, n_explained_images) if explain is None else explain
     explained = write_explained_images(
-        folder, atlas, image_source, model, sae, source, chosen, set(shown)
+        folder, atlas, image_source, model, sae, source, chosen, set(shown), extension
     )
     for number, start in enumerate(range(0, len(shown), LATENTS_IN_A_FILE)):
         some = shown[start : start + LATENTS_IN_A_FILE]
@@ -104,7 +107,8 @@ def write_report(
         pictures,
         explained,
         names=names or {},
-        title=title or f"Latents of {atlas.info.sae_metadata.get('hook_name')}",
+        title=title or _title(atlas),
+        extension=extension,
         latents_in_a_file=LATENTS_IN_A_FILE,
     )
     write_data(folder / "data/atlas.js", "atlas", index)
@@ -120,6 +124,15 @@ def _shown_latents(atlas: LatentAtlas, latents: Sequence[int] | None) -> list[in
         if not 0 <= latent < atlas.d_sae:
             raise ValueError(f"there is no latent {latent}; want 0 to {atlas.d_sae - 1}")
     return sorted({int(i) for i in latents})
+
+
+def _title(atlas: LatentAtlas) -> str:
+    metadata = atlas.info.sae_metadata
+    return f"{metadata.get('model_name') or 'Latents'}, {metadata.get('hook_name')}"
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _images_to_explain(source: ImageSource, n: int) -> list[int]:

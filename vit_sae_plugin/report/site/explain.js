@@ -9,7 +9,7 @@ report.load("atlas").then((atlas) => {
   report.navigation(atlas, "explain.html");
 
   const name = (i) => String(i).padStart(4, "0");
-  const file = (i) => `images/explained-${name(i)}.jpg`;
+  const file = (i) => report.explainedFile(atlas, i);
 
   function show() {
     window.scrollTo(0, 0);
@@ -28,7 +28,8 @@ report.load("atlas").then((atlas) => {
     main.replaceChildren(el("h1", {}, "Images, explained"),
       el("p", { class: "lead" }, "Open an image to see which latents it activates; click a patch to see which are active there."),
       el("div", { class: "gallery" }, atlas.explained.map((entry, i) =>
-        el("a", { class: "figure", href: `#${i}`, "data-image": i }, report.picture(file(i)), el("div", { title: entry.title }, entry.title)))));
+        el("a", { class: "figure", href: `#${i}`, "data-image": i }, report.picture(file(i)),
+          el("div", {}, el("b", {}, entry.title)), el("div", { title: entry.id }, entry.id)))));
   }
 
   function draw(i, entry, data) {
@@ -38,7 +39,7 @@ report.load("atlas").then((atlas) => {
     let patch = null;
 
     const picture = report.picture(file(i));
-    const layer = el("canvas", { class: "mask" });
+    const layer = el("canvas");
     const cells = el("canvas", { class: "cells" });
     picture.append(layer, cells);
     const legend = el("div", { class: "legend" });
@@ -146,6 +147,7 @@ report.load("atlas").then((atlas) => {
       el("div", { class: "tools", style: "margin:30px 0 0;color:var(--soft);font-size:13.5px" },
         el("a", { href: "explain.html" }, "All images"), el("span", { class: "gap" }), step(i - 1, "← previous"), step(i + 1, "next →")),
       el("h1", { style: "margin-top:6px" }, entry.title),
+      el("p", { class: "lead" }, entry.id),
       el("div", { class: "explain" },
         el("div", { class: "stage" }, picture, legend),
         el("div", {}, heading, note, list)));

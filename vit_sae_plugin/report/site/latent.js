@@ -44,7 +44,7 @@ report.load("atlas").then((atlas) => {
         fact("label std", format.number(latents.std[position]))),
       references(details, data.images),
       el("div", { class: "columns" },
-        section("Top classes", "Active tokens over the images of each class, per image.", classBars(details)),
+        section("Top classes", "Active tokens of all images of the class.", classBars(details)),
         section("Activations", "How many tokens activate it, by how much.", histogram(details.histogram)),
         section("Active together", "Latents active on the same images: both ÷ either.", relatives(details.coactive)),
         section("Alike in direction", "Latents with similar decoder rows, by cosine.", relatives(details.similar))),
@@ -66,7 +66,7 @@ report.load("atlas").then((atlas) => {
         const [mask, largest] = details.masks[index];
         const [id, label] = images[index];
         return el("figure", { class: "figure" },
-          report.picture(report.pictureFile(index), atlas.grid, mask ? report.shares(mask) : null,
+          report.picture(report.pictureFile(atlas, index), atlas.grid, mask ? report.shares(mask) : null,
             { title: `largest activation ${format.number(largest)}` }),
           el("div", {}, el("b", {}, format.number(value)), label === null ? "" : ` ${report.className(atlas, label)}`),
           el("div", { title: id }, id));
@@ -83,12 +83,12 @@ report.load("atlas").then((atlas) => {
 
   function classBars(details) {
     if (!details.classes.length) return el("p", { class: "note" }, "No labelled image has an active token.");
-    const highest = Math.max(...details.classes.map(([, , perImage]) => perImage));
-    return el("div", { class: "bars" }, details.classes.map(([index, count, perImage]) =>
-      el("div", { class: "entry", title: `${format.count(count)} tokens` },
+    const highest = details.classes[0][1];
+    return el("div", { class: "bars" }, details.classes.map(([index, count, perImage, share]) =>
+      el("div", { class: "entry", title: `${format.number(perImage)} for each image; ${format.share(share)} of all classes` },
         el("span", {}, report.className(atlas, index)),
-        el("span", { class: "track" }, el("div", { class: "fill", style: `width:${100 * perImage / highest}%` })),
-        el("span", { class: "num" }, format.number(perImage)))));
+        el("span", { class: "track" }, el("div", { class: "fill", style: `width:${100 * count / highest}%` })),
+        el("span", { class: "num" }, format.count(count)))));
   }
 
   function histogram(counts) {
@@ -97,11 +97,11 @@ report.load("atlas").then((atlas) => {
     if (first < 0) return el("p", { class: "note" }, "Never active.");
     first = Math.max(0, first - 2);
     last = Math.min(counts.length - 1, last + 2);
-    const [width, height, bottom, left] = [520, 190, 160, 46];
+    const [width, height, bottom, left] = [520, 204, 164, 46];
     const highest = Math.max(...counts);
     const step = (width - left) / (last - first + 1);
     const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img" });
-    for (const share of [0.5, 1]) {
+    for (const share of [0.5, 1].filter((share) => Number.isInteger(highest * share))) {
       const y = bottom - share * (bottom - 12);
       chart.append(svg("line", { class: "grid", x1: left, x2: width, y1: y, y2: y }),
         svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, shortCount(highest * share)));
@@ -112,12 +112,18 @@ report.load("atlas").then((atlas) => {
       bar.append(svg("title", {}, `${format.number(atlas.edges[k])} to ${format.number(atlas.edges[k + 1])}: ${format.count(counts[k])}`));
       chart.append(bar);
     }
-    const labelled = Math.max(1, Math.round((last - first + 1) / 7));
-    for (let k = first; k <= last + 1; k += labelled) {
-      chart.append(svg("text", { x: left + (k - first) * step, y: bottom + 16, "text-anchor": "middle" }, format.number(atlas.edges[k])));
+    const place = (value) => (Math.log10(value / atlas.edges[first]) / Math.log10(atlas.edges[last + 1] / atlas.edges[first])) * (width - left) + left;
+    const decades = Math.log10(atlas.edges[last + 1] / atlas.edges[first]);
+    for (let power = Math.floor(Math.log10(atlas.edges[first])); power <= 5; power++) {
+      for (const digit of decades > 2.5 ? [1] : [1, 2, 5]) {
+        const x = place(digit * 10 ** power);
+        if (x < left - 1 || x > width - 8) continue;
+        chart.append(svg("line", { class: "axis", x1: x, x2: x, y1: bottom, y2: bottom + 4 }),
+          svg("text", { x, y: bottom + 17, "text-anchor": "middle" }, format.number(digit * 10 ** power)));
+      }
     }
     chart.append(svg("line", { class: "axis", x1: left, x2: width, y1: bottom, y2: bottom }),
-      svg("text", { x: (left + width) / 2, y: height - 1, "text-anchor": "middle" }, "activation of a token, log scale"));
+      svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "activation of a token, log scale"));
     return chart;
   }
 
@@ -146,8 +152,8 @@ report.load("atlas").then((atlas) => {
   }
 
   function explainedCard(entry, i) {
-    const file = `images/explained-${String(i).padStart(4, "0")}.jpg`;
-    return el("a", { class: "figure", href: `explain.html#${i}` }, report.picture(file), el("div", {}, entry.title));
+    return el("a", { class: "figure", href: `explain.html#${i}` }, report.picture(report.explainedFile(atlas, i)),
+      el("div", {}, el("b", {}, entry.title)), el("div", { title: entry.id }, entry.id));
   }
 
   window.addEventListener("hashchange", show);

@@ -179,7 +179,7 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
     const { title } = report.describe(atlas, point.i);
     const [preview] = atlas.latents.previews[point.i];
     tip.replaceChildren(
-      ...(preview ? [report.picture(report.pictureFile(preview[0]), atlas.preview_grid,
+      ...(preview ? [report.picture(report.pictureFile(atlas, preview[0]), atlas.preview_grid,
         preview[1] ? report.previewShares(preview[1]) : null)] : []),
       el("span", {}, el("b", {}, `Latent ${id[point.i]}`), el("br"), title, el("br"),
         `${format.share(frequency[point.i])} · entropy ${format.entropy(entropy[point.i])}`));

@@ -49,7 +49,7 @@ const report = (() => {
       if (value === null || value === undefined) return missing;
       if (value === 0) return "0";
       const size = Math.abs(value);
-      if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e-", "e−").replace("e+", "e");
+      if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e-", "e−").replace("e+", "e");
       return Number(value.toPrecision(3)).toString();
     },
     count(value) { return value === null ? missing : value.toLocaleString("en"); },
@@ -79,7 +79,7 @@ const report = (() => {
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(columns, rows);
     for (let i = 0; i < rows * columns; i++) {
-      pixels.data[4 * i + 3] = 255 * 0.78 * (1 - Math.sqrt(values ? values[i] : 0));
+      pixels.data[4 * i + 3] = 255 * 0.7 * (1 - Math.sqrt(values ? values[i] : 0));
     }
     context.putImageData(pixels, 0, 0);
   }
@@ -106,7 +106,8 @@ const report = (() => {
     context.putImageData(pixels, 0, 0);
   }
 
-  function pictureFile(index) { return `images/${String(index).padStart(7, "0")}.jpg`; }
+  function pictureFile(atlas, index) { return `images/${String(index).padStart(7, "0")}.${atlas.extension}`; }
+  function explainedFile(atlas, index) { return `images/explained-${String(index).padStart(4, "0")}.${atlas.extension}`; }
 
   function picture(file, grid, values, attributes = {}) {
     const image = el("img", { src: file, loading: "lazy", decoding: "async", alt: "" });
@@ -128,7 +129,7 @@ const report = (() => {
   function strip(atlas, position, n = 5) {
     const previews = atlas.latents.previews[position] || [];
     return el("span", { class: "strip" }, previews.slice(0, n).map(([index, preview]) =>
-      picture(pictureFile(index), atlas.preview_grid, preview ? previewShares(preview) : null)));
+      picture(pictureFile(atlas, index), atlas.preview_grid, preview ? previewShares(preview) : null)));
   }
 
   const viridis = [[70, 50, 126], [54, 92, 141], [39, 127, 142], [31, 161, 135], [74, 193, 109], [160, 218, 57]];
@@ -170,7 +171,7 @@ const report = (() => {
   function navigation(atlas, here) {
     const pages = [["index.html", "Latents"], ["explain.html", "Images"]];
     document.querySelector(".bar").append(
-      el("a", { class: "home", href: "index.html" }, atlas.title),
+      here === "index.html" ? "" : el("a", { class: "home", href: "index.html" }, atlas.title),
       ...pages.filter(([file]) => file !== "explain.html" || atlas.explained.length).map(([file, name]) =>
         el("a", { href: file, class: file === here ? "here" : null }, name)),
       el("span", { class: "gap" }), maskChoice());
@@ -180,6 +181,6 @@ const report = (() => {
     document.querySelector("main").append(el("p", { class: "empty" }, String(error.message || error)));
   }
 
-  return { receive, load, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile, strip,
+  return { receive, load, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile, explainedFile, strip,
     entropyColour, className, describe, latentLink, navigation, fail };
 })();

@@ -17,7 +17,6 @@ import errno
 import os
 import re
 import stat
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +72,7 @@ class DecodingLimits:
 
     max_pixels: int = 89_478_485
     """Most pixels (width × height) an image may have. The default, Pillow's own warning level, is
-    a third of a gigabyte once decoded."""
+    a third of a gigabyte once decoded. A limit above twice that raises Pillow's own as well."""
     max_aspect_ratio: float = 200.0
     """Longest side ÷ shortest side an image may have. Preprocessing scales the *short* side to
     the model's size: a strip of 10000 × 1 would become 2,240,000 × 224."""
@@ -113,25 +112,21 @@ def decode_image(content: Any, limits: DecodingLimits = DEFAULT_LIMITS) -> Image
     Raises:
         UnreadableImageError: whatever is wrong with the image; never another exception.
     """
+    _prepare_pillow(limits)
     try:
-        with _quiet_pillow(limits):
-            if isinstance(content, Image.Image):
-                return _to_rgb(content, limits)
-            if isinstance(content, np.ndarray):
-                grey = content.ndim == 3 and content.shape[2] == 1
-                return _to_rgb(Image.fromarray(content[..., 0] if grey else content), limits)
-            if isinstance(content, bytes):
-                return _decode_file(BytesIO(content), len(content), limits)
-            with _open_regular_file(content) as (file, n_bytes):
-                return _decode_file(file, n_bytes, limits)
+        if isinstance(content, Image.Image):
+            return _to_rgb(content, limits)
+        if isinstance(content, np.ndarray):
+            grey = content.ndim == 3 and content.shape[2] == 1
+            return _to_rgb(Image.fromarray(content[..., 0] if grey else content), limits)
+        if isinstance(content, bytes):
+            return _decode_file(BytesIO(content), len(content), limits)
+        with _open_regular_file(content) as (file, n_bytes):
+            return _decode_file(file, n_bytes, limits)
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
-        n_pixels = re.search(r"\d+", str(error))
-        seen = f"{n_pixels.group() if n_pixels else 'more'} in all"
-        raise UnreadableImageError(
-            "too many pixels", f"{seen}, max_pixels={limits.max_pixels}"
-        ) from None
+        raise UnreadableImageError("too many pixels", str(error)) from None
     except MemoryError:
         raise UnreadableImageError("not enough memory to decode it") from None
     except Exception as error:
@@ -140,31 +135,19 @@ def decode_image(content: Any, limits: DecodingLimits = DEFAULT_LIMITS) -> Image
         raise UnreadableImageError("truncated or damaged", seen) from None
 
 
-# Python's warning filters and Pillow's limit belong to the whole process: one thread at a time.
-_process_wide_settings = threading.RLock()
+_NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def _renew_lock_after_fork() -> None:
-    """A worker forked while another thread was decoding must not inherit a taken lock."""
-    global _process_wide_settings
-    _process_wide_settings = threading.RLock()
+def _prepare_pillow(limits: DecodingLimits) -> None:
+    """Silence Pillow's warnings in this process, and let it open what `limits` allow.
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_after_fork)
-
-
-@contextmanager
-def _quiet_pillow(limits: DecodingLimits) -> Iterator[None]:
-    """Silence Pillow's warnings and make its own size check (frames, tiles) that of `limits`."""
-    with _process_wide_settings, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pillows_limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2 + 1  # Pillow refuses above twice this
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillows_limit
+    Both settings are the process's own and stay. Setting them for each image and back again would
+    make every other warning of the program, shown once as a rule, appear again after each image.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2 + 1  # it refuses above twice this
+    if warnings.filters[:1] != [_NO_PILLOW_WARNINGS]:
+        warnings.filterwarnings("ignore", module=_NO_PILLOW_WARNINGS[3].pattern)
 
 
 @contextmanager

@@ -50,6 +50,8 @@ def test_integer_and_text_labels() -> None:
     numbers = rows(image=(ImageFeature(), pngs(1, 2)), label=(Value("int32"), [5, -1]))
     assert [r.label for r in HuggingFaceImages(numbers).records()] == [5, None]
     assert HuggingFaceImages(numbers).class_names is None
+    with pytest.raises(ValueError, match="'label' is 5, but there are only 2 class_names"):
+        HuggingFaceImages(numbers, class_names=["a", "b"])
     texts = rows(image=(ImageFeature(), pngs(1, 2, 3)), species=(Value("string"), ["b", None, "a"]))
     assert HuggingFaceImages(texts).label_column is None
     chosen = HuggingFaceImages(texts, label_column="species")

@@ -91,6 +91,11 @@ class HuggingFaceImages(ImageSource):
             )
         chosen = class_names if class_names is not None else names
         self.class_names = list(chosen) if chosen is not None else None
+        if self.class_names is not None and self._labels.max(initial=-1) >= len(self.class_names):
+            raise ValueError(
+                f"A label of {self.label_column!r} is {self._labels.max()}, but there are only "
+                f"{len(self.class_names)} class_names; labels are indices into them, from 0."
+            )
         self._fingerprint: str | None = None
 
     def record(self, index: int) -> ImageRecord:

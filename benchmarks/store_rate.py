@@ -2,11 +2,16 @@
 
 The bare tower is the wrapped open_clip model's own modules, called one after the other, up to the
 block that is hooked: exactly the layers that the store needs, on pixels in memory, in batches of
-the same size. The store does all it does in training: it loads images (from arrays in memory,
-through the model's own preprocessing), runs the tower with a hook, shuffles, and serves batches.
-"Pixels ready" leaves out the preprocessing, so what remains is the store itself. "Full tower" is
-the model's whole encode_image, for comparison. All take turns, so that a slow spell of the machine
-strikes each.
+the same size. Against it:
+
+- store, pixels ready: the store on images whose pixels are in memory too (its preprocessing hands
+  them over), so that what it adds is measured: loading, hooks, buffer, shuffle, batches;
+- loader and bare tower: images from arrays in memory, through ImageLoader and the model's own
+  preprocessing, into the bare tower;
+- store: the same images and preprocessing, through the store;
+- full tower: the model's whole encode_image, for comparison.
+
+All take turns, so that a slow spell of the machine strikes each.
 
     python benchmarks/store_rate.py
 """
@@ -25,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_sae_plugin.activations import ViTActivationsStore
-from vit_sae_plugin.datasets import ArrayImages
+from vit_sae_plugin.datasets import ArrayImages, ImageLoader
 from vit_sae_plugin.hooked_vit import HookedViT
 
 
@@ -64,7 +69,7 @@ def images_per_second(run: Callable[[], None], n_images: int) -> float:
 
 @torch.no_grad()
 def measure(name: str, n_batches: int, batch_size_images: int, n_turns: int, n_workers: int):
-    """Rates of the four, in images a second, a list of turns each."""
+    """Rates of each, in images a second, a list of turns each."""
     model = load(name)
     cfg = model.cfg
     layer = cfg.n_layers - 2
@@ -85,16 +90,27 @@ def measure(name: str, n_batches: int, batch_size_images: int, n_turns: int, n_w
             n_workers=n_workers,
         )
 
-    stores = {
-        "store": store(model.preprocess),
-        "store, pixels ready": store(PixelsReady(pixels[0])),
-    }
     visual = model.bare_model.visual
+    loaded = iter(
+        ImageLoader(
+            ArrayImages(pictures),
+            model.preprocess,
+            batch_size_images=batch_size_images,
+            n_workers=n_workers,
+            n_epochs=None,
+        )
+    )
+    bare_from_loader = (bare_tower(visual, images.pixels, layer + 1) for images in loaded)
+    batches = {
+        "store, pixels ready": store(PixelsReady(pixels[0])),
+        "loader and bare tower": bare_from_loader,
+        "store": store(model.preprocess),
+    }
     runs: dict[str, Callable[[], None]] = {
         "bare tower": lambda: [bare_tower(visual, pixels, layer + 1) for _ in range(n_batches)],
         **{
             kind: lambda one=one: [None for _ in islice(one, n_batches)]
-            for kind, one in stores.items()
+            for kind, one in batches.items()
         },
         "full tower": lambda: [model.bare_model.encode_image(pixels) for _ in range(n_batches)],
     }
@@ -122,10 +138,11 @@ def main() -> None:
         )
         print(what)
         for kind, turns in rates.items():
-            ratios = [one / bare for one, bare in zip(turns, rates["bare tower"], strict=True)]
+            peer = "loader and bare tower" if kind == "store" else "bare tower"
+            ratios = [one / bare for one, bare in zip(turns, rates[peer], strict=True)]
             print(
-                f"  {kind:20} {statistics.median(turns):8.1f} images/s, "
-                f"÷ bare tower {statistics.median(ratios):.2f} "
+                f"  {kind:21} {statistics.median(turns):8.1f} images/s, "
+                f"÷ {peer} {statistics.median(ratios):.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f})"
             )
 

@@ -192,9 +192,7 @@ class ViTActivationsStore(Iterator[Tensor]):
             loader.skipped = self.skipped
             self._image_batches = iter(loader)
             n_taken = self._position.row_in_image_batch
-        # Starting a loader draws from the global generator; a resumed run starts one more.
-        with torch.random.fork_rng(devices=[]):
-            images = next(self._image_batches)
+        images = next(self._image_batches)
         with torch.autocast(
             self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_model
         ):

@@ -28,8 +28,8 @@ from vit_sae_plugin.datasets.shape_drawing import (
 from vit_sae_plugin.datasets.shape_scenes import SCENE_CLASS_NAMES, ShapeScenes
 
 EXPECTED_DIGESTS = {
-    "train": "",
-    "test": "",
+    "train": "f2e2bbe01b5d2f7e96d1575d90f9d12e19d4cb774e07758579877a241c1b76b7",
+    "test": "5644babe1782240966038fe0d066da0ccefc9c97cdc85bc2671db6ad9aa14c13",
 }
 
 

@@ -13,7 +13,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis import Explanation, LatentAtlas, explain
 from vit_sae_plugin.analysis.image_lookup import images_by_index
 from vit_sae_plugin.datasets import ImageSource
-from vit_sae_plugin.report.patch_masks import mask_string
+from vit_sae_plugin.report.patch_masks import as_shares, mask_string
 from vit_sae_plugin.report.reference_pictures import save_picture
 from vit_sae_plugin.report.site_data import number, write_data
 
@@ -65,7 +65,7 @@ def write_explained_images(
         for latent in sorted(listed):
             heatmap = one.heatmap(latent)
             largest = float(np.nan_to_num(heatmap.patches).max())
-            masks[str(latent)] = [mask_string(heatmap.patches), number(largest)]
+            masks[str(latent)] = [mask_string(as_shares(heatmap.patches)), number(largest)]
         data = {"image": strongest, "patches": patches, "masks": masks}
         write_data(folder / f"data/explain/{name}.js", f"explain/{name}", data)
         entries.append(

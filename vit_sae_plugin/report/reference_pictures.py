@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,7 +21,7 @@ from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, SeenRegions
 from vit_sae_plugin.datasets import ImageSource
-from vit_sae_plugin.report.patch_masks import mask_string, preview_string
+from vit_sae_plugin.report.patch_masks import as_shares
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -33,10 +35,8 @@ _IMAGES_AT_ONCE = 32
 class MarkedPicture:
     """What a page needs to draw one latent on one image."""
 
-    mask: str
-    """Patch activations (:func:`mask_string`)."""
-    preview: str
-    """The same for a thumbnail (:func:`preview_string`)."""
+    shares: UInt8[np.ndarray, "row column"]
+    """Patch activations as shares of the largest (:func:`as_shares`)."""
     largest: float
     """The largest activation of a patch."""
 
@@ -79,11 +79,8 @@ def write_reference_pictures(
                 for latent, grid in zip(
                     mine, layout.on_grid(tokens[:, mine].T).cpu().numpy(), strict=True
                 ):
-                    marked[latent, index] = MarkedPicture(
-                        mask_string(grid),
-                        preview_string(grid),
-                        float(tokens[:, latent].max()),
-                    )
+                    largest = float(np.nan_to_num(grid).max(initial=0))
+                    marked[latent, index] = MarkedPicture(as_shares(grid), largest)
                 bar.update()
     return marked
 

@@ -173,7 +173,7 @@ report.load("atlas").then((atlas) => {
   window.addEventListener("scroll", soon, { passive: true });
   window.addEventListener("resize", soon);
   control("filters").addEventListener("input", choose);
-  control("reset").addEventListener("click", () => { control("filters").reset(); choose(); });
+  control("clear").addEventListener("click", () => { control("filters").reset(); choose(); });
   recall();
   choose();
 }).catch(report.fail);

@@ -1,0 +1,74 @@
+"""The figures show the atlas's numbers."""
+
+import numpy as np
+import pytest
+
+from tests.analysis.five_images import A, B, C, D, make_atlas
+from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
+from vit_sae_plugin.analysis import analyze
+from vit_sae_plugin.report import (
+    plot_activation_curves,
+    plot_class_latents,
+    plot_latents,
+    plot_reference_images,
+)
+
+
+def test_the_scatter_leaves_out_the_dead_and_greys_the_unknown():
+    figure = plot_latents(make_atlas())
+    grey, coloured = figure.axes[0].collections
+    np.testing.assert_allclose(grey.get_offsets(), [[2 / 5, 0.125]])  # B has no entropy
+    np.testing.assert_allclose(coloured.get_offsets(), [[4 / 5, 1.125 / 4], [4 / 5, 2.5 / 4]])
+    assert coloured.get_array().argmax() == 0  # A's labels vary more than C's
+    figure.canvas.draw()
+    with pytest.raises(ValueError, match="none of these latents is ever active"):
+        plot_latents(make_atlas(), latents=[D])
+
+
+def test_activation_curves_count_tokens():
+    figure = plot_activation_curves(make_atlas(), [A, C])
+    line = figure.axes[0].lines[0]
+    assert line.get_ydata()[0] == pytest.approx(5 / 15)  # A is active at 5 of 15 tokens
+    assert line.get_ydata()[-1] == pytest.approx(1 / 15)
+    assert line.get_xdata()[-1] <= 1.5
+    with pytest.raises(ValueError, match="latents is empty"):
+        plot_activation_curves(make_atlas(), [])
+
+
+def test_the_class_heat_map_shows_counts_per_image():
+    figure = plot_class_latents(make_atlas(), latents=[A, B, C])
+    shown = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(shown, [[3 / 2, 1 / 2, 5 / 2], [1 / 2, 1 / 2, 2 / 2]])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["cat", "dog"]
+    chosen = plot_class_latents(make_atlas(), n_latents=1)
+    # of A three quarters fall on cats, of B half on dogs
+    assert [t.get_text() for t in chosen.axes[0].get_xticklabels()] == [str(A), str(B)]
+    with pytest.raises(ValueError, match="no image with a class label"):
+        plot_class_latents(make_atlas(), classes=[])
+
+
+@pytest.fixture(scope="module")
+def analysed():
+    model, images = make_model(), NoisePictures(20)
+    sae = make_sae(model)
+    return model, sae, analyze(model, sae, images, progress=False), images
+
+
+@pytest.mark.parametrize("style", ["highlight", "tint", "outline", "zoom"])
+def test_reference_grids(analysed, style):
+    model, sae, atlas, images = analysed
+    figure = plot_reference_images(
+        model, sae, atlas, images, [2, 7], n_images=3, style=style, names={2: "two"}
+    )
+    shown = [len(axes.images) for axes in figure.axes]
+    assert shown == [1, 1, 1, 0, 0, 0]  # latent 7 is dead
+    assert figure.axes[0].texts[0].get_text().startswith("two\n")
+    figure.canvas.draw()
+
+
+def test_wrong_grids_are_explained(analysed):
+    model, sae, atlas, images = analysed
+    with pytest.raises(ValueError, match="style is 'x'; want"):
+        plot_reference_images(model, sae, atlas, images, [2], style="x")
+    with pytest.raises(ValueError, match="latents is empty"):
+        plot_reference_images(model, sae, atlas, images, [])

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.scope import Scope
 from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, BlockDescription
 
@@ -70,12 +69,7 @@ class AttentionInside:
                 scope.after(attention.qkv, lambda out, _: self.on_qkv(out))
             return
         for letter, path in (("q", attention.q), ("k", attention.k), ("v", attention.v)):
-            if path is None:
-                raise UnsupportedTowerError(
-                    f"The attention description names no {letter!r} projection; give qkv, packed, "
-                    "or all of q, k and v."
-                )
-            if needed or scope.live(f"attn.hook_{letter}"):
+            if path is not None and (needed or scope.live(f"attn.hook_{letter}")):
                 scope.after(path, lambda out, _, letter=letter: self.on_projection(letter, out))
 
     def split(self, flat: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from vit_sae_plugin.hooked_vit.block_hooks import attach_block
 from vit_sae_plugin.hooked_vit.config import HookedViTConfig
 from vit_sae_plugin.hooked_vit.embedding_hooks import attach_embedding
+from vit_sae_plugin.hooked_vit.forward_lock import forward_lock
 from vit_sae_plugin.hooked_vit.forward_run import ForwardRun, StopForward
 from vit_sae_plugin.hooked_vit.hook_names import is_before_stop
 from vit_sae_plugin.hooked_vit.hook_tree import (
@@ -24,6 +24,7 @@ from vit_sae_plugin.hooked_vit.hook_tree import (
 from vit_sae_plugin.hooked_vit.hooked_root import StrictHookedRoot
 from vit_sae_plugin.hooked_vit.model_output import field_of, select_output
 from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
+from vit_sae_plugin.hooked_vit.running_conditions import eager_if_compiled, refuse_checkpointing
 from vit_sae_plugin.hooked_vit.scope import Scope
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
 from vit_sae_plugin.hooked_vit.tower_facts import check_tower, read_config, tower_dtype
@@ -195,7 +196,8 @@ class HookedViT(StackedWeights, StrictHookedRoot):
 
         Raises:
             ValueError: ``pixels`` are not a batch of images, or there is no such block.
-            RuntimeError: a hook in use was not reached, or reached twice.
+            RuntimeError: a hook in use was not reached, or reached twice; or gradient
+                checkpointing would lose the hooks.
         """
         if not isinstance(pixels, Tensor) or pixels.ndim != 4:
             seen = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
@@ -211,9 +213,20 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             for name in self._site_names
             if is_live(point := self.mod_dict[name]) and is_before_stop(name, stop)
         }
-        if not points and stop is None:
-            return self._bare_output(pixels, kwargs)
-        with _uncompiled(self.bare_model), ForwardRun(self.bare_model, points) as run:
+        with forward_lock(self.bare_model):
+            if not points and stop is None:
+                return self._bare_output(pixels, kwargs)
+            return self._hooked_output(pixels, kwargs, points, stop)
+
+    def _hooked_output(
+        self,
+        pixels: Tensor,
+        kwargs: dict[str, Any],
+        points: dict[str, nn.Module],
+        stop: int | None,
+    ) -> Tensor:
+        refuse_checkpointing(self.bare_model)
+        with eager_if_compiled(self.bare_model), ForwardRun(self.bare_model, points) as run:
             self._attach(run, stop)
             try:
                 output = self._bare_output(pixels, kwargs)
@@ -381,12 +394,3 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         super()._apply(fn, recurse)
         self.cfg.device, self.cfg.dtype = tower_dtype(self.bare_model, self.tower)
         return self
-
-
-def _uncompiled(module: nn.Module) -> Any:
-    """Run compiled parts of the model uncompiled: compiled code ignores hooks attached later."""
-    compiled = any(
-        part._compiled_call_impl is not None or type(part).__name__ == "OptimizedModule"
-        for part in module.modules()
-    )
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -87,8 +87,12 @@ def load_transformers(name: str, *, cache_dir: str | None, **kwargs: Any) -> Loa
     tokenizer = None
     if text_config is not None:
         try:
+            found = AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, **revision)
+            if len(found) <= len(set(found.all_special_tokens)):
+                # Without files of its own, transformers makes one that knows no words.
+                raise ValueError("its vocabulary is empty")
             tokenizer = TextTokenizer(
-                AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, **revision),
+                found,
                 max_length=text_config.max_position_embeddings,
                 # SigLIP was trained on texts padded to full length, without a mask.
                 pad_to_max_length="siglip" in module.config.model_type,

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width, of a size given as one number or as two."""
@@ -58,6 +60,16 @@ class AttentionDescription:
 
     scale: float | None = None
     """Factor on the scores (None: ``d_head ** -0.5``)."""
+
+    def __post_init__(self) -> None:
+        separate = (self.q, self.k, self.v)
+        kinds = [self.qkv is not None, self.packed is not None, None not in separate]
+        if sum(kinds) != 1 or (any(separate) and None in separate):
+            raise UnsupportedTowerError(
+                "An attention description needs exactly one of qkv, packed, or q, k and v "
+                f"together; got qkv={self.qkv!r}, packed={self.packed!r}, q={self.q!r}, "
+                f"k={self.k!r}, v={self.v!r}."
+            )
 
 
 @dataclass(frozen=True)

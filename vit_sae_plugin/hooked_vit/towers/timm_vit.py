@@ -37,6 +37,7 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
             "MLP that could be hooked)."
         )
     attention, missing = _describe_attention(block.attn)
+    mlp_in, mlp_proj = _describe_mlp(block.mlp)
     at = f"{path}." if path else ""
     norms = [name for name in ("norm", "fc_norm") if not _is_identity(getattr(trunk, name))]
     image_size = as_pair(trunk.patch_embed.img_size)
@@ -51,8 +52,8 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
             attention_missing=missing,
             attn_out="drop_path1",
             ln2="norm2",
-            mlp_in=_first_present(block, "mlp.fc1_g", "mlp.fc1"),
-            mlp_proj=_first_present(block, "mlp.fc2"),
+            mlp_in=mlp_in,
+            mlp_proj=mlp_proj,
             mlp_out="drop_path2",
         ),
         embedding=EmbeddingDescription(
@@ -92,15 +93,14 @@ def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
     )
 
 
-def _first_present(block: nn.Module, *paths: str) -> str | None:
-    """The first path that leads to a linear layer as wide as the MLP's hidden layer."""
-    mlp: Any = block.mlp
-    d_mlp = getattr(getattr(mlp, "fc2", None), "in_features", None)
-    for path in paths:
-        layer = getattr(mlp, path.removeprefix("mlp."), None)
-        if layer is not None and d_mlp in (layer.out_features, layer.in_features):
-            return path
-    return None
+def _describe_mlp(mlp: Any) -> tuple[str | None, str | None]:
+    """The layer in front of the activation, if it is one of its own, and the last layer."""
+    last = getattr(mlp, "fc2", None)
+    for name in ("fc1_g", "fc1"):
+        first = getattr(mlp, name, None)
+        if first is not None and last is not None and first.out_features == last.in_features:
+            return f"mlp.{name}", "mlp.fc2"
+    return None, None if last is None else "mlp.fc2"
 
 
 def _is_identity(module: nn.Module) -> bool:

@@ -9,11 +9,12 @@ from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
-from vit_sae_plugin.evaluation import evaluate_embeddings, fit_linear_probe
+from vit_sae_plugin.evaluation import EvaluationReport, evaluate_embeddings, fit_linear_probe
 from vit_sae_plugin.evaluation.activation_histogram import ActivationHistogram
 from vit_sae_plugin.evaluation.embedding_suite import default_k_list
 from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE, keep_top_k
 from vit_sae_plugin.evaluation.row_sample import RowSample
+from vit_sae_plugin.saes.matryoshka_topk import MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig
 
 
 def pair_sae(d_in=8, **kwargs):
@@ -246,3 +247,23 @@ def test_default_k_list():
 def test_wrong_input_is_refused(rows, kwargs, message):
     with pytest.raises(ValueError, match=message):
         evaluate_embeddings(pair_sae(), **({"rows": rows} | kwargs))
+
+
+def test_tables_come_back_from_disk_with_their_row_labels(rows, tmp_path):
+    report = evaluate_embeddings(pair_sae(), rows, k_list=[2, 16])
+    loaded = EvaluationReport.load(report.save(tmp_path))
+    for name, table in report.tables.items():
+        pd.testing.assert_frame_equal(loaded.tables[name], table)
+    csv = pd.read_csv(tmp_path / "progressive_recovery.csv", index_col=["modality", "k"])
+    assert csv.index.to_list() == [("image", 2), ("image", 16)]
+    assert max(map(len, str(report).splitlines())) < 120
+
+
+def test_matryoshka_sae_recovers_more_at_every_k(rows):
+    sae = MatryoshkaTopKSAE(MatryoshkaTopKSAEConfig(d_in=8, d_sae=16, k=4))
+    sae.load_state_dict(pair_sae().state_dict(), strict=False)
+    report = evaluate_embeddings(sae, rows, k_list=[1, 4, 16])
+    recovery = report.progressive_recovery.loc["image"]
+    assert recovery["l0"].to_list() == [1, 4, 8]
+    assert recovery["fvu"].to_list() == sorted(recovery["fvu"], reverse=True)
+    assert report.embeddings.loc["image", "l0"] == 4  # the config's k

@@ -58,7 +58,7 @@ def small_config(
         "token_kind": "patches",
         "training_tokens": 120 * 128,
         "train_batch_size_tokens": 128,
-        "store_batch_size_images": 8,
+        "store_batch_size_images": 7,  # 112 rows: buffers end within image batches
         "n_batches_in_buffer": 6,
         "lr": 2e-3,
         "lr_warm_up_steps": 10,

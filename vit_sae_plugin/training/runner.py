@@ -192,9 +192,9 @@ class ViTSAETrainingRunner:
         return open_images(self.cfg.dataset_path)
 
     def _new_sae(self) -> TrainingSAE[Any]:
-        # initial weights come from the global generator
+        # The global generator gives the initial weights; on the CPU they are the same everywhere.
         with temporary_seed(self.cfg.seed):
-            return TrainingSAE.from_dict(self.cfg.sae.to_dict())
+            return TrainingSAE.from_dict({**self.cfg.sae.to_dict(), "device": "cpu"})
 
     def _set_metadata(self) -> None:
         metadata = self.sae.cfg.metadata

@@ -20,7 +20,7 @@ def highlight(
     *,
     size: tuple[int, int] | None = None,
     smooth: bool = False,
-    dim: float = 0.25,
+    dim: float = 0.4,
 ) -> Image.Image:
     """The picture, bright where the latent is active and dimmed elsewhere.
 

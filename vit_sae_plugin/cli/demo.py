@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vit_sae_plugin.report.demo_page import LatentCard
 
 PRESET = "patchsae-shapes"
-HELD_OUT = "shapes:test?n_images=2000"
+HELD_OUT = "shapes:test?n_images=2000&n_objects=1"
 N_EVALUATED = 1000
 N_LATENTS_SHOWN = 24
 N_IMAGES_SHOWN = 5
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
     _say("3/3  Looking at what its latents respond to")
     atlas = analyze(model, sae, held_out, folder=folder / "atlas", batch_size_images=64)
-    latents = select_showcase_latents(atlas, N_LATENTS_SHOWN)
+    by_entropy = select_showcase_latents(atlas, atlas.d_sae)
+    latents = [latent for latent in by_entropy if _fires_on_patches(atlas, latent)]
+    latents = latents[:N_LATENTS_SHOWN]
     pictures = reference_pictures(model, sae, atlas, held_out, latents, n_images=N_IMAGES_SHOWN)
     page = write_demo_page(
         folder / "index.html",
@@ -68,6 +70,11 @@ def run(args: argparse.Namespace) -> int:
     print(report)
     print(f"\nOpen this page in a browser:  {page.resolve()}")
     return 0
+
+
+def _fires_on_patches(atlas: LatentAtlas, latent: int) -> bool:
+    """Whether the pictures of a latent would have something to light up (the class token has not)."""
+    return bool(atlas.reference_images(latent)["row"].head(N_IMAGES_SHOWN).notna().all())
 
 
 def _clear(folder: Path) -> None:
@@ -127,7 +134,7 @@ def _summary(
         f"{row['explained_variance']:.1%} of the variance. {row['dead_share']:.1%} of the latents "
         "never fire on held-out scenes.",
         f"With the reconstruction in place of its own activations the model still names "
-        f"{zero_shot['spliced']:.1%} of the scenes by their largest object "
+        f"{zero_shot['spliced']:.1%} of the scenes by shape and colour, one of 64 classes "
         f"({zero_shot['original']:.1%} without the SAE, {zero_shot['zeros']:.1%} with zeros).",
         f"Below are {N_LATENTS_SHOWN} of the latents, with the scenes out of "
         f"{atlas.info.n_images:,} that activate them most. Nobody told the autoencoder what a "
@@ -151,7 +158,7 @@ def _card(atlas: LatentAtlas, latent: int, pictures: list[Any]) -> LatentCard:
     name, n_carrying = labels.value_counts().index[0], int(labels.value_counts().iloc[0])
     return LatentCard(
         latent=latent,
-        caption=f"{name} ({n_carrying} of {len(labels)} reference images)",
+        caption=f"{name} · {n_carrying} of {len(labels)} images",
         activated_frequency=float(row["frequency"]),
         label_entropy=float(row["label_entropy"]),
         images=pictures,

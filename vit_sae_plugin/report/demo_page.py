@@ -71,6 +71,7 @@ def _curves_svg(curves: pd.DataFrame) -> str:
     """The four curves as one inline SVG whose lines and text take the page's colours."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     panels = [
         ("loss", "Loss", True),
@@ -87,6 +88,8 @@ def _curves_svg(curves: pd.DataFrame) -> str:
         axis.set_xlabel("million tokens", fontsize=8, color="#808890")
         if logarithmic and (curves[column] > 0).all():
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
         else:
             top = float(curves[column].max())
             axis.set_ylim(0, 1 if column == "explained_variance" else max(top * 1.08, 1))
@@ -186,8 +189,8 @@ class token, and for its patches:</p>
 its activations. Recovered: 1 is as good as the original, 0 as bad as zeros.</p>
 <div class="tables">$splicing</div>
 <h2>$n_latents latents and what they respond to</h2>
-<p class="note">The latents with the lowest label entropy among those active on 0.5–20 % of the
-images: each row shows the images that activate one latent most, bright where it is active,
+<p class="note">The latents with the lowest label entropy among those active on patches of 0.5–20 %
+of the images: each row shows the images that activate one latent most, bright where it is active,
 dimmed elsewhere.</p>
 <div class="latents">$latents</div>
 <h2>Go on</h2>

@@ -32,8 +32,14 @@ def embed_images(
 
     Raises:
         NoReadableImagesError: no image of the source can be read.
-        ValueError: the hook gives more than one row for each image.
+        ValueError: the hook gives more than one row for each image, or the model has no
+            ``preprocess``.
     """
+    if model.preprocess is None:
+        raise ValueError(
+            "this model has no preprocess, so images can't become its pixels; pass one to "
+            "HookedViT.from_module(module, preprocess=...)"
+        )
     source = ActivationSource.from_model(model, hook_name, "all")
     loader = ImageLoader(
         images, model.preprocess, batch_size_images=batch_size_images, n_workers=n_workers

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fires_on_patches(atlas: LatentAtlas, latent: int) -> bool:
-    """Whether the pictures of a latent would have something to light up (the class token has not)."""
+    """Whether a latent's pictures would have something to light up: the class token has not."""
     return bool(atlas.reference_images(latent)["row"].head(N_IMAGES_SHOWN).notna().all())
 
 

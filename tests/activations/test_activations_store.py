@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_models import tiny_open_clip
+from tests.tiny_models import tiny_open_clip, tiny_open_clip_custom_text
 from vit_sae_plugin.activations import ViTActivationsStore
 from vit_sae_plugin.datasets import ArrayImages
 from vit_sae_plugin.hooked_vit import HookedViT
@@ -97,6 +97,14 @@ def test_a_16_bit_model_gives_32_bit_rows_where_asked() -> None:
     assert rows.dtype == torch.float32
     assert torch.equal(rows, rows.bfloat16().float())
     assert next(_store(model, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_model_in_training_mode_gives_no_random_rows(model) -> None:
+    in_training = HookedViT.from_module(
+        tiny_open_clip_custom_text(patch_dropout=0.5).train(), preprocess=_to_pixels
+    )
+    assert torch.equal(next(_store(in_training)), next(_store(in_training)))
+    assert next(_store(in_training)).shape == (34, 32)
 
 
 def test_same_seed_same_rows_other_seed_other_rows(model) -> None:

@@ -59,7 +59,7 @@ class ViTActivationsStore(Iterator[Tensor]):
     are seen epoch after epoch. The rows depend on ``seed``, not on ``n_workers``.
 
     Args:
-        model: the model; only the blocks up to the hook run.
+        model: the model, which is put into evaluation mode; only the blocks up to the hook run.
         images: where the images come from.
         hook_name: which activations, such as ``"blocks.10.hook_resid_post"``. Heads are flattened.
         token_kind: ``"all"``, ``"patches"`` or ``"cls"``.
@@ -110,7 +110,7 @@ class ViTActivationsStore(Iterator[Tensor]):
         ):
             if size < 1:
                 raise ValueError(f"{name} is {size}; want 1 or more")
-        self.model = model
+        self.model = model.eval()  # dropout would make the rows random
         self.images = images
         if model.preprocess is None:
             raise ValueError(

@@ -42,6 +42,13 @@ def test_half_precision_rows_are_worked_on_in_float32():
     torch.testing.assert_close(median.float(), geometric_median(rows), rtol=0.01, atol=0.02)
 
 
+def test_autocast_does_not_make_it_coarser():
+    rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        median = geometric_median(rows)
+    assert torch.equal(median, geometric_median(rows))
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), shift=st.floats(-10, 10), scale=st.floats(0.1, 10))
 def test_it_moves_and_scales_with_the_rows(seed, shift, scale):

@@ -34,6 +34,12 @@ def geometric_median(rows: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, " d_in
             f"{tuple(rows.shape)}; flatten the batch and token axes first"
         )
     points = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    # Under autocast the weighted means would be bfloat16 products.
+    with torch.autocast(rows.device.type, enabled=False):
+        return _weiszfeld(points).to(rows.dtype)
+
+
+def _weiszfeld(points: Tensor) -> Tensor:
     median = points.mean(dim=0)
     for _ in range(MAX_ITERATIONS):
         distance = (points - median).norm(dim=-1)
@@ -44,4 +50,4 @@ def geometric_median(rows: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, " d_in
         median = new_median
         if moved <= RELATIVE_TOLERANCE * distance.mean():
             break
-    return median.to(rows.dtype)
+    return median

@@ -44,6 +44,12 @@ class Heatmap:
         row, column = np.unravel_index(int(filled.argmax()), filled.shape)
         return (int(row), int(column)) if filled[row, column] > 0 else None
 
+    def size_of_region(self, longer_side: int) -> tuple[int, int]:
+        """Width and height at which to show what the model sees, in the model's proportions."""
+        n_rows, n_columns = self.patches.shape
+        scale = longer_side / max(n_rows, n_columns)
+        return max(1, round(n_columns * scale)), max(1, round(n_rows * scale))
+
     def on_image(self, smooth: bool = True) -> Float[np.ndarray, "height width"]:
         """The activations scaled to the whole picture; NaN where the model doesn't see it.
 

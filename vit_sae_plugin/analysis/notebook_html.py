@@ -91,8 +91,7 @@ def data_uri(image: Image.Image, image_format: str = "PNG") -> str:
 
 
 def _latent_card(one: LatentInImage) -> str:
-    size = (128, max(1, round(128 * one.heatmap.region.height / one.heatmap.region.width)))
-    picture = data_uri(highlight(one.heatmap, size=size))
+    picture = data_uri(highlight(one.heatmap, size=one.heatmap.size_of_region(128)))
     return (
         f'<div style="{_CARD.format(128)}"><img src="{picture}"><br><b>{one.latent}</b> '
         f"&middot; {one.value:.3g}<br>on {one.statistics['frequency']:.1%} of images<br>"

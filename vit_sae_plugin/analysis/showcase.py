@@ -117,12 +117,6 @@ def reference_pictures(
         source=source,
     )
     return {
-        latent: [highlight(one, size=_fitting_size(one, size)) for one in several]
+        latent: [highlight(one, size=one.size_of_region(size)) for one in several]
         for latent, several in maps.items()
     }
-
-
-def _fitting_size(heatmap: Heatmap, longer_side: int) -> tuple[int, int]:
-    region = heatmap.region
-    scale = longer_side / max(region.width, region.height)
-    return max(1, round(region.width * scale)), max(1, round(region.height * scale))

@@ -52,7 +52,11 @@ def write_explained_images(
         one = explain(model, sae, atlas, picture, n_latents=_LATENTS_OF_IMAGE, source=source)
         name = f"{position:04d}"
         save_picture(
-            picture, one.region, folder / f"images/explained-{name}.{extension}", _PICTURE_SIZE
+            picture,
+            one.region,
+            atlas.info.grid,
+            folder / f"images/explained-{name}.{extension}",
+            _PICTURE_SIZE,
         )
         strongest = [(latent.latent, number(latent.value)) for latent in one.latents]
         patches = [

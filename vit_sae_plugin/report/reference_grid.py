@@ -66,8 +66,7 @@ def plot_reference_images(
     def picture(one: Heatmap) -> Any:
         if style == "zoom":
             return zoom(one, size=_SIDE)
-        size = _SIDE, max(1, round(_SIDE * one.region.height / one.region.width))
-        return draw[style](one, size=size, smooth=smooth)
+        return draw[style](one, size=one.size_of_region(_SIDE), smooth=smooth)
 
     maps = reference_heatmaps(
         model,

@@ -73,7 +73,9 @@ def write_reference_pictures(
             encoded = encode_images(model, sae, [image for _, image in some], source=source)
             for (index, image), tokens in zip(some, encoded, strict=True):
                 region = regions.of(image)
-                save_picture(image, region, folder / f"{index:07d}.{extension}", size)
+                save_picture(
+                    image, region, model.cfg.grid, folder / f"{index:07d}.{extension}", size
+                )
                 layout = PatchLayout.of(source, model.cfg, len(tokens))
                 mine = sorted(wanted[index])
                 for latent, grid in zip(
@@ -85,8 +87,14 @@ def write_reference_pictures(
     return marked
 
 
-def save_picture(image: Image.Image, region: Region, path: Path, size: int) -> None:
-    """Save what the model sees, no larger than it is, with at most ``size`` pixels a side."""
-    scale = min(1.0, size / max(region.width, region.height))
-    pixels = max(1, round(region.width * scale)), max(1, round(region.height * scale))
+def save_picture(
+    image: Image.Image, region: Region, grid: tuple[int, int], path: Path, size: int
+) -> None:
+    """Save what the model sees, in its proportions, with at most ``size`` pixels a side.
+
+    Not larger than in the picture itself.
+    """
+    n_rows, n_columns = grid
+    side = min(size, max(region.width, region.height)) / max(n_rows, n_columns)
+    pixels = max(1, round(n_columns * side)), max(1, round(n_rows * side))
     region.crop(image, pixels).save(path, quality=90, subsampling=0, optimize=True)

@@ -2,7 +2,9 @@
 
 Both get the same blocks of activations, already computed (so what is timed is the shuffle alone),
 hold 200,000 rows of 768 floats and serve batches of 4,096. They take turns, and each turn's ratio
-counts, so that a slow spell of the machine strikes both.
+counts, so that a slow spell of the machine strikes both. On a machine that is busy with other
+things, --cpu-time counts the seconds this process computes, on one thread, in place of those that
+pass.
 
     python benchmarks/shuffle_rate.py
 """
@@ -13,7 +15,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from sae_lens.training.mixing_buffer import mixing_buffer
@@ -44,27 +46,31 @@ def shuffled() -> Iterator[Tensor]:
             yield buffer.batch(batch)
 
 
-def seconds_for(batches: Iterator[Tensor], n_batches: int) -> float:
+def seconds_for(batches: Iterator[Tensor], n_batches: int, clock: Callable[[], float]) -> float:
     """How long so many batches take."""
-    start = time.perf_counter()
+    start = clock()
     for batch in itertools.islice(batches, n_batches):
         batch[0, 0].item()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-turns", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    if args.cpu_time:
+        torch.set_num_threads(1)  # idle threads spin, and would be counted
     with torch.no_grad():
         ours, theirs = shuffled(), mixing_buffer(N_ROWS, BATCH_SIZE, blocks())
         # a whole buffer of ours, and of theirs the several refills that serve as many rows
         n_batches = N_ROWS // BATCH_SIZE
-        seconds_for(ours, n_batches)
-        seconds_for(theirs, n_batches)
+        seconds_for(ours, n_batches, clock)
+        seconds_for(theirs, n_batches, clock)
         ratios, rates = [], []
         for _ in range(args.n_turns):
-            slow, fast = seconds_for(theirs, n_batches), seconds_for(ours, n_batches)
+            slow, fast = seconds_for(theirs, n_batches, clock), seconds_for(ours, n_batches, clock)
             ratios.append(slow / fast)
             rates.append([n_batches * BATCH_SIZE / seconds for seconds in (fast, slow)])
     fast, slow = (statistics.median(column) for column in zip(*rates, strict=True))

@@ -11,7 +11,9 @@ the same size. Against it:
 - store: the same images and preprocessing, through the store;
 - full tower: the model's whole encode_image, for comparison.
 
-All take turns, so that a slow spell of the machine strikes each.
+All take turns, so that a slow spell of the machine strikes each. On a machine that is busy with
+other things, --cpu-time counts the seconds this process computes, on one thread, in place of those
+that pass.
 
     python benchmarks/store_rate.py
 """
@@ -60,15 +62,22 @@ class PixelsReady:
         return self.pixels
 
 
-def images_per_second(run: Callable[[], None], n_images: int) -> float:
+def images_per_second(run: Callable[[], None], n_images: int, clock: Callable[[], float]) -> float:
     """The rate of one turn."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return n_images / (time.perf_counter() - start)
+    return n_images / (clock() - start)
 
 
 @torch.no_grad()
-def measure(name: str, n_batches: int, batch_size_images: int, n_turns: int, n_workers: int):
+def measure(
+    name: str,
+    n_batches: int,
+    batch_size_images: int,
+    n_turns: int,
+    n_workers: int,
+    clock: Callable[[], float],
+) -> tuple[dict[str, list[float]], str]:
     """Rates of each, in images a second, a list of turns each."""
     model = load(name)
     cfg = model.cfg
@@ -119,7 +128,7 @@ def measure(name: str, n_batches: int, batch_size_images: int, n_turns: int, n_w
     rates: dict[str, list[float]] = {kind: [] for kind in runs}
     for _ in range(n_turns):
         for kind, run in runs.items():
-            rates[kind].append(images_per_second(run, n_images))
+            rates[kind].append(images_per_second(run, n_images, clock))
     return rates, f"{name}: blocks 0 to {layer} of {cfg.n_layers}, {cfg.n_tokens} tokens"
 
 
@@ -130,11 +139,15 @@ def main() -> None:
     parser.add_argument("--batch-size-images", type=int, default=32)
     parser.add_argument("--n-turns", type=int, default=9)
     parser.add_argument("--n-workers", type=int, default=0)
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    if args.cpu_time:
+        torch.set_num_threads(1)  # idle threads spin, and would be counted
     print(f"{torch.get_num_threads()} threads, batches of {args.batch_size_images} images")
     for name in args.models:
         rates, what = measure(
-            name, args.n_batches, args.batch_size_images, args.n_turns, args.n_workers
+            name, args.n_batches, args.batch_size_images, args.n_turns, args.n_workers, clock
         )
         print(what)
         for kind, turns in rates.items():

@@ -88,7 +88,7 @@ def test_rows_without_a_usable_image(streaming: bool, tmp_path: Path) -> None:
     ]
     data = rows(image=(ImageFeature(), cells))
     source = HuggingFaceImages(data.to_iterable_dataset() if streaming else data)
-    seen = []
+    seen: list[object] = []
     for record in source.records():
         try:
             seen.append(number_in(small(record.load()).numpy()))
@@ -146,7 +146,7 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
 
 
 def test_a_name_goes_to_load_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    asked: dict[str, object] = {}
 
     def load_dataset(path: str, **options: object) -> Dataset:
         asked.update(path=path, **options)

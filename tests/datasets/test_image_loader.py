@@ -114,6 +114,17 @@ def test_endless_epochs_go_on() -> None:
     assert loader.n_batches is None
 
 
+def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
+    for source in (ArrayImages(sources.arrays()), sources.make_shards(tmp_path)):
+        loader = ImageLoader(
+            source, preprocessing.small, batch_size_images=2, n_workers=2, n_epochs=None
+        )
+        for batch in loader:
+            if batch.batch_number == 3:
+                break
+        assert multiprocessing.active_children() == []
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_bad_images_are_dropped_counted_and_listed(n_workers: int, tmp_path: Path) -> None:
     expected = write_odd_folder(tmp_path)
@@ -181,6 +192,7 @@ def test_preprocessing_that_is_wrong_ends_with_one_clear_error(
         loader = ImageLoader(images, preprocess, batch_size_images=batch_size, n_workers=n_workers)
         with pytest.raises(error, match=message):
             list(loader)
+        assert multiprocessing.active_children() == []  # while the error is still held
 
 
 def test_a_killed_worker_is_one_clear_error() -> None:
@@ -192,6 +204,7 @@ def test_a_killed_worker_is_one_clear_error() -> None:
     )
     with pytest.raises(WorkerDiedError, match=r"decodes arrays died.*fewer n_workers"):
         list(loader)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -301,7 +314,7 @@ def test_any_plan_can_be_entered_anywhere(
     is_streaming: bool,
     buffer_size: int,
 ) -> None:
-    def tasks(start_batch: int) -> list[tuple[int, bool, list[int]]]:
+    def tasks(start_batch: int) -> list[tuple[int, bool, list[Any]]]:
         plan = BatchPlan(
             Numbers(n, is_streaming),
             batch_size_images=batch_size,

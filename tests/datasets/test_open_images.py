@@ -53,6 +53,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = tmp_path / "plain"
     sources.write_folder(plain)
     limited = open_images(f"folder:{plain}?max_pixels=100&class_folders=no&max_aspect_ratio=3")
+    assert isinstance(limited, FolderImages)
     assert (limited.limits.max_pixels, limited.limits.max_aspect_ratio) == (100, 3)
     assert limited.class_names is None
     assert open_images(plain, class_names=["a", "a", "b"]).class_names == ["a", "a", "b"]
@@ -68,7 +69,9 @@ def test_shards(tmp_path: Path) -> None:
     source = open_images(f"wds:{pattern}?image_key=png&label_key=cls")
     assert isinstance(source, WebDatasetImages)
     assert len(source.shards) == 3
-    assert len(open_images(f"wds:{tmp_path}/part-?.tar").shards) == 3
+    matched = open_images(f"wds:{tmp_path}/part-?.tar")
+    assert isinstance(matched, WebDatasetImages)
+    assert matched.shards == source.shards
 
 
 def test_objects() -> None:

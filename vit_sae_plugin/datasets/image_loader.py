@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,25 +136,43 @@ class ImageLoader:
             num_workers=self.n_workers,
             collate_fn=_unchanged,
             generator=torch.Generator(),
+            worker_init_fn=_start_worker,
         )
         batches = iter(loader)
-        while True:
-            try:
-                decoded = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise WorkerDiedError(
-                    f"A worker process that decodes {self.source.name} died: {error}. Most often "
-                    "memory ran out: use fewer n_workers or a smaller batch_size_images, or give "
-                    "the container more shared memory (--shm-size). With n_workers=0 the cause "
-                    "shows in this process."
-                ) from error
-            if decoded.error is not None:
-                raise decoded.error
-            yield decoded
+        try:
+            while True:
+                decoded, death = _next_or_death(batches)
+                if death is not None:
+                    raise WorkerDiedError(
+                        f"A worker process that decodes {self.source.name} died: {death}. Most "
+                        "often memory ran out: use fewer n_workers or a smaller "
+                        "batch_size_images, or give the container more shared memory "
+                        "(--shm-size). With n_workers=0 the cause shows in this process."
+                    )
+                if decoded is None:
+                    return
+                if decoded.error is not None:
+                    raise decoded.error
+                yield decoded
+        finally:
+            # An exception keeps this frame alive; its workers must end now all the same.
+            del batches
+
+
+def _next_or_death(batches: Iterator[_DecodedBatch]) -> tuple[_DecodedBatch | None, str | None]:
+    """The next batch (None after the last), or torch's message if a worker died."""
+    try:
+        return next(batches, None), None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        return None, str(error)
+
+
+def _start_worker(worker: int) -> None:
+    # A forked worker must not collect garbage of the process it came from: among it may be earlier
+    # loaders, which would try to stop workers that are not their children.
+    gc.freeze()
 
 
 @dataclass

@@ -23,6 +23,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -47,6 +48,8 @@ from vit_sae_plugin.datasets.shape_drawing import COLORS, IMAGE_SIZE, SHAPES, SI
 from vit_sae_plugin.datasets.shape_scenes import SCENE_CLASS_NAMES, Scene, ShapeScenes
 
 PATCH_SIZE = 8
+N_LAYERS = 4
+WIDTH = 128
 CONTEXT_LENGTH = 40
 EXTRA_WORDS = [
     "object",
@@ -103,7 +106,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_config(vocab_size: int, n_layers: int, width: int) -> dict:
+def make_config(vocab_size: int) -> dict:
     """The folder's ``open_clip_config.json``."""
     return {
         "model_cfg": {
@@ -111,9 +114,9 @@ def make_config(vocab_size: int, n_layers: int, width: int) -> dict:
             "vision_cfg": {
                 "image_size": IMAGE_SIZE,
                 "patch_size": PATCH_SIZE,
-                "width": width,
+                "width": WIDTH,
                 "head_width": 32,
-                "layers": n_layers,
+                "layers": N_LAYERS,
                 "mlp_ratio": 4.0,
             },
             "text_cfg": {
@@ -222,7 +225,7 @@ class Batches:
         self.tokenizer = tokenizer
         self.position = 0
 
-    def next(self) -> dict[str, torch.Tensor]:
+    def next(self) -> dict[str, Any]:
         first, self.position = self.position, self.position + self.batch_size
         scenes = [self.scenes.scene(index) for index in range(first, self.position)]
         objects = np.full((len(scenes), 3, 4), -2)
@@ -305,19 +308,18 @@ def losses(model: open_clip.CLIP, batch: dict, phrase_tokens: torch.Tensor) -> d
     return {"contrastive": contrastive, "naming": naming, "dense": dense}
 
 
-def place_waves(width: int) -> torch.Tensor:
-    """Where position embeddings start: sines and cosines of row and column, ``[65, width]``.
+def place_waves() -> torch.Tensor:
+    """Where position embeddings start: sines and cosines of row and column, ``[65, WIDTH]``.
 
-    From open_clip's small random start, most of the training went by before any block attended by
-    place, and shapes were not told apart.
+    Neighbours start out alike, so that attention to nearby patches need not be found from noise.
     """
     side = IMAGE_SIZE // PATCH_SIZE
-    frequencies = math.pi / side * 2.0 ** torch.linspace(-1, 3, width // 4)
+    frequencies = math.pi / side * 2.0 ** torch.linspace(-1, 3, WIDTH // 4)
     angles = torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    patches = torch.cat([rows, columns], dim=2).reshape(side * side, width)
-    return torch.cat([torch.zeros(1, width), patches])
+    patches = torch.cat([rows, columns], dim=2).reshape(side * side, WIDTH)
+    return torch.cat([torch.zeros(1, WIDTH), patches])
 
 
 def make_optimizers(model: open_clip.CLIP, lr: float) -> list[torch.optim.Optimizer]:
@@ -364,17 +366,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("vit_sae_plugin/shapes_clip"))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--n-layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    config = make_config(len(tokenizer), args.n_layers, args.width)
+    config = make_config(len(tokenizer))
     model = open_clip.CLIP(**json.loads(json.dumps(config["model_cfg"])))
     model.visual.output_tokens = True
-    model.visual.positional_embedding.data = place_waves(args.width)
+    model.visual.positional_embedding.data = place_waves()
     optimizers = make_optimizers(model, args.lr)
     batches = Batches(args.batch_size, args.seed, tokenizer)
     started, last_report = time.perf_counter(), 0.0

@@ -67,7 +67,9 @@ def localize(
     means over concepts. Scores of a row are of the chosen feature alone, over the patches of the
     second half:
 
-    - ``auroc``, ``average_precision``: how well it ranks the concept's patches first.
+    - ``auroc``, ``average_precision``: how well it ranks the concept's patches first. A sparse
+      latent is silent on most patches, all of which tie: that costs it AUROC where it misses some
+      of the concept's patches, however few false ones it marks.
     - ``iou``: of "feature ≥ threshold" with the concept's patches, at the threshold that was best
       on the first half.
     - ``pointing_game``: share of images with the concept in which its strongest patch shows it.

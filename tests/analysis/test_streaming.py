@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.analysis.five_images import build, feed, make_atlas, make_builder
+from vit_sae_plugin.analysis import largest_keys
 from vit_sae_plugin.analysis.activation_histogram import ActivationHistogram, bin_edges
 from vit_sae_plugin.analysis.coactivation import CoActivation, scramble
 from vit_sae_plugin.analysis.decoder_similarity import decoder_neighbours
@@ -84,6 +85,15 @@ def test_folders_of_another_kind_are_refused(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 5), batch_size=st.integers(1, 40))
 def test_largest_keys_are_those_of_a_sort(seed, k, batch_size):
+    check_largest_keys(seed, k, batch_size)
+
+
+def test_many_latents_are_merged_in_blocks(monkeypatch):
+    monkeypatch.setattr(largest_keys, "_ENTRIES_AT_ONCE", 4)  # two latents at a time
+    check_largest_keys(seed=0, k=2, batch_size=9)
+
+
+def check_largest_keys(seed, k, batch_size):
     generator = torch.Generator().manual_seed(seed)
     # few distinct values, so that many tie
     values = torch.randint(0, 4, (30, 3), generator=generator).float() / 4

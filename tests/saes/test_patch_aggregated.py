@@ -22,7 +22,14 @@ from sae_lens.saes.sae import SAEMetadata
 
 from vit_sae_plugin import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from vit_sae_plugin.aggregation import make_aggregation
-from vit_sae_plugin.saes import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
+from vit_sae_plugin.saes import (
+    MatryoshkaTopKSAE,
+    MatryoshkaTopKSAEConfig,
+    PatchSAE,
+    PatchSAEConfig,
+    PatchTrainingSAE,
+    PatchTrainingSAEConfig,
+)
 
 D_IN, D_SAE = 6, 20
 
@@ -121,6 +128,17 @@ def test_any_sae_can_be_lifted_saved_and_loaded(tmp_path, architecture):
     assert (again.cfg.d_in, again.cfg.d_sae) == (D_IN, D_SAE)
     assert again.cfg.metadata.hook_name == sae.cfg.metadata.hook_name
     assert again.W_dec.shape == (D_SAE, D_IN)
+
+
+def test_a_matryoshka_sae_aggregates_by_the_mean(tmp_path):
+    torch.manual_seed(0)
+    sae = MatryoshkaTopKSAE(MatryoshkaTopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4))
+    sae.save_model(tmp_path)
+    again = SAE.load_from_disk(tmp_path)
+    assert again.cfg.aggregation == {"name": "mean"}
+    torch.testing.assert_close(again.encode_image(acts()), sae.encode(acts()).mean(dim=1))
+    pooled = acts()[:, :1]  # one embedding an image
+    assert torch.equal(again.encode_image(pooled), sae.encode(pooled[:, 0]))
 
 
 def test_a_training_sae_is_lifted_as_it_would_be_saved(tmp_path):

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 INDEX_LIMIT = 2**32
+_ENTRIES_AT_ONCE = 2**21
 
 
 class LargestKeys(nn.Module):
@@ -39,11 +40,27 @@ class LargestKeys(nn.Module):
             Where new keys were placed: latent, column, and position among those offered. Their
             payload is −1 until the caller writes it.
         """
-        k = self.keys.shape[1]
         offered = (key > self.smallest[latent]).nonzero().flatten()
         order = offered[torch.argsort(key[offered], descending=True)]
         order = order[torch.argsort(latent[order], stable=True)]
         rows, counts = torch.unique_consecutive(latent[order], return_counts=True)
+        rows_at_once = max(1, _ENTRIES_AT_ONCE // self.keys.shape[1])
+        n_blocks = -(-len(rows) // rows_at_once)
+        placed = []
+        for block, size in zip(
+            rows.tensor_split(n_blocks or 1), counts.tensor_split(n_blocks or 1), strict=True
+        ):
+            n_keys = int(size.sum())
+            placed.append(self._merge(block, size, key, order[:n_keys]))
+            order = order[n_keys:]
+        latents, columns, sources = zip(*placed, strict=True)
+        return torch.cat(latents), torch.cat(columns), torch.cat(sources)
+
+    def _merge(
+        self, rows: Tensor, counts: Tensor, key: Tensor, order: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge keys, sorted by latent and falling, into the table of these latents."""
+        k = self.keys.shape[1]
         row = torch.arange(len(rows), device=key.device).repeat_interleave(counts)
         rank = torch.arange(len(order), device=key.device) - (counts.cumsum(0) - counts)[row]
         row, column, order = row[rank < k], rank[rank < k], order[rank < k]

@@ -18,7 +18,7 @@ def attach_block(run: ForwardRun, tower: TowerDescription, layer: int) -> None:
     if scope.live("hook_resid_pre"):
         scope.before("", lambda x: scope.fire("hook_resid_pre", x))
     if scope.live("hook_attn_in"):
-        scope.before(block.ln1, lambda x: _fire_branch(scope, "hook_attn_in", x))
+        scope.before(block.ln1, lambda x: _fire_on_copy(scope, "hook_attn_in", x))
     attach_norm(scope, "ln1", block.ln1)
     if block.attention is not None:
         attach_attention(scope, block, block.attention, tower.n_heads)
@@ -26,11 +26,11 @@ def attach_block(run: ForwardRun, tower: TowerDescription, layer: int) -> None:
         scope.after(block.attn_out, lambda out, _: scope.fire("hook_attn_out", out))
     edited_mid = _attach_resid_mid(scope, block.ln2)
     if scope.live("hook_mlp_in"):
-        scope.before(block.ln2, lambda x: _fire_branch(scope, "hook_mlp_in", x))
+        scope.before(block.ln2, lambda x: _fire_on_copy(scope, "hook_mlp_in", x))
     attach_norm(scope, "ln2", block.ln2)
     if block.mlp_in is not None and scope.live("mlp.hook_pre"):
         # A copy: activation functions may work in place, over what a cache holds.
-        scope.after(block.mlp_in, lambda out, _: scope.fire("mlp.hook_pre", out.clone()))
+        scope.after(block.mlp_in, lambda out, _: _fire_on_copy(scope, "mlp.hook_pre", out))
     if block.mlp_proj is not None and scope.live("mlp.hook_post"):
         scope.before(block.mlp_proj, lambda x: scope.fire("mlp.hook_post", x))
     if scope.live("hook_mlp_out"):
@@ -41,10 +41,12 @@ def attach_block(run: ForwardRun, tower: TowerDescription, layer: int) -> None:
         scope.after("", lambda out, _: scope.fire("hook_resid_post", out))
 
 
-def _fire_branch(scope: Scope, name: str, residual: Tensor) -> Tensor | None:
-    """Fire on a copy of the stream, so that an edit reaches this branch and not the stream."""
-    value, changed = scope.fire_checked(name, residual.clone())
-    return value if changed else None
+def _fire_on_copy(scope: Scope, name: str, value: Tensor) -> Tensor | None:
+    """Fire on a copy, so that what hooks see and what the model goes on with never share memory:
+    an edit of a branch's input must not reach the stream, nor the model's work in place a cache.
+    """
+    seen, changed = scope.fire_checked(name, value.clone())
+    return seen.clone() if changed else None
 
 
 def _attach_resid_mid(scope: Scope, ln2: str) -> dict[str, Tensor] | None:

@@ -1,6 +1,7 @@
 """Each command once, end to end, on a folder of pictures and the packaged model."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -58,6 +59,33 @@ def test_help_is_quick_and_imports_nothing_heavy():
     )
     for command in ("demo", "train", "eval", "analyze", "export"):
         assert f"\n    {command} " in done.stdout
+
+
+def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeypatch):
+    from functools import partial
+
+    from vit_sae_plugin import analysis
+    from vit_sae_plugin.cli import demo
+
+    # After ten steps latents still fire everywhere, so none would be picked.
+    anything = partial(analysis.select_showcase_latents, max_frequency=1.0)
+    monkeypatch.setattr(analysis, "select_showcase_latents", anything)
+    monkeypatch.setattr(demo, "HELD_OUT", "shapes:test?n_images=100&n_objects=1")
+    monkeypatch.setattr(demo, "N_EVALUATED", 50)
+    for _ in range(2):
+        code = vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 20_000)
+        assert code == 0
+    page = (tmp_path / "demo" / "index.html").read_text()
+    assert page.count('class="latent"') > 0
+    assert "data:image/png;base64," in page
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []  # it needs no other file
+    assert str(tmp_path / "demo" / "index.html") in capsys.readouterr().out
+
+
+def test_the_demo_deletes_nothing_of_others(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    assert vit_sae("demo", "--output-path", tmp_path) == 2
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_train_leaves_a_run_that_says_how_it_was_made(run):

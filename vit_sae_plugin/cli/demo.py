@@ -105,7 +105,8 @@ def _runner(folder: Path, device: str, args: argparse.Namespace) -> Any:
     if args.training_tokens is not None:
         settings["training_tokens"] = args.training_tokens
         n_steps = args.training_tokens // settings["train_batch_size_tokens"]
-        settings["lr_warm_up_steps"] = min(settings["lr_warm_up_steps"], n_steps // 4)
+        for name in ("lr_warm_up_steps", "lr_decay_steps"):
+            settings[name] = min(settings[name], n_steps // 4)
     model = HookedViT.from_pretrained(settings["model_name"], device=device)
     d_in = model.hook_width(settings["hook_name"])
     cfg = ViTSAERunnerConfig.from_dict(

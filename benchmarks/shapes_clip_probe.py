@@ -126,13 +126,19 @@ def fit_linear_probe(
 
 
 def probe_table(
-    model: HookedViT, fit_on: Sequence[Scene], measure_on: Sequence[Scene], hook_name: str
+    model: HookedViT,
+    fit_on: Sequence[Scene],
+    measure_on: Sequence[Scene],
+    hook_name: str,
+    factors: Sequence[str] = tuple(FACTORS),
 ) -> pd.DataFrame:
     """Accuracy of a linear probe for each factor, against always naming the commonest value."""
     rows, labels = labelled_patches(model, fit_on, hook_name)
     held_out, truth = labelled_patches(model, measure_on, hook_name)
     results = []
     for number, (factor, names) in enumerate(FACTORS.items()):
+        if factor not in factors:
+            continue
         probe = fit_linear_probe(rows, labels[:, number], len(names))
         with torch.no_grad():
             accuracy = (probe(held_out).argmax(-1) == truth[:, number]).float().mean()

@@ -65,7 +65,11 @@ _STAR_NORMALS = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), 
 
 
 def _inside(shape: str, u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points lie in the shape; ``u`` right, ``v`` down, in units of the radius."""
+    """Which points lie in the shape; ``u`` right, ``v`` down, in units of the radius.
+
+    The radius is nominal, so that shapes look equally large: the corners of the square reach 1.10
+    of it, the tips of the star 1.12, and the corners of the triangle 1.23.
+    """
     distance2 = u * u + v * v
     if shape == "circle":
         return distance2 <= 0.92 * 0.92

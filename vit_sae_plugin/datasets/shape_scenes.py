@@ -43,7 +43,7 @@ SCENE_CLASS_NAMES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
 """Label → class name; the label is ``color index · 8 + shape index``."""
 
 _N_DRAWS = 96  # more than any scene and its caption use
-_MAX_OVERLAP = 2  # pixels by which two objects' circumscribed circles may overlap
+_MAX_OVERLAP = 2  # pixels by which circles of two objects' radii may overlap
 _COLOR_NAMES = tuple(COLORS)
 
 
@@ -79,7 +79,7 @@ class Scene:
     caption: str
     """Names every object; size, texture, place and background only in some scenes."""
     objects: list[SceneObject]
-    """Largest radius first."""
+    """The largest first."""
     background: str
     """``"light"`` or ``"dark"``."""
     label: int

@@ -108,6 +108,10 @@ class Browser:
             text,
         )
 
+    def resize(self, width: int, height: int) -> None:
+        """Make the window so large, its frame included."""
+        self._call("POST", "/window/rect", {"width": width, "height": height})
+
     def screenshot(self, path: Path) -> Path:
         path.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
         return path

@@ -196,7 +196,8 @@ def test_search_sort_and_filter(made, page):
     assert shown_rows(page) == [3]
     page.type("#search", "no such thing")
     assert "No latent matches." in page.run("return document.querySelector('#rows').textContent")
-    page.click("#clear")
+    page.click("#rows .empty button")
+    assert len(shown_rows(page)) > 1
     page.type("#frequency-high", "40")
     found = page.run("return document.querySelector('#found').textContent")
     n_rare = int((alive["frequency"] <= 0.4).sum())
@@ -303,6 +304,28 @@ def test_clicking_a_patch_shows_its_latents(made, page):
     page.click("a.id")
     page.wait("return location.pathname.endsWith('/latent.html')")
     assert page.messages() == []
+
+
+def test_pages_fit_a_narrow_window(made, page):
+    folder = made[-1]
+    if page is None:
+        assert "max-width: 640px" in (folder / "site.css").read_text()
+        return
+    page.resize(500, 900)
+    try:
+        for where, ready in {
+            "index.html": "#rows .row",
+            "latent.html#3": ".references img",
+            "explain.html": "[data-image]",
+            "explain.html#0": ".listed",
+        }.items():
+            page.open("about:blank")
+            page.open(f"file://{folder}/{where}")
+            page.wait("return document.querySelector(arguments[0]) !== null", ready)
+            width, room = page.run("return [document.documentElement.scrollWidth, innerWidth]")
+            assert width <= room, where
+    finally:
+        page.resize(1440, 1000)
 
 
 def test_thousands_of_latents_stay_quick(made, page, tmp_path):

@@ -76,6 +76,7 @@ def index_data(
             "tokens": info.sae_metadata.get("token_kind"),
             "architecture": info.architecture,
             "threshold": info.threshold,
+            "dense_frequency": info.dense_frequency,
             "hashes": [info.model_sha256, info.sae_sha256, info.data_sha256],
         },
         "grid": list(info.grid),

@@ -10,7 +10,8 @@ report.load("atlas").then((atlas) => {
   document.getElementById("facts").append(
     el("b", {}, format.count(facts.d_sae)), ` latents of a ${facts.architecture} SAE`,
     facts.model ? ` on ${facts.model}` : "", `, over `, el("b", {}, format.count(facts.n_images)),
-    ` images of ${facts.data}. `, `${format.count(facts.n_dead)} are dead, ${format.count(facts.n_dense)} dense.`,
+    ` images of ${facts.data}. `, `${format.count(facts.n_dead)} never fire (dead), ${format.count(facts.n_dense)} fire on more than `,
+    `${format.number(100 * facts.dense_frequency)} % of all tokens (dense).`,
     facts.n_skipped_images ? ` ${format.count(facts.n_skipped_images)} images could not be read.` : "");
 
   // What a search looks through, in lower case.
@@ -23,7 +24,7 @@ report.load("atlas").then((atlas) => {
     { key: "what", title: "Name, classes", class: "left", first: "ascending",
       value: (i) => report.describe(atlas, i).title.toLowerCase() },
     { key: "frequency", title: "Frequency", first: "descending", value: (i) => latents.frequency[i] },
-    { key: "mean", title: "Mean act.", first: "descending", value: (i) => latents.mean[i] },
+    { key: "mean", title: "Mean act.", class: "medium", first: "descending", value: (i) => latents.mean[i] },
     { key: "max", title: "Max act.", class: "wide", first: "descending", value: (i) => latents.max[i] },
     { key: "entropy", title: "Label entropy", first: "ascending", value: (i) => latents.entropy[i] },
   ];
@@ -123,7 +124,8 @@ report.load("atlas").then((atlas) => {
     if (afresh) { body.replaceChildren(); drawn.clear(); }
     body.style.height = `${shown.length * rowHeight}px`;
     if (!shown.length) {
-      if (afresh) body.append(el("p", { class: "empty" }, "No latent matches."));
+      if (afresh) body.append(el("p", { class: "empty" }, "No latent matches. ",
+        el("button", { type: "button", onclick: () => control("clear").click() }, "Clear filters")));
       body.style.height = "auto";
       return;
     }
@@ -149,7 +151,7 @@ report.load("atlas").then((atlas) => {
       el("span", { class: "id", role: "cell" }, String(latents.id[i])),
       report.strip(atlas, i),
       el("span", { class: "what", role: "cell" }, el("div", { title }, title), el("div", { class: "minor", title: minor }, minor)),
-      cell(format.share(latents.frequency[i])), cell(format.number(latents.mean[i])),
+      cell(format.share(latents.frequency[i])), cell(format.number(latents.mean[i]), "medium"),
       cell(format.number(latents.max[i]), "wide"), cell(format.entropy(latents.entropy[i])));
   }
 

@@ -26,7 +26,7 @@ report.load("atlas").then((atlas) => {
       const other = latents.id[position + step];
       return other === undefined ? null : el("a", { href: `#${other}`, rel: step < 0 ? "prev" : "next" }, text);
     };
-    const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
+    const fact = (name, value, meaning) => el("div", { title: meaning }, el("dt", {}, name), el("dd", {}, value));
     main.replaceChildren(
       el("div", { class: "tools", style: "margin:30px 0 0;color:var(--soft);font-size:13.5px" },
         el("a", { href: "index.html" }, "All latents"), el("span", { class: "gap" }),
@@ -35,19 +35,19 @@ report.load("atlas").then((atlas) => {
       el("p", { class: "lead", style: "margin-bottom:0" }, el("b", {}, title), minor ? ` · ${minor}` : "",
         latents.dense[position] ? " · dense" : ""),
       el("dl", { class: "facts" },
-        fact("frequency", format.share(latents.frequency[position])),
-        fact("of tokens", format.share(latents.token_frequency[position])),
-        fact("images", format.count(latents.n_active_images[position])),
-        fact("mean activation", format.number(latents.mean[position])),
-        fact("max activation", format.number(latents.max[position])),
-        fact("label entropy", format.entropy(latents.entropy[position])),
-        fact("label std", format.number(latents.std[position]))),
+        fact("frequency", format.share(latents.frequency[position]), "share of images in which any token activates it"),
+        fact("of tokens", format.share(latents.token_frequency[position]), "share of all tokens that activate it"),
+        fact("images", format.count(latents.n_active_images[position]), "images in which any token activates it"),
+        fact("mean activation", format.number(latents.mean[position]), "of the images' token means, over the images where that is positive"),
+        fact("max activation", format.number(latents.max[position]), "at any token of any image"),
+        fact("label entropy", format.entropy(latents.entropy[position]), "of its reference images' labels, weighted by activation, in nats; 0 is one label only"),
+        fact("label std", format.number(latents.std[position]), "standard deviation of its reference images' label indices")),
       references(details, data.images),
       el("div", { class: "columns" },
-        section("Top classes", "Active tokens of all images of the class.", classBars(details)),
-        section("Activations", "How many tokens activate it, by how much.", histogram(details.histogram)),
-        section("Active together", "Latents active on the same images: both ÷ either.", relatives(details.coactive)),
-        section("Alike in direction", "Latents with similar decoder rows, by cosine.", relatives(details.similar))),
+        section("Top classes", `How many tokens of the class's images activate it above ${atlas.facts.threshold}.`, classBars(details)),
+        section("Activations", "How many tokens activate it, and how strongly.", histogram(details.histogram)),
+        section("Active together", "Latents that fire on the same images: images with both ÷ images with either.", relatives(details.coactive)),
+        section("Alike in direction", "Latents that write a similar direction: cosine of the decoder rows.", relatives(details.similar))),
       ...explainedHere(latent));
   }
 
@@ -82,7 +82,7 @@ report.load("atlas").then((atlas) => {
   }
 
   function classBars(details) {
-    if (!details.classes.length) return el("p", { class: "note" }, "No labelled image has an active token.");
+    if (!details.classes.length) return el("p", { class: "note" }, `No labelled image has a token above ${atlas.facts.threshold}.`);
     const highest = details.classes[0][1];
     return el("div", { class: "bars" }, details.classes.map(([index, count, perImage, share]) =>
       el("div", { class: "entry", title: `${format.number(perImage)} for each image; ${format.share(share)} of all classes` },

@@ -145,7 +145,8 @@ const report = (() => {
   function describe(atlas, position) {
     const { name, classes } = atlas.latents;
     const first = classes[position].map((c) => className(atlas, c));
-    return { title: name[position] || first[0] || "", minor: (name[position] ? first : first.slice(1)).join(", ") };
+    if (!name[position] && !first.length) return { title: "", minor: `never above ${atlas.facts.threshold} in a labelled image` };
+    return { title: name[position] || first[0], minor: (name[position] ? first : first.slice(1)).join(", ") };
   }
 
   function latentLink(latent) { return `latent.html#${latent}`; }
@@ -164,7 +165,7 @@ const report = (() => {
       try { localStorage.setItem("vit-sae-mask", kind); } catch { /* not kept */ }
     }
     choose(chosen);
-    return el("span", { class: "tools", style: "margin:0;gap:8px" }, "Masks",
+    return el("span", { class: "masks" }, el("span", { class: "name" }, "Masks"),
       el("span", { class: "choice" }, buttons));
   }
 

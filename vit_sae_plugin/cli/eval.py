@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.datasets import ImageSource
-    from vit_sae_plugin.evaluation import EvaluationReport, LinearProbe
+    from vit_sae_plugin.evaluation import EvaluationReport, ImageActivations
     from vit_sae_plugin.hooked_vit import HookedViT
 
 _ONLY_MSAE = ("probe_images", "captions", "training_captions")
@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     misplaced = [name for name in _ONLY_MSAE if getattr(args, name) and args.suite != "msae"]
     if misplaced:
         raise ValueError(f"--{misplaced[0].replace('_', '-')} goes with --suite msae")
+    if args.save_latents is not None and Path(args.save_latents).exists():
+        raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     images = open_images(args.images)
@@ -71,11 +73,17 @@ def _msae_suite(
     """The Matryoshka paper's measures on what the SAE reads, and on captions if there are any."""
     from vit_sae_plugin.activations import EmbeddingStatistics, embed_texts
     from vit_sae_plugin.datasets import open_images
-    from vit_sae_plugin.evaluation import evaluate_embeddings
+    from vit_sae_plugin.evaluation import evaluate_embeddings, fit_linear_probe
 
-    rows: dict[str, Any] = {"image": _labelled_rows(model, sae, images, args, args.n_images)[0]}
+    rows: dict[str, Any] = {"image": _activations(model, sae, images, args, args.n_images).rows()}
     statistics = None
     if args.captions is not None:
+        hook_name = sae.cfg.metadata.hook_name
+        if hook_name != "hook_image_embed":
+            raise ValueError(
+                f"--captions: this SAE reads {hook_name}, and captions have no such activations; "
+                "that goes with an SAE of hook_image_embed"
+            )
         rows["text"] = embed_texts(model, _lines(args.captions))
         if sae.cfg.metadata.input_statistics is not None:
             if args.training_captions is None:
@@ -87,48 +95,31 @@ def _msae_suite(
             statistics = EmbeddingStatistics.from_rows(training_rows.batches(), "text")
     probe = None
     if args.probe_images is not None:
-        probe = _probe(model, sae, open_images(args.probe_images), args)
+        labelled = _activations(model, sae, open_images(args.probe_images), args, None)
+        probe = fit_linear_probe(*labelled.labelled_rows())
     return evaluate_embeddings(sae, rows, statistics=statistics, probe=probe)
 
 
-def _probe(
-    model: HookedViT, sae: SAE[Any], images: ImageSource, args: argparse.Namespace
-) -> LinearProbe:
-    from vit_sae_plugin.evaluation import fit_linear_probe
-
-    rows, labels = _labelled_rows(model, sae, images, args, None)
-    return fit_linear_probe(rows, labels)
-
-
-def _labelled_rows(
+def _activations(
     model: HookedViT,
     sae: SAE[Any],
     images: ImageSource,
     args: argparse.Namespace,
     n_images: int | None,
-) -> tuple[Any, Any]:
-    """All rows the SAE reads of the images, and the label of each row's image."""
-    import torch
-
+) -> ImageActivations:
+    """What the SAE reads of the images."""
     from vit_sae_plugin.activations import ActivationSource
     from vit_sae_plugin.evaluation import ImageActivations
 
-    source = ActivationSource.from_metadata(sae.cfg.metadata)
-    walk = ImageActivations(
+    return ImageActivations(
         model,
-        source,
+        ActivationSource.from_metadata(sae.cfg.metadata),
         images,
         batch_size_images=args.batch_size_images,
         n_images=n_images,
         n_workers=args.n_workers,
         progress=True,
     )
-    rows, labels = [], []
-    for batch in walk.batches():
-        acts_btd = source.activations(model, batch.pixels)
-        rows.append(acts_btd.flatten(end_dim=1).float().cpu())
-        labels.append(batch.label.repeat_interleave(acts_btd.shape[1]))
-    return torch.cat(rows), torch.cat(labels)
 
 
 def _lines(path: str) -> list[str]:

@@ -19,8 +19,14 @@ from vit_sae_plugin.evaluation.features import (
     SparseFeatures,
     principal_directions,
     random_directions,
+    random_latents,
 )
-from vit_sae_plugin.evaluation.localization import best_features, localize, score_feature
+from vit_sae_plugin.evaluation.localization import (
+    BASELINES,
+    best_features,
+    localize,
+    score_feature,
+)
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -50,7 +56,7 @@ def test_the_right_latent_is_found_in_the_right_patches(model):
     )
     table = report.localization
     assert table.index.names == ["method", "kind", "concept"]
-    assert set(table.index.get_level_values("method")) == {"latents", "neurons", "pca", "random"}
+    assert list(table.index.unique("method")) == ["latents", *BASELINES]
     found = table.loc[("latents", "neuron", "high")]
     assert found["feature"] == 5
     assert found[["auroc", "average_precision"]].to_list() == [1, 1]
@@ -61,7 +67,7 @@ def test_the_right_latent_is_found_in_the_right_patches(model):
     assert neuron["auroc"] == 1
     assert table.loc[("random", "neuron", "high"), "auroc"] < 1
     assert report.summary.loc[("latents", "all"), "n_concepts"] == 2
-    assert report.settings["n_features"] == {"latents": 64, "neurons": 64, "pca": 64, "random": 64}
+    assert set(report.settings["n_features"].values()) == {64}
 
 
 def test_batches_and_the_order_of_rows_do_not_change_the_result(model):
@@ -129,6 +135,31 @@ def test_principal_directions_come_strongest_first():
     directions = principal_directions(acts - acts.mean(0))
     assert directions.abs().argmax(-1).tolist() == [1, 2, 0]
     assert random_directions(5, 3, seed=1).norm(dim=-1).tolist() == pytest.approx([1] * 5)
+
+
+def test_random_latents_fire_as_often_as_asked():
+    acts = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    first, second = random_latents(acts, acts[:50], torch.tensor([1, 0, 40, 200]), seed=3)
+    assert first.n_active().tolist() == [1, 0, 40, 199]  # the last row is the threshold itself
+    scores = random_directions(4, 5, seed=3) @ acts.T
+    threshold = scores[2].sort(descending=True).values[40]
+    column = torch.tensor([2])
+    torch.testing.assert_close(first.columns(column)[0], (scores[2] - threshold).relu())
+    torch.testing.assert_close(second.columns(column)[0], (scores[2, :50] - threshold).relu())
+
+
+def test_pre_activations_are_the_latents_before_their_activation(model):
+    pictures, sae = Pictures(n_images=16), identity_sae(model)
+    settings = {"concept_masks": known_concepts(model, pictures), "min_positive_patches": 1}
+    table = localize(model, sae, pictures, **settings).localization
+    low = table.xs(("neuron", "low"), level=("kind", "concept"))
+    # the latent of the neuron's other sign; only before ReLU it ranks what is above zero too
+    assert low.loc["pre_activations", "feature"] == low.loc["latents", "feature"] == 5 + 32
+    assert low.loc["pre_activations", "auroc"] == 1 > low.loc["latents", "auroc"]
+    sae.cfg.normalize_activations = "layer_norm"
+    report = localize(model, sae, pictures, **settings)
+    assert "no pre_activations" in report.notes[0]
+    assert "pre_activations" not in report.settings["n_features"]
 
 
 def test_masks_follow_the_models_own_preprocessing():

@@ -64,6 +64,11 @@ class SparseFeatures:
             self._parts = [self._ordered]
         return self._ordered
 
+    def n_active(self) -> Int[Tensor, " d_sae"]:
+        """At how many patches each latent isn't zero."""
+        _, latent, _ = self._by_latent()
+        return torch.bincount(latent, minlength=self.n_features)
+
     def columns(self, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen n"]:
         """Scores of all patches under the chosen latents."""
         row, latent, value = self._by_latent()
@@ -138,3 +143,33 @@ def random_directions(n: int, d_in: int, seed: int) -> Float[Tensor, "n d_in"]:
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(n, d_in, generator=generator)
     return directions / directions.norm(dim=-1, keepdim=True)
+
+
+def random_latents(
+    first: Float[Tensor, "n d_in"],
+    second: Float[Tensor, "m d_in"],
+    n_active: Int[Tensor, " latents"],
+    seed: int,
+) -> tuple[SparseFeatures, SparseFeatures]:
+    """An untrained SAE's latents: random directions, each cut off so that it fires as asked.
+
+    Args:
+        first, second: centred activations of the two halves.
+        n_active: at how many rows of ``first`` each latent is above zero; ties may leave it fewer.
+            The threshold found there holds for ``second`` too.
+        seed: of the directions.
+    """
+    directions = random_directions(len(n_active), first.shape[1], seed)
+    # the largest value that is no longer above the threshold
+    cut = n_active.clamp(max=len(first) - 1)
+    thresholds = []
+    blocks = torch.arange(len(n_active)).split(max(1, _MAX_BLOCK_VALUES // len(first)))
+    for block in blocks:
+        ordered = (directions[block] @ first.T).sort(dim=-1, descending=True).values
+        thresholds.append(ordered.gather(-1, cut[block, None]).squeeze(-1))
+    threshold = torch.cat(thresholds)
+    halves = SparseFeatures(len(n_active)), SparseFeatures(len(n_active))
+    for features, acts in zip(halves, (first, second), strict=True):
+        for rows in acts.split(max(1, _MAX_BLOCK_VALUES // len(n_active))):
+            features.append((rows @ directions.T - threshold).relu())
+    return halves

@@ -26,6 +26,7 @@ from vit_sae_plugin.evaluation.features import (
     SparseFeatures,
     principal_directions,
     random_directions,
+    random_latents,
 )
 from vit_sae_plugin.evaluation.image_activations import ImageActivations
 from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
 
-Baseline = Literal["neurons", "pca", "random"]
+Baseline = Literal["pre_activations", "neurons", "pca", "random", "random_latents"]
 Criterion = Literal["average_precision", "auroc"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+_LINEAR = ("none", "expected_average_only_in")
+"""Normalisations under which ``W_enc`` alone ranks tokens as latents do before their activation."""
 SCORES = ["auroc", "average_precision", "iou", "pointing_game"]
 
 
@@ -69,13 +72,18 @@ def localize(
 
     - ``auroc``, ``average_precision``: how well it ranks the concept's patches first. A sparse
       latent is silent on most patches, all of which tie: that costs it AUROC where it misses some
-      of the concept's patches, however few false ones it marks.
+      of the concept's patches, however few false ones it marks. Compare it with what is as sparse.
     - ``iou``: of "feature ≥ threshold" with the concept's patches, at the threshold that was best
       on the first half.
     - ``pointing_game``: share of images with the concept in which its strongest patch shows it.
 
-    Baselines go through the same code: single ``neurons`` (the hook's own coordinates) and ``pca``
-    directions, each with both signs; and as many ``random`` directions as there are latents.
+    The others go through the same code:
+
+    - ``neurons``, the hook's own coordinates, and ``pca`` directions, each with both signs;
+    - ``random``: as many random directions as there are latents. They rank every patch, as do
+      ``pre_activations``, the latents before ReLU or top-k: compare these two;
+    - ``random_latents``: the random directions, each cut off so that it fires as often as the
+      latent of the same number. They are as sparse as ``latents``: compare those two.
 
     Args:
         model: the model whose patches the SAE reads.
@@ -87,7 +95,7 @@ def localize(
         select_by: what the best feature is best at, on the first half.
         min_coverage: a patch shows a concept if its mask covers at least this share of it.
         min_positive_patches: concepts with fewer patches in either half are left out (and listed).
-        baselines: any of ``"neurons"``, ``"pca"``, ``"random"``.
+        baselines: what to score beside the latents: any of the above.
         source: hook and tokens, for an SAE whose metadata don't name them.
         n_workers: processes that decode images.
         seed: of the split into halves and of the random directions.
@@ -126,7 +134,12 @@ def localize(
     methods: dict[str, tuple[Features, Features]] = {
         "latents": (halves[0].latents, halves[1].latents)
     }
-    methods |= _baseline_features(halves, baselines, coder.d_sae, seed)
+    notes = []
+    if "pre_activations" in baselines and sae.cfg.normalize_activations not in _LINEAR:
+        baselines = [name for name in baselines if name != "pre_activations"]
+        rule = sae.cfg.normalize_activations
+        notes.append(f"no pre_activations: under {rule!r} normalization W_enc isn't all of them")
+    methods |= _baseline_features(halves, baselines, sae, seed)
     positives = [half.concepts.positives() for half in halves]
     concepts = [
         concept
@@ -167,7 +180,6 @@ def localize(
         "n_concepts": len(concepts),
         "n_features": {name: pair[0].n_features for name, pair in methods.items()},
     }
-    notes = []
     if left_out:
         names = ", ".join(name for _, name in left_out)
         notes.append(f"left out, for fewer than {min_positive_patches} patches in a half: {names}")
@@ -230,22 +242,28 @@ def _patches(source: ActivationSource, cfg: Any, acts_btd: Tensor) -> Tensor:
 
 
 def _baseline_features(
-    halves: tuple[_Half, _Half], baselines: Sequence[Baseline], d_sae: int, seed: int
+    halves: tuple[_Half, _Half], baselines: Sequence[Baseline], sae: SAE[Any], seed: int
 ) -> dict[str, tuple[Features, Features]]:
     """Directions are fitted on the first half, and both halves are centred with its mean."""
     first, second = (torch.cat(half.acts) for half in halves)
     mean = first.mean(0)
     first, second = first - mean, second - mean
-    d_in = first.shape[-1]
+    d_in, d_sae = first.shape[-1], sae.cfg.d_sae
     found: dict[str, tuple[Features, Features]] = {}
     for baseline in baselines:
-        if baseline == "neurons":
+        if baseline == "random_latents":
+            found[baseline] = random_latents(first, second, halves[0].latents.n_active(), seed)
+            continue
+        if baseline == "pre_activations":
+            # but for a constant, which ranks don't notice, a latent before its activation function
+            directions = sae.W_enc.detach().float().cpu().T.contiguous()
+        elif baseline == "neurons":
             directions = torch.eye(d_in)
         elif baseline == "pca":
             directions = principal_directions(first)
         else:
             directions = random_directions(d_sae, d_in, seed)
-        both_signs = baseline != "random"
+        both_signs = baseline in ("neurons", "pca")
         found[baseline] = (
             LinearFeatures(first, directions, both_signs),
             LinearFeatures(second, directions, both_signs),

@@ -24,8 +24,27 @@ def test_frontier_joins_one_familys_points_by_sparsity(reports, tmp_path):
     assert family.get_xdata().tolist() == [row["l0"] for row in expected]
     assert family.get_ydata().tolist() == [row["fvu"] for row in expected]
     assert len(single.get_xdata()) == 1
-    assert figure.axes[1].get_ylabel() == "cosine similarity"
+    assert figure.axes[1].get_title() == "cosine similarity"
     figure.savefig(tmp_path / "frontier.png")
+
+
+def test_an_sae_for_any_k_is_a_curve(reports):
+    figure = plot_frontier(reports, ["fvu"], curves=["one"])
+    family, curve = figure.axes[0].get_lines()
+    recovery = reports["one"].progressive_recovery.loc["image"]
+    assert curve.get_label() == "one"
+    assert curve.get_xdata().tolist() == sorted(recovery["l0"])
+    assert curve.get_ydata().tolist() == recovery.sort_values("l0")["fvu"].to_list()
+    assert len(family.get_xdata()) == 2
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["topk", "one"]
+
+
+def test_members_of_a_family_share_a_colour_and_differ_in_dashes(reports):
+    lines = plot_progressive_recovery(reports, ["fvu"]).axes[0].get_lines()
+    colors, dashes = [line.get_color() for line in lines], [line.get_linestyle() for line in lines]
+    assert colors[0] == colors[1] != colors[2]
+    assert dashes[0] != dashes[1]
 
 
 def test_progressive_recovery_has_a_line_for_each_sae(reports):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
 from vit_sae_plugin.evaluation import EvaluationReport
 
 # Okabe and Ito's colours, distinct to the colour-blind; markers tell them apart in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+LOG_METRICS = ("fvu", "fvu_per_sample", "nmse", "nmae", "probe_kl")
 LABELS = {
     "l0": "active latents a row (L0)",
     "k": "latents kept (k)",
@@ -36,27 +41,32 @@ LABELS = {
 
 def plot_frontier(
     reports: Mapping[str, EvaluationReport],
-    metrics: Sequence[str] = ("cosine_similarity", "fvu"),
+    metrics: Sequence[str] = ("cosine_similarity", "fvu", "cknna_latents"),
     *,
+    curves: Collection[str] = (),
     modality: str = "image",
 ) -> Figure:
-    """Fidelity against sparsity: a point for each SAE by its own rule.
+    """Fidelity against sparsity: a point for each SAE by its own rule, or a curve over k.
 
     Args:
-        reports: name of an SAE → its report of ``evaluate_embeddings``. Names that are equal up to
-            the first ``" k="`` share a colour and are joined by a line.
-        metrics: columns of the ``embeddings`` table, a panel each.
-        modality: which of its rows.
+        reports: name of an SAE → its report of ``evaluate_embeddings``. SAEs whose names differ
+            only in a last ``NAME=VALUE``, such as ``"TopK k=8"``, share a colour and a line.
+        metrics: columns of the tables, a panel each.
+        curves: names of SAEs that work at any sparsity: drawn at every k of their
+            ``progressive_recovery`` table, at the L0 they really have there.
+        modality: which rows of the tables.
     """
-    families: dict[str, list[pd.Series]] = {}
+    lines: dict[str, pd.DataFrame] = {}
     for name, report in reports.items():
-        row = _rows(report, "embeddings", modality)
-        families.setdefault(name.split(" k=")[0], []).append(row)
-    lines = {
-        name: pd.DataFrame(rows).sort_values("l0").reset_index(drop=True)
-        for name, rows in families.items()
-    }
-    return _panels(lines, "l0", metrics, modality)
+        if name in curves:
+            lines[name] = _rows(report, "progressive_recovery", modality).reset_index()
+        else:
+            point = _rows(report, "embeddings", modality).to_frame().T
+            family = family_of(name)
+            lines[family] = pd.concat([lines[family], point]) if family in lines else point
+    lines = {name: line.astype(float).sort_values("l0") for name, line in lines.items()}
+    styles = {name: _Style(number, dense=name in curves) for number, name in enumerate(lines)}
+    return _panels(lines, styles, "l0", metrics, modality)
 
 
 def plot_progressive_recovery(
@@ -69,7 +79,8 @@ def plot_progressive_recovery(
     """How reconstructions get better as more latents are kept: a line for each SAE.
 
     Args:
-        reports: name of an SAE → its report of ``evaluate_embeddings``.
+        reports: name of an SAE → its report of ``evaluate_embeddings``. Names that differ only in
+            a last ``NAME=VALUE`` share a colour and differ in their dashes.
         metrics: columns of the ``progressive_recovery`` table, a panel each.
         modality: which of its rows.
         x: ``"k"``, latents allowed, or ``"l0"``, latents that are really active.
@@ -78,7 +89,38 @@ def plot_progressive_recovery(
         name: _rows(report, "progressive_recovery", modality).reset_index()
         for name, report in reports.items()
     }
-    return _panels(lines, x, metrics, modality)
+    members: dict[str, list[str]] = {}
+    for name in lines:
+        members.setdefault(family_of(name), []).append(name)
+    styles = {
+        name: _Style(number, dash, dense=True)
+        for number, names in enumerate(members.values())
+        for dash, name in enumerate(names)
+    }
+    return _panels(lines, styles, x, metrics, modality)
+
+
+def family_of(name: str) -> str:
+    """``"TopK k=8"`` → ``"TopK"``: the name of an SAE without a setting at its end."""
+    return re.sub(r"\s+\S+=\S*$", "", name)
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a line looks: colour and marker by number, dashes by number; small markers if dense."""
+
+    number: int
+    dash: int = 0
+    dense: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "color": COLORS[self.number % len(COLORS)],
+            "marker": MARKERS[self.number % len(MARKERS)],
+            "linestyle": DASHES[self.dash % len(DASHES)],
+            "markersize": 3.5 if self.dense else 6,
+            "linewidth": 1.8 if self.dense else 1.0,
+        }
 
 
 def _rows(report: EvaluationReport, table_name: str, modality: str) -> pd.DataFrame | pd.Series:
@@ -90,40 +132,42 @@ def _rows(report: EvaluationReport, table_name: str, modality: str) -> pd.DataFr
 
 
 def _panels(
-    lines: Mapping[str, pd.DataFrame], x: str, metrics: Sequence[str], modality: str
+    lines: Mapping[str, pd.DataFrame],
+    styles: Mapping[str, _Style],
+    x: str,
+    metrics: Sequence[str],
+    modality: str,
 ) -> Figure:
     if not lines or not metrics:
         raise ValueError("nothing to plot: want at least one report and one metric")
-    figure = Figure(figsize=(4.2 * len(metrics), 3.8), layout="constrained")
+    for name, line in lines.items():
+        missing = {x, *metrics} - set(line.columns)
+        if missing:
+            raise ValueError(
+                f"{name!r} has no column {sorted(missing)}; it has {list(line.columns)}"
+            )
+    figure = Figure(figsize=(3.9 * len(metrics) + 0.4, 4.3), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
-        for number, (name, line) in enumerate(lines.items()):
-            missing = {x, metric} - set(line.columns)
-            if missing:
-                raise ValueError(
-                    f"{name!r} has no column {sorted(missing)}; it has {list(line.columns)}"
-                )
-            ax.plot(
-                line[x],
-                line[metric],
-                color=COLORS[number % len(COLORS)],
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=5,
-                linewidth=1.6,
-                label=name,
-            )
-        _dress(ax, x, metric)
-    axes[0].legend(frameon=False, fontsize=9)
+        for name, line in lines.items():
+            ax.plot(line[x], line[metric], label=name, **styles[name].settings())
+        _dress(ax, x, metric, pd.concat([line[metric] for line in lines.values()]))
+    handles, labels = axes[0].get_legend_handles_labels()
+    n_columns = min(len(labels), max(2, 2 * len(metrics)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False)
     figure.suptitle(f"{modality} rows", fontsize=10, color="0.35")
     return figure
 
 
-def _dress(ax: Axes, x: str, metric: str) -> None:
-    ax.set_xscale("log", base=2)
+def _dress(ax: Axes, x: str, metric: str, values: pd.Series) -> None:
+    ax.set_xscale("log", base=4)
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
+    if metric in LOG_METRICS and (values > 0).all():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xlabel(LABELS.get(x, x))
-    ax.set_ylabel(LABELS.get(metric, metric))
+    ax.set_title(LABELS.get(metric, metric), fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="0.92")
     ax.set_axisbelow(True)

@@ -26,6 +26,21 @@ def test_rows_and_ids_come_back_from_a_file(tmp_path, rows, suffix):
     assert left_over == []
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, rows, suffix, monkeypatch):
+    path = EmbeddingRows(rows, list("abcdefg")).save(tmp_path / f"embeddings{suffix}")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full_disk(self, path, ids):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(EmbeddingRows, "_write", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        EmbeddingRows(rows[:2], ["x", "y"]).save(path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
 def test_a_plain_npy_file_has_row_numbers_for_ids(tmp_path, rows):
     np.save(tmp_path / "x.npy", rows)
     assert load_embedding_rows(tmp_path / "x.npy").id(3) == "3"
@@ -60,6 +75,28 @@ def test_each_bad_file_is_one_clear_error(tmp_path, rows, make, message):
     make(tmp_path, rows)
     with pytest.raises(ValueError, match=message):
         load_embedding_rows(tmp_path / "x.npy", d_in=6)
+
+
+def test_a_file_of_several_arrays_must_say_which(tmp_path, rows):
+    from safetensors.numpy import save_file
+
+    save_file({"a": rows, "b": rows}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"want a tensor named 'rows', or only one; found \['a'"):
+        load_embedding_rows(tmp_path / "x.safetensors")
+
+
+def test_lists_of_parquet_must_be_of_one_length_and_holes_count_as_not_finite(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"embedding": [[1.0, 2.0], [3.0]]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="lists of column 'embedding' are not all of one length"):
+        load_embedding_rows(tmp_path / "x.parquet")
+    table = {"id": ["a", "b"], "embedding": [[1.0, None], [3.0, 4.0]]}
+    pq.write_table(pa.table(table), tmp_path / "y.parquet")
+    with pytest.warns(UserWarning, match="1 of 2 rows hold NaN"):
+        kept = load_embedding_rows(tmp_path / "y.parquet", non_finite="drop")
+    assert kept.ids == ["b"]
 
 
 def test_unknown_formats_and_missing_files_say_so(tmp_path, rows):

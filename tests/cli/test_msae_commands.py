@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -144,6 +145,46 @@ def test_what_the_suite_cannot_do_is_said_before_anything_is_written(run, photos
         assert vit_sae(*command, *more) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "sae.k_list=[8, 4]"], "must be strictly increasing, but 8 comes before 4"),
+        (["--set", "sae.k_list=[8, 64]"], "asks for k=64, but there are only d_sae=32"),
+        (["--set", "sae.k_list=[4, 32]", "--set", "sae.level_weights=[1]"], "has 1 numbers"),
+        (["--set", "sae.d_in=7"], "rows are 6 wide, but the SAE's d_in is 7"),
+        ([], "1 of 50 rows hold NaN or infinite values (the first is row 3)"),
+    ],
+)
+def test_bad_input_of_training_is_one_line_and_writes_nothing(tmp_path, capsys, flags, message):
+    rows = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    rows[3, 1] = np.nan if not flags else 0
+    np.save(tmp_path / "rows.npy", rows)
+    code = vit_sae(
+        *("train", "--embeddings", tmp_path / "rows.npy", "--architecture", "matryoshka_topk"),
+        *("--d-sae", 32, "--output-path", tmp_path / "run", "--training-tokens", 100),
+        *("--set", "train_batch_size_tokens=50", "--set", "sae.k_start=4", *flags),
+    )
+    assert code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_rows_that_are_not_finite_can_be_left_out(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    rows[3, 1] = np.inf
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.warns(UserWarning, match="1 of 50 rows"):
+        code = vit_sae(
+            *("train", "--embeddings", tmp_path / "rows.npy", "--architecture", "matryoshka_topk"),
+            *("--d-sae", 32, "--output-path", tmp_path / "run", "--training-tokens", 100),
+            *("--set", "train_batch_size_tokens=50", "--set", "sae.k_start=4"),
+            *("--set", "non_finite_rows=drop", "--set", "standardize_embeddings=true"),
+        )
+    assert code == 0
+    config = json.loads((tmp_path / "run" / "sae" / "cfg.json").read_text())
+    assert config["metadata"]["input_statistics"]["n_rows"] == 49
 
 
 def test_captions_are_refused_for_an_sae_of_patches(run, photos, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ def embed_images(
 ) -> EmbeddingRows:
     """One row for each readable image of a source, in the source's order; ids are the images'.
 
+    Images that can't be read have no row; a warning counts them.
+
     Raises:
         NoReadableImagesError: no image of the source can be read.
         ValueError: the hook gives more than one row for each image, or the model has no
@@ -57,6 +60,13 @@ def embed_images(
             rows.append(acts_btd[:, 0].float().cpu().numpy())
             ids.extend(batch.ids)
             bar.update(len(batch.ids))
+    if len(loader.skipped) > 0:
+        table = loader.skipped.to_frame()
+        warnings.warn(
+            f"{images.name}: {len(table)} images could not be used and have no row, the first "
+            f"{table['id'].iloc[0]}: {table['reason'].iloc[0]}",
+            stacklevel=3,
+        )
     return EmbeddingRows(np.concatenate(rows), ids, name=images.name)
 
 

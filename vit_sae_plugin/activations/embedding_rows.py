@@ -120,23 +120,34 @@ class EmbeddingRows:
         path.parent.mkdir(parents=True, exist_ok=True)
         ids = [self.id(row) for row in range(len(self))]
         unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
+        unfinished_ids = unfinished.with_suffix(".ids.json")
+        try:
+            self._write(unfinished, ids)
+            if path.suffix == ".npy":
+                unfinished_ids.write_text(json.dumps(ids), encoding="utf-8")
+                # Should this stop halfway, no rows are left rather than rows with others' ids.
+                path.unlink(missing_ok=True)
+                unfinished_ids.replace(_ids_file(path))
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+            unfinished_ids.unlink(missing_ok=True)
+        return path
+
+    def _write(self, path: Path, ids: list[str]) -> None:
+        rows = np.ascontiguousarray(self.rows, dtype=np.float32)
         if path.suffix == ".npy":
-            np.save(unfinished, np.asarray(self.rows, dtype=np.float32))
-            _ids_file(path).write_text(json.dumps(ids), encoding="utf-8")
+            np.save(path, rows)
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            tensors = {"rows": np.ascontiguousarray(self.rows, dtype=np.float32)}
-            save_file(tensors, unfinished, metadata={"ids": json.dumps(ids)})
+            save_file({"rows": rows}, path, metadata={"ids": json.dumps(ids)})
         else:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            flat = pa.array(np.asarray(self.rows, dtype=np.float32).reshape(-1))
-            rows = pa.FixedSizeListArray.from_arrays(flat, self.d_in)
-            pq.write_table(pa.table({"id": ids, "embedding": rows}), unfinished)
-        unfinished.replace(path)
-        return path
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self.d_in)
+            pq.write_table(pa.table({"id": ids, "embedding": lists}), path)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,9 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
     model = images = None
     n_rows: int | None
     if settings.get("embeddings_path"):
-        rows = load_embedding_rows(settings["embeddings_path"])
+        rows = load_embedding_rows(
+            settings["embeddings_path"], non_finite=settings.get("non_finite_rows", "refuse")
+        )
         d_in, n_rows = rows.d_in, len(rows)
         settings.setdefault("hook_name", "hook_image_embed")
     else:

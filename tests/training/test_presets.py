@@ -40,6 +40,76 @@ def test_patchsae_is_the_published_setting():
     assert config.training_tokens == 2_621_440 * 197
     assert config.train_batch_size_tokens == 128 * 197
     assert config.clip_grad_norm is None
+    assert (config.model_name, config.hook_name) == ("ViT-B-16", "blocks.10.hook_resid_post")
+    assert config.model_from_pretrained_kwargs == {"pretrained": "openai"}
+    assert (config.token_kind, config.standardize_embeddings) == ("all", False)
+    assert (config.optimizer, config.lr, config.lr_warm_up_steps) == ("adam", 4e-4, 500)
+    assert (config.lr_scheduler_name, config.lr_decay_steps) == ("constant", 0)
+    assert config.dead_feature_window == 64
+    sae = config.sae
+    assert (sae.l1_coefficient, sae.l1_warm_up_steps, sae.use_ghost_grads) == (8e-5, 0, True)
+    assert (sae.b_dec_init_method, sae.mse_normalization) == ("geometric_median", "input_norm")
+    assert sae.normalize_activations == "none"
+
+
+OF_ALL_MSAE_RUNS = {
+    "model_name": "ViT-L-14",
+    "model_from_pretrained_kwargs": {"pretrained": "openai"},
+    "hook_name": "hook_image_embed",
+    "standardize_embeddings": True,
+    "embedding_modality": "image",
+    "training_tokens": 30 * 1_281_167,
+    "train_batch_size_tokens": 4096,
+    "optimizer": "adamw",
+    "adam_eps": 6.25e-10,
+    "weight_decay": 0.0,
+    "clip_grad_norm": 1.0,
+    "lr_scheduler_name": "constant",
+    "lr_warm_up_steps": 0,
+    "lr_decay_steps": 1877,  # a fifth of 9,383 steps
+}
+OF_MSAE = {
+    "d_sae": 6144,
+    "k_list": None,
+    "k_start": 64,
+    "reconstruction_loss": "mse",
+    "decoder_init_norm": 0.1,
+    "soft_cap": None,
+    "tied_weights": False,
+    "use_ghost_grads": False,
+    "aux_loss_coefficient": 0.0,
+}
+PUBLISHED = {
+    "msae-uw-vit-l-14": (
+        1e-4,
+        {"architecture": "matryoshka_topk", "level_weights": "uniform", **OF_MSAE},
+    ),
+    "msae-rw-vit-l-14": (
+        1e-4,
+        {"architecture": "matryoshka_topk", "level_weights": "reverse", **OF_MSAE},
+    ),
+    "relu": (
+        5e-5,
+        {
+            "architecture": "standard_relative_l1",
+            "d_sae": 6144,
+            "l1_coefficient": 0.003,
+            "l1_warm_up_steps": 0,
+        },
+    ),
+    "topk": (5e-4, {"architecture": "topk", "d_sae": 6144, "k": 64}),
+    "batchtopk": (5e-4, {"architecture": "batchtopk", "d_sae": 6144, "k": 32}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_msae_and_its_baselines_are_the_published_settings(name):
+    lr, of_the_sae = PUBLISHED[name]
+    settings = complete_settings(load_preset(name), d_in=768, n_rows_per_epoch=1_281_167)
+    config = ViTSAERunnerConfig.from_dict(settings).to_dict()
+    wanted = {**OF_ALL_MSAE_RUNS, "lr": lr}
+    assert {setting: config[setting] for setting in wanted} == wanted
+    assert {setting: config["sae"][setting] for setting in of_the_sae} == of_the_sae
 
 
 def test_msae_epochs_and_decay_are_worked_out():

@@ -112,6 +112,19 @@ def test_a_second_modality_needs_its_own_statistics(rows):
     assert report.embeddings.loc["text", "fvu"] == pytest.approx(0, abs=1e-6)
 
 
+def test_an_sae_of_captions_measures_captions_by_their_own_statistics(rows):
+    sae = pair_sae()
+    statistics = EmbeddingStatistics.from_rows(rows + 7, "text")
+    sae.cfg.metadata.input_statistics = statistics.to_metadata()
+    report = evaluate_embeddings(sae, rows, k_list=[4])
+    assert report.embeddings.index.to_list() == ["text"]
+    assert report.progressive_recovery.index.to_list() == [("text", 4)]
+    told = evaluate_embeddings(sae, {"text": rows}, statistics=statistics, k_list=[4])
+    pd.testing.assert_frame_equal(report.embeddings, told.embeddings)
+    with pytest.raises(ValueError, match="no statistics of 'image' rows are known"):
+        evaluate_embeddings(sae, {"image": rows})
+
+
 def test_input_scaling_of_a_checkpoint_is_undone(rows):
     sae = pair_sae()
     sae.b_enc.data.fill_(-0.1)

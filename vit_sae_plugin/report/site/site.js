@@ -92,7 +92,7 @@ const report = (() => {
     for (let i = 0; i < rows * columns; i++) {
       let [red, green, blue, alpha] = [0, 0, 0, 0.45];
       for (const { values, colour } of layers) {
-        const share = 0.85 * values[i];
+        const share = 0.7 * values[i];
         const after = share + alpha * (1 - share);
         if (after > 0) {
           red = (colour[0] * share + red * alpha * (1 - share)) / after;

@@ -1,132 +1,277 @@
 """ReLU, TopK, BatchTopK, matryoshka_batchtopk and both MSAE weightings, side by side.
 
     python benchmarks/frontier.py --output-path frontier/
+    python benchmarks/frontier.py --output-path frontier/ --families TopK "MSAE RW"
+    python benchmarks/frontier.py --output-path frontier/ --sweep
 
-trains them on the same pooled embeddings of ``shapes-clip`` for the same number of rows, and
-measures them on held-out scenes: fidelity against sparsity, alignment (CKNNA), decoder
-orthogonality, dead latents, and how well single latents tell the concepts that are in a scene. The
-tables are printed and written as CSV, the pictures as PNG.
+The first trains every contender on the same pooled embeddings of ``shapes-clip`` (same rows, same
+order, same steps) and measures it on held-out scenes: fidelity against sparsity, alignment (CKNNA),
+decoder orthogonality, dead latents, and how well single latents tell the concepts of a scene. The
+second does a part: embeddings and contenders that are in the folder are never made again, and the
+tables and pictures are of all that are there. The third tunes the learning rate: for each family
+it trains one member (``Family.tuned_on``) at the same five rates and prints its training objective
+on validation scenes, which are neither trained on nor part of the results. ``Family.lr`` is the
+rate with the lowest.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, TrainingSAE
+from sae_lens.saes.sae import TrainStepInput
 
 from vit_sae_plugin import HookedViT, ViTSAERunnerConfig, ViTSAETrainingRunner
 from vit_sae_plugin.activations import EmbeddingRows, EmbeddingStatistics, EmbeddingStore
 from vit_sae_plugin.activations.embed import embed_images
+from vit_sae_plugin.activations.embedding_rows import load_embedding_rows
 from vit_sae_plugin.datasets import ShapeScenes
-from vit_sae_plugin.evaluation import EvaluationReport, evaluate_embeddings, fit_linear_probe
+from vit_sae_plugin.evaluation import (
+    EvaluationReport,
+    LinearProbe,
+    evaluate_embeddings,
+    fit_linear_probe,
+)
 from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 from vit_sae_plugin.evaluation.ranking import Ranks
 from vit_sae_plugin.report.recovery_plots import plot_frontier, plot_progressive_recovery
 
-LEVELS = {"architecture": "matryoshka_topk", "k_start": 8}
-CONTENDERS: dict[str, tuple[dict[str, Any], float]] = {
-    **{
-        f"ReLU l1={value}": (
-            {"architecture": "standard_relative_l1", "l1_coefficient": value},
-            1e-3,
-        )
-        for value in (0.003, 0.01, 0.03)
-    },
-    **{f"TopK k={k}": ({"architecture": "topk", "k": k}, 1e-3) for k in (8, 16, 32, 64)},
-    **{f"BatchTopK k={k}": ({"architecture": "batchtopk", "k": k}, 1e-3) for k in (8, 16, 32, 64)},
-    "matryoshka_batchtopk k=32": ({"architecture": "matryoshka_batchtopk", "k": 32}, 1e-3),
-    "MSAE UW": ({**LEVELS, "level_weights": "uniform"}, 1e-3),
-    "MSAE RW": ({**LEVELS, "level_weights": "reverse"}, 1e-3),
+KS = (2, 4, 8, 16, 32)
+SWEPT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+BATCH_SIZE = 512
+N_VALIDATION = 2_000
+
+
+@dataclass(frozen=True)
+class Family:
+    """SAEs of one architecture that differ in one setting."""
+
+    settings: dict[str, Any]
+    lr: float
+    varied: str | None = None
+    """The setting in which members differ; None: the family has one member."""
+    values: tuple[float, ...] = ()
+    tuned_on: float | None = None
+    short: dict[str, str] = field(default_factory=lambda: {"l1_coefficient": "λ"})
+
+    def members(self, name: str) -> dict[str, dict[str, Any]]:
+        """Name of a contender → its settings."""
+        if self.varied is None:
+            return {name: self.settings}
+        label = self.short.get(self.varied, self.varied)
+        return {
+            f"{name} {label}={value:g}": {**self.settings, self.varied: value}
+            for value in self.values
+        }
+
+
+def _msae(weights: str, lr: float) -> Family:
+    return Family({"architecture": "matryoshka_topk", "k_start": 2, "level_weights": weights}, lr)
+
+
+FAMILIES = {
+    "ReLU": Family(
+        {"architecture": "standard_relative_l1"},
+        1e-3,
+        "l1_coefficient",
+        (0.003, 0.01, 0.03, 0.1, 0.3),
+        tuned_on=0.03,
+    ),
+    "TopK": Family({"architecture": "topk"}, 1e-2, "k", KS, tuned_on=8),
+    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", KS, tuned_on=8),
+    "matryoshka_batchtopk": Family(
+        {"architecture": "matryoshka_batchtopk"}, 1e-3, "k", KS, tuned_on=8
+    ),
+    "MSAE UW": _msae("uniform", 1e-2),
+    "MSAE RW": _msae("reverse", 1e-2),
 }
-"""Name → the SAE's settings and its learning rate."""
+
+
+@dataclass
+class Data:
+    """Embeddings of scenes, made once and kept in the output folder."""
+
+    training: EmbeddingRows
+    validation: EmbeddingRows
+    held_out: EmbeddingRows
+    statistics: EmbeddingStatistics
+    training_images: ShapeScenes
+    held_out_images: ShapeScenes
+
+    @classmethod
+    def prepare(cls, args: argparse.Namespace) -> Data:
+        """Read the embeddings from the folder, or make them."""
+        n = args.n_training_images
+        images = ShapeScenes(n + N_VALIDATION, seed=args.seed)
+        held_out_images = ShapeScenes(args.n_held_out_images, seed=args.seed, split="test")
+        rows = _embedded(args.output_path / "training.safetensors", images)
+        training = EmbeddingRows(rows.rows[:n], rows.ids[:n])
+        return cls(
+            training,
+            EmbeddingRows(rows.rows[n:]),
+            _embedded(args.output_path / "held_out.safetensors", held_out_images),
+            EmbeddingStatistics.from_rows(training.batches()),
+            ShapeScenes(n, seed=args.seed),
+            held_out_images,
+        )
+
+
+def _embedded(path: Path, images: ShapeScenes) -> EmbeddingRows:
+    if not path.is_file():
+        model = HookedViT.from_pretrained("shapes-clip")
+        embed_images(model, images, batch_size_images=256, n_workers=2).save(path)
+    return load_embedding_rows(path)
 
 
 def main() -> None:
+    """Read the arguments; tune, or train, measure, and write tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-path", type=Path, default=Path("frontier"))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--sweep", action="store_true", help="tune learning rates instead")
     parser.add_argument("--n-training-images", type=int, default=20_000)
     parser.add_argument("--n-held-out-images", type=int, default=4_000)
-    parser.add_argument("--epochs", type=float, default=30)
+    parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--expansion-factor", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     args.output_path.mkdir(parents=True, exist_ok=True)
+    check_settings(args)
+    data = Data.prepare(args)
+    if args.sweep:
+        sweep(data, args)
+        return
+    probe = fit_linear_probe(data.training.tensor(slice(None)), labels_of(data.training_images))
+    for name in args.families:
+        family = FAMILIES[name]
+        for contender, settings in family.members(name).items():
+            folder = args.output_path / "evaluations" / contender
+            if not folder.exists():
+                saved = args.output_path / "saes" / contender
+                train(settings, family.lr, data, args).save_inference_model(saved)
+                measure(SAE.load_from_disk(saved), data, probe).save(folder)
+            print(f"{contender}: done", flush=True)
+    write_results(args.output_path)
 
-    model = HookedViT.from_pretrained("shapes-clip", device=args.device)
-    training_images = ShapeScenes(args.n_training_images, seed=args.seed)
-    training = embed_images(model, training_images, batch_size_images=256)
-    held_out_images = ShapeScenes(args.n_held_out_images, seed=args.seed, split="test")
-    held_out = embed_images(model, held_out_images, batch_size_images=256)
-    probe = fit_linear_probe(training.tensor(slice(None)), labels_of(training_images))
 
-    reports, concepts = {}, {}
-    for name, (settings, lr) in CONTENDERS.items():
-        sae = train(name, settings, lr, training, args)
-        report = evaluate_embeddings(sae, held_out, probe=probe, k_list=k_list(sae.cfg.d_sae))
-        report.save(args.output_path / "evaluations" / name.replace(" ", "_"))
-        reports[name] = report
-        concepts[name] = concept_scores(sae, held_out, held_out_images)
-        print(f"{name}: done", flush=True)
-
-    table = pd.DataFrame({name: r.embeddings.loc["image"] for name, r in reports.items()}).T
-    table = table.join(pd.DataFrame(concepts).T)
-    table.rename_axis("sae").to_csv(args.output_path / "frontier.csv")
-    shown = "l0 fvu cosine_similarity cknna_latents decoder_orthogonality n_dead".split()
-    with pd.option_context("display.width", 200, "display.max_columns", None):
-        print(table[[*shown, *[c for c in table.columns if c.startswith("concept")]]].round(3))
-    write_pictures(reports, args.output_path)
+def check_settings(args: argparse.Namespace) -> None:
+    """Refuse to mix results of different budgets in one folder."""
+    names = ("n_training_images", "n_held_out_images", "epochs", "expansion_factor", "seed")
+    settings = {name: getattr(args, name) for name in names}
+    path = args.output_path / "settings.json"
+    if path.is_file() and (found := json.loads(path.read_text())) != settings:
+        raise SystemExit(f"{args.output_path} holds results of {found}; want another folder")
+    path.write_text(json.dumps(settings))
 
 
 def train(
-    name: str,
-    settings: dict[str, Any],
-    lr: float,
-    training: EmbeddingRows,
-    args: argparse.Namespace,
-) -> SAE[Any]:
+    settings: dict[str, Any], lr: float, data: Data, args: argparse.Namespace
+) -> TrainingSAE[Any]:
     """One contender, trained on the same rows in the same order as all others."""
-    batch_size = 1024
-    n_rows = int(args.epochs * len(training)) // batch_size * batch_size
-    d_sae = training.d_in * args.expansion_factor
+    d_in = data.training.d_in
+    n_steps = int(args.epochs * len(data.training)) // BATCH_SIZE
+    d_sae = d_in * args.expansion_factor
     if settings["architecture"] == "matryoshka_batchtopk":
         settings = {**settings, "matryoshka_widths": [d_sae // 2**i for i in (4, 3, 2, 1, 0)]}
     cfg = ViTSAERunnerConfig.from_dict(
         {
-            "sae": {**settings, "d_in": training.d_in, "d_sae": d_sae, "device": args.device},
+            "sae": {**settings, "d_in": d_in, "d_sae": d_sae},
             "model_name": "shapes-clip",
             "hook_name": "hook_image_embed",
-            "training_tokens": n_rows,
-            "train_batch_size_tokens": batch_size,
+            "training_tokens": n_steps * BATCH_SIZE,
+            "train_batch_size_tokens": BATCH_SIZE,
             "optimizer": "adamw",
             "adam_eps": 6.25e-10,
             "lr": lr,
-            "lr_decay_steps": n_rows // batch_size // 5,
-            "dead_feature_window": 200,
+            "lr_decay_steps": n_steps // 5,
+            "dead_feature_window": n_steps // 10,
             "seed": args.seed,
-            "device": args.device,
-            "output_path": str(args.output_path / "runs" / name.replace(" ", "_")),
+            "output_path": None,
             "verbose": False,
         }
     )
     store = EmbeddingStore(
-        training,
-        train_batch_size_tokens=batch_size,
+        data.training,
+        train_batch_size_tokens=BATCH_SIZE,
         seed=args.seed,
-        statistics=EmbeddingStatistics.from_rows(training.batches()),
-        device=args.device,
+        statistics=data.statistics,
     )
-    ViTSAETrainingRunner(cfg, override_store=store).run()
-    return SAE.load_from_disk(f"{cfg.output_path}/sae", device=args.device)
+    return ViTSAETrainingRunner(cfg, override_store=store).run()
 
 
-def k_list(d_sae: int) -> list[int]:
-    """1, 2, 4, … and d_sae."""
-    return [*(2**i for i in range(d_sae.bit_length()) if 2**i < d_sae), d_sae]
+def sweep(data: Data, args: argparse.Namespace) -> None:
+    """Print each family's objective on validation rows for each learning rate."""
+    for name in args.families:
+        family = FAMILIES[name]
+        varied = {} if family.varied is None else {family.varied: family.tuned_on}
+        for lr in SWEPT_RATES:
+            sae = train({**family.settings, **varied}, lr, data, args)
+            print(f"{name:22} lr={lr:<7g} {objective(sae, data):.5g}", flush=True)
+
+
+@torch.no_grad()
+def objective(sae: TrainingSAE[Any], data: Data) -> float:
+    """The loss that the SAE is trained on, without terms for dead latents."""
+    rows = data.statistics.standardize(data.validation.tensor(slice(None)))
+    coefficients = {"l1": getattr(sae.cfg, "l1_coefficient", 0.0)}
+    step_input = TrainStepInput(rows, coefficients, None, n_training_steps=0, is_logging_step=False)
+    return sae.eval().training_forward_pass(step_input).loss.item()
+
+
+@torch.no_grad()
+def measure(sae: SAE[Any], data: Data, probe: LinearProbe) -> EvaluationReport:
+    """The suite of MSAE on held-out scenes, and the concepts that single latents tell."""
+    k_list = [*(2**i for i in range(sae.cfg.d_sae.bit_length() - 1)), sae.cfg.d_sae]
+    report = evaluate_embeddings(sae, data.held_out, probe=probe, k_list=k_list)
+    concepts = scene_concepts(data.held_out_images)
+    own, recovery = report.embeddings, report.progressive_recovery
+    for kind, score in concept_scores(sae, data.held_out, concepts).items():
+        own[kind] = score
+    for k in KS:
+        for kind, score in concept_scores(sae, data.held_out, concepts, k).items():
+            recovery.loc[("image", k), kind] = score
+    return report
+
+
+def concept_scores(
+    sae: SAE[Any],
+    rows: EmbeddingRows,
+    concepts: dict[str, list[torch.Tensor]],
+    k: int | None = None,
+) -> dict[str, float]:
+    """Mean AUROC over concepts of the latent that is best on one half, measured on the other."""
+    coder = ModelSpaceSAE(sae)
+    latents = torch.cat([coder.encode(batch, k) for batch in rows.batches(1024)])
+    half = len(latents) // 2
+    first, second = Ranks(latents[:half].T.contiguous()), latents[half:]
+    scores = {}
+    for kind, shown in concepts.items():
+        best = [int(first.auroc(flags[:half].nonzero().flatten()).argmax()) for flags in shown]
+        found = [
+            float(Ranks(second[:, latent][None]).auroc(flags[half:].nonzero().flatten()))
+            for latent, flags in zip(best, shown, strict=True)
+        ]
+        scores[f"auroc_{kind}"] = sum(found) / len(found)
+    return scores
+
+
+def scene_concepts(images: ShapeScenes) -> dict[str, list[torch.Tensor]]:
+    """For each kind of concept: which scenes show it, a mask ``[images]`` for each."""
+    shown: dict[str, dict[str, torch.Tensor]] = {"shape": {}, "color": {}, "colored_shape": {}}
+    for index in range(images.n_images):
+        for thing in images.scene(index).objects:
+            names = (thing.shape, thing.color, f"{thing.color} {thing.shape}")
+            for of_kind, name in zip(shown.values(), names, strict=True):
+                of_kind.setdefault(name, torch.zeros(images.n_images, dtype=torch.bool))[index] = (
+                    True
+                )
+    return {kind: list(of_kind.values()) for kind, of_kind in shown.items()}
 
 
 def labels_of(images: ShapeScenes) -> torch.Tensor:
@@ -134,41 +279,26 @@ def labels_of(images: ShapeScenes) -> torch.Tensor:
     return torch.tensor([images.record(index).label for index in range(images.n_images)])
 
 
-@torch.no_grad()
-def concept_scores(sae: SAE[Any], rows: EmbeddingRows, images: ShapeScenes) -> dict[str, float]:
-    """Mean AUROC over concepts of the latent that is best on one half, measured on the other."""
-    coder = ModelSpaceSAE(sae)
-    latents = torch.cat([coder.encode(batch) for batch in rows.batches(1024)])
-    half = len(latents) // 2
-    first, second = Ranks(latents[:half].T.contiguous()), latents[half:]
-    found: dict[str, list[float]] = {}
-    for (kind, _), shown in scene_concepts(images).items():
-        positives = shown[:half].nonzero().flatten()
-        if len(positives) < 10 or shown[half:].sum() < 10:
-            continue
-        best = int(first.auroc(positives).argmax())
-        score = Ranks(second[:, best][None]).auroc(shown[half:].nonzero().flatten())
-        found.setdefault(f"concept_auroc_{kind}", []).append(float(score))
-    return {kind: sum(scores) / len(scores) for kind, scores in found.items()}
-
-
-def scene_concepts(images: ShapeScenes) -> dict[tuple[str, str], torch.Tensor]:
-    """(kind, concept) → which scenes show it."""
-    shown: dict[tuple[str, str], torch.Tensor] = {}
-    for index in range(images.n_images):
-        for thing in images.scene(index).objects:
-            for concept in (("shape", thing.shape), ("color", thing.color)):
-                flags = shown.setdefault(concept, torch.zeros(images.n_images, dtype=torch.bool))
-                flags[index] = True
-    return shown
-
-
-def write_pictures(reports: dict[str, EvaluationReport], folder: Path) -> None:
-    """The frontier and the progressive recovery, as PNG."""
-    plot_frontier(reports).savefig(folder / "frontier.png", dpi=150)
-    chosen = ["ReLU l1=0.01", "TopK k=32", "BatchTopK k=32", "matryoshka_batchtopk k=32"]
-    some = {name: reports[name] for name in [*chosen, "MSAE UW", "MSAE RW"]}
-    plot_progressive_recovery(some).savefig(folder / "progressive_recovery.png", dpi=150)
+def write_results(folder: Path) -> None:
+    """The table of all contenders in the folder as CSV and on screen, and the pictures as PNG."""
+    names = [name for family, value in FAMILIES.items() for name in value.members(family)]
+    found = [name for name in names if (folder / "evaluations" / name).exists()]
+    reports = {name: EvaluationReport.load(folder / "evaluations" / name) for name in found}
+    nested = [name for name in reports if name.startswith("MSAE")]
+    rows = {name: report.embeddings.loc["image"] for name, report in reports.items()}
+    for name in nested:
+        for k in KS:
+            rows[f"{name} at k={k}"] = reports[name].progressive_recovery.loc[("image", k)]
+    table = pd.DataFrame(rows).T.rename_axis("sae")
+    table.to_csv(folder / "frontier.csv")
+    shown = "l0 fvu cosine_similarity cknna_latents probe_agreement decoder_orthogonality n_dead"
+    columns = [*shown.split(), *[name for name in table.columns if name.startswith("auroc")]]
+    print(table[columns].astype(float).round(4).to_string())
+    plot_frontier(reports, curves=nested).savefig(folder / "frontier.png", dpi=200)
+    chosen = [name for name in reports if name.endswith(("k=8", "k=32")) or name in nested]
+    if chosen:
+        some = {name: reports[name] for name in chosen}
+        plot_progressive_recovery(some).savefig(folder / "progressive_recovery.png", dpi=200)
 
 
 if __name__ == "__main__":

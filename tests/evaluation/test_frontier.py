@@ -1,0 +1,65 @@
+"""The comparison of SAEs: it runs in parts, scores concepts rightly, and keeps budgets apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from benchmarks import frontier
+from vit_sae_plugin.activations import EmbeddingRows
+from vit_sae_plugin.datasets import ShapeScenes
+
+
+def run(monkeypatch, folder, *families, n_held_out=60):
+    settings = ["--n-training-images", 600, "--n-held-out-images", n_held_out, "--epochs", 10]
+    settings += ["--expansion-factor", 1, "--output-path", folder, "--families", *families]
+    monkeypatch.setattr(frontier, "N_VALIDATION", 20)
+    monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, settings)])
+    frontier.main()
+
+
+def test_parts_are_joined_and_never_made_twice(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, tmp_path, "TopK")
+    trained = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "saes").iterdir()}
+    assert len(trained) == len(frontier.KS)
+    run(monkeypatch, tmp_path, "TopK", "MSAE RW")
+    table = pd.read_csv(tmp_path / "frontier.csv", index_col="sae")
+    expected = [f"TopK k={k}" for k in frontier.KS] + ["MSAE RW"]
+    assert table.index.to_list() == expected + [f"MSAE RW at k={k}" for k in frontier.KS]
+    assert table.loc["TopK k=8", "l0"] == table.loc["MSAE RW at k=8", "l0"] == 8
+    assert table["auroc_color"].between(0, 1).all()
+    for name, changed in trained.items():
+        assert (tmp_path / "saes" / name).stat().st_mtime_ns == changed
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    assert (tmp_path / "progressive_recovery.png").stat().st_size > 10_000
+    assert "MSAE RW at k=32" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="want another folder"):
+        run(monkeypatch, tmp_path, "TopK", n_held_out=50)
+
+
+def test_a_concept_scores_what_its_best_latent_scores_on_the_other_half():
+    sae = StandardSAE(StandardSAEConfig(d_in=4, d_sae=4))
+    sae.W_enc.data = sae.W_dec.data = torch.eye(4)
+    generator = np.random.default_rng(0)
+    shown = generator.random(400) < 0.3
+    rows = generator.random((400, 4)).astype(np.float32)
+    rows[:, 2] += 2 * shown  # one latent tells the concept, the others are noise
+    concepts = {"one": [torch.from_numpy(shown)]}
+    assert frontier.concept_scores(sae, EmbeddingRows(rows), concepts) == {"auroc_one": 1.0}
+    # Of the largest latent alone it is the same; of noise it is chance.
+    assert frontier.concept_scores(sae, EmbeddingRows(rows), concepts, k=1)["auroc_one"] == 1.0
+    rows[:, 2] -= 2 * shown
+    chance = frontier.concept_scores(sae, EmbeddingRows(rows), concepts)["auroc_one"]
+    assert chance == pytest.approx(0.5, abs=0.12)
+
+
+def test_the_concepts_of_scenes():
+    images = ShapeScenes(50, seed=1)
+    concepts = frontier.scene_concepts(images)
+    objects = [images.scene(index).objects for index in range(50)]
+    n_shapes = sum(len({thing.shape for thing in things}) for things in objects)
+    assert sum(int(flags.sum()) for flags in concepts["shape"]) == n_shapes
+    n_pairs = sum(len({(thing.color, thing.shape) for thing in things}) for things in objects)
+    assert sum(int(flags.sum()) for flags in concepts["colored_shape"]) == n_pairs
+    assert len(concepts["color"]) == 8

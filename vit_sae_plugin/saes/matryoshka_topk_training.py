@@ -29,7 +29,7 @@ from .matryoshka_topk import (
 )
 from .nested_decoding import nested_decode
 from .nested_levels import LevelWeights, check_k_list, doubling_k_list, loss_weights
-from .nested_topk_selection import select_nested_topk
+from .nested_topk_selection import UNUSED, select_nested_topk
 from .tied_weights import tied_rows
 from .unit_norm_decoder import move_row_norms_to_encoder_, normalize_rows_, tangent_rows
 
@@ -179,7 +179,9 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
         acts = hidden_pre.relu()
         selection = select_nested_topk(acts.flatten(0, -2), k_list)
         acts = cap_softly(acts, self.cfg.soft_cap)
-        decoded = nested_decode(acts.flatten(0, -2), decoder_rows, selection).unbind()
+        # What is selected is positive. Without ReLU in between there is no backward pass of it.
+        decoded_acts = hidden_pre if self.cfg.soft_cap is None else acts
+        decoded = nested_decode(decoded_acts.flatten(0, -2), decoder_rows, selection).unbind()
         # The decoder's bias is taken off the target once, not added to every level.
         target, scale = sae_in - self.b_dec, self._loss_scale(sae_in)
         by_level = [self._loss(level.view_as(sae_in), target, scale) for level in decoded]
@@ -194,8 +196,8 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
                 sae_in, sae_out, hidden_pre, decoder_rows, step_input.dead_neuron_mask
             )
         if k_list[-1] < self.cfg.d_sae:
-            unused = selection.first_level == selection.n_levels
-            acts = acts.masked_fill(unused.view_as(acts), 0)
+            unused = (selection.first_level == UNUSED).view_as(acts)
+            acts = acts.masked_fill(unused, 0)
         return TrainStepOutput(
             sae_in=sae_in,
             sae_out=sae_out,

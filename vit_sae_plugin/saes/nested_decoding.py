@@ -8,12 +8,15 @@ decoder row with the summed gradients of all levels that keep it.
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .cpu_kernels import address, in_parallel, load_kernels, sizes
 from .nested_topk_selection import NestedSelection
 
 
@@ -25,8 +28,9 @@ def nested_decode(
 ) -> Float[Tensor, "levels rows d_in"]:
     """The kept latents times the decoder, for each level of a selection; no bias is added.
 
-    Differentiable once with respect to ``acts`` and ``W_dec``. Sums over latents and levels are
-    in float32 at least; under autocast only the products are in the lower precision.
+    Differentiable once, with respect to ``acts`` and ``W_dec``. The result, and all sums over
+    latents and levels, are in float32 at least. On a CPU all is (with a C compiler at hand, see
+    :mod:`.cpu_kernels`); elsewhere autocast's lower precision applies to the products.
     """
     return _NestedDecode.apply(acts, W_dec, selection)
 
@@ -44,16 +48,10 @@ def nested_decode_plainly(
 class _NestedDecode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, acts: Tensor, W_dec: Tensor, selection: NestedSelection) -> Tensor:
+        products = _products_for(acts, W_dec)
+        ctx.products = products
         ctx.save_for_backward(acts, W_dec, selection.first_level)
-        ctx.product_dtype = _product_dtype(acts, W_dec)
-        sum_dtype = torch.promote_types(ctx.product_dtype, torch.float32)
-        shape = (selection.n_levels, len(acts), W_dec.shape[1])
-        decoded = torch.empty(shape, dtype=sum_dtype, device=acts.device)
-        with torch.autocast(acts.device.type, enabled=False):
-            rows = W_dec.to(ctx.product_dtype)
-            for level in range(selection.n_levels):
-                added = acts.to(ctx.product_dtype) * (selection.first_level == level)
-                decoded[level] = added @ rows
+        decoded = products.decode(acts, W_dec, selection.first_level, selection.n_levels)
         for level in range(1, selection.n_levels):
             decoded[level] += decoded[level - 1]
         return decoded
@@ -61,22 +59,96 @@ class _NestedDecode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         acts, W_dec, first_level = ctx.saved_tensors
-        product_dtype, sum_dtype = ctx.product_dtype, grad_outputs[0].dtype
-        n_levels = len(grad_outputs[0])
-        grad_acts = torch.zeros_like(acts)
-        grad_W_dec = torch.zeros_like(W_dec, dtype=sum_dtype)
-        grad = torch.zeros_like(grad_outputs[0][0])
-        rows = W_dec.to(product_dtype)
-        for level in reversed(range(n_levels)):
-            grad = grad + grad_outputs[0][level]
+        # What reaches a latent is the sum over all levels that keep it.
+        grad = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        for level in reversed(range(len(grad) - 1)):
+            grad[level] += grad[level + 1]
+        grad_acts, grad_W_dec = ctx.products.gradients(acts, W_dec, first_level, grad)
+        return grad_acts.to(acts.dtype), grad_W_dec.to(W_dec.dtype), None
+
+
+@dataclass(frozen=True)
+class _DenseProducts:
+    """One matrix product per level, in which all latents of other levels are set to zero.
+
+    On a GPU, products of so many zeros are still faster than gathering single decoder rows.
+    """
+
+    dtype: torch.dtype
+
+    def decode(self, acts: Tensor, W_dec: Tensor, first_level: Tensor, n_levels: int) -> Tensor:
+        rows = W_dec.to(self.dtype)
+        sum_dtype = torch.promote_types(self.dtype, torch.float32)
+        decoded = acts.new_empty((n_levels, len(acts), W_dec.shape[1]), dtype=sum_dtype)
+        with torch.autocast(acts.device.type, enabled=False):
+            for level in range(n_levels):
+                decoded[level] = (acts.to(self.dtype) * (first_level == level)) @ rows
+        return decoded
+
+    def gradients(
+        self, acts: Tensor, W_dec: Tensor, first_level: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = W_dec.to(self.dtype)
+        grad_acts = torch.zeros_like(acts, dtype=self.dtype)
+        grad_W_dec = torch.zeros_like(W_dec, dtype=grad.dtype)
+        for level in range(len(grad)):
             own = first_level == level
-            product = grad.to(product_dtype) @ rows.T
-            grad_acts = torch.where(own, product.to(acts.dtype), grad_acts)
-            grad_W_dec += (acts.to(product_dtype) * own).T @ grad.to(product_dtype)
-        return grad_acts, grad_W_dec.to(W_dec.dtype), None
+            level_grad = grad[level].to(self.dtype)
+            grad_acts = torch.where(own, level_grad @ rows.T, grad_acts)
+            grad_W_dec += (acts.to(self.dtype) * own).T @ level_grad
+        return grad_acts, grad_W_dec
 
 
-def _product_dtype(acts: Tensor, W_dec: Tensor) -> torch.dtype:
+@dataclass(frozen=True)
+class _SparseProducts:
+    """Products of the kept latents alone, in C."""
+
+    kernels: ctypes.CDLL
+    dtype: torch.dtype
+
+    def decode(self, acts: Tensor, W_dec: Tensor, first_level: Tensor, n_levels: int) -> Tensor:
+        acts, W_dec = self._ready(acts), self._ready(W_dec)
+        n_rows, (d_sae, d_in) = len(acts), W_dec.shape
+        decoded = acts.new_empty(n_levels, n_rows, d_in)
+        arrays = [address(tensor) for tensor in (acts, first_level, W_dec, decoded)]
+
+        def decode(begin: int, end: int) -> int:
+            return self.kernels.decode_rows(
+                *arrays, *sizes(n_rows, d_sae, d_in, n_levels, begin, end)
+            )
+
+        in_parallel(decode, n_rows)
+        return decoded
+
+    def gradients(
+        self, acts: Tensor, W_dec: Tensor, first_level: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        acts, W_dec = self._ready(acts), self._ready(W_dec)
+        n_levels, n_rows, (d_sae, d_in) = len(grad), len(acts), W_dec.shape
+        grad_acts, grad_W_dec = torch.empty_like(acts), torch.empty_like(W_dec)
+        tensors = (acts, first_level, W_dec, grad, grad_acts, grad_W_dec)
+        arrays = [address(tensor) for tensor in tensors]
+
+        def gradients(begin: int, end: int) -> int:
+            return self.kernels.decode_gradients(
+                *arrays, *sizes(n_rows, d_sae, d_in, n_levels, begin, end)
+            )
+
+        in_parallel(gradients, d_sae)
+        return grad_acts, grad_W_dec
+
+    def _ready(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.dtype).contiguous()
+
+
+def _products_for(acts: Tensor, W_dec: Tensor) -> _DenseProducts | _SparseProducts:
+    dtype = torch.promote_types(acts.dtype, W_dec.dtype)
+    if acts.device.type == "cpu":
+        dtype = torch.promote_types(dtype, torch.float32)
+        real = "double" if dtype == torch.float64 else "float"
+        kernels = load_kernels("nested_decoding.c", real)
+        if kernels is not None:
+            return _SparseProducts(kernels, dtype)
     if torch.is_autocast_enabled(acts.device.type):
-        return torch.get_autocast_dtype(acts.device.type)
-    return torch.promote_types(acts.dtype, W_dec.dtype)
+        dtype = torch.get_autocast_dtype(acts.device.type)
+    return _DenseProducts(dtype)

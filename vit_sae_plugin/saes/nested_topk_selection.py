@@ -1,7 +1,8 @@
-"""Which latents each of several nested top-k levels keeps, found with one shared partial sort."""
+"""Which latents each of several nested top-k levels keeps, found in one go."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-MAX_LEVELS = 255  # first_level is 8 bits wide, and one value means "kept by no level"
+from .cpu_kernels import address, in_parallel, load_kernels, sizes
+
+UNUSED = 255  # no level keeps the latent
+MAX_LEVELS = UNUSED
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class NestedSelection:
     """
 
     first_level: UInt8[Tensor, "rows d_sae"]
-    """Number of the first level that keeps the latent; ``n_levels`` where none does."""
+    """Number of the first level that keeps the latent; ``UNUSED`` where none does."""
 
     n_levels: int
     """How many different levels there are."""
@@ -30,31 +34,52 @@ class NestedSelection:
     """For each k of the list, the level that it is."""
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def select_nested_topk(acts: Float[Tensor, "rows d_sae"], k_list: Sequence[int]) -> NestedSelection:
     """The selection of the ``k`` largest latents of each row, for every ``k`` of a list.
 
     A latent at zero is kept by no level. Of equal latents at a level's boundary any may be kept,
-    but exactly ``k`` are.
+    but exactly ``k`` are. NaN counts as largest, so that it reaches the loss and is seen.
 
     Args:
         acts: latents after ReLU, none negative.
-        k_list: strictly increasing, none above ``d_sae``.
+        k_list: strictly increasing, none above ``d_sae``; at most 255.
     """
-    active = acts != 0  # true of NaN, which must reach the loss and be seen
-    most_active = int(active.sum(dim=-1).max()) if len(acts) else 0
-    narrow = [k for k in k_list if k < most_active]
-    n_levels = len(narrow) + (len(narrow) < len(k_list))
-    first_level = torch.full_like(acts, n_levels, dtype=torch.uint8)
-    if n_levels > len(narrow):
-        first_level.masked_fill_(active, n_levels - 1)
-    values, latents = acts, None
-    for level in reversed(range(len(narrow))):
-        values, position = values.topk(narrow[level], dim=-1, sorted=False)
-        latents = position if latents is None else latents.gather(-1, position)
-        first_level.scatter_(-1, latents, level)
-    if narrow:
-        first_level.masked_fill_(~active, n_levels)
+    kernels = load_kernels("nested_topk_selection.c") if acts.device.type == "cpu" else None
+    if kernels is None or acts.dtype == torch.float64:
+        first_level, most_active = _select(acts, k_list)
+    else:
+        first_level, most_active = _select_on_cpu(acts.float().contiguous(), k_list, kernels)
+    # Every level from the first that keeps all active latents on is one and the same.
+    n_levels = min(sum(k < most_active for k in k_list) + 1, len(k_list))
     return NestedSelection(
         first_level, n_levels, tuple(min(i, n_levels - 1) for i in range(len(k_list)))
     )
+
+
+def _select(acts: Tensor, k_list: Sequence[int]) -> tuple[Tensor, int]:
+    active = acts != 0
+    most_active = int(active.sum(dim=-1).max()) if len(acts) else 0
+    first_level = torch.full_like(acts, UNUSED, dtype=torch.uint8)
+    values, latents = acts, None
+    for level in reversed(range(len(k_list))):
+        k = k_list[level]
+        if k >= most_active:
+            first_level.masked_fill_(active, level)
+            continue
+        values, position = values.topk(k, dim=-1, sorted=False)
+        latents = position if latents is None else latents.gather(-1, position)
+        first_level.scatter_(-1, latents, level)
+    return first_level.masked_fill_(~active, UNUSED), most_active
+
+
+def _select_on_cpu(acts: Tensor, k_list: Sequence[int], kernels: ctypes.CDLL) -> tuple[Tensor, int]:
+    first_level = torch.empty_like(acts, dtype=torch.uint8)
+    arrays = (address(acts), address(first_level), (ctypes.c_long * len(k_list))(*k_list))
+    n_rows, d_sae = acts.shape
+
+    def select(begin: int, end: int) -> int:
+        return kernels.select_levels(*arrays, *sizes(len(k_list), d_sae, begin, end))
+
+    return first_level, max(in_parallel(select, n_rows))

@@ -1,0 +1,117 @@
+"""matryoshka_topk trains under SAELens's own trainer and its text runner, unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    SAETrainer,
+    TrainingSAE,
+)
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from benchmarks.dead_latents import D_IN, KnownDirections, trainer_config
+from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig
+
+D_MODEL = 16
+K_LIST = [4, 8, 64]
+
+
+def explained_variance(sae: SAE, rows: torch.Tensor, k: int) -> float:
+    with torch.no_grad():
+        residual = rows - sae.decode(sae.encode(rows, k=k))
+    return 1 - (residual.square().sum() / (rows - rows.mean(dim=0)).square().sum()).item()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"aux_loss_coefficient": 0.1, "use_ghost_grads": True}, {"tied_weights": True}],
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_trains_under_the_stock_trainer(settings, autocast):
+    torch.manual_seed(0)
+    cfg = MatryoshkaTopKTrainingSAEConfig(d_in=D_IN, d_sae=64, k_list=K_LIST, **settings)
+    sae = TrainingSAE.from_dict(cfg.to_dict())
+    data = KnownDirections(seed=0)
+    trainer = trainer_config(lr=0.01, n_steps=150, dead_feature_window=16)
+    trainer.autocast = autocast
+    SAETrainer(trainer, sae, data).fit()
+    rows = next(data)
+    at_each_k = [explained_variance(sae.eval(), rows, k) for k in K_LIST]
+    assert at_each_k[0] > 0.5
+    assert at_each_k == sorted(at_each_k)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    def new_trainer() -> SAETrainer:
+        torch.manual_seed(0)
+        cfg = MatryoshkaTopKTrainingSAEConfig(d_in=D_IN, d_sae=64, k_list=K_LIST)
+        config = trainer_config(lr=0.01, n_steps=12, dead_feature_window=4)
+        return SAETrainer(config, TrainingSAE.from_dict(cfg.to_dict()), None)
+
+    def advance(trainer: SAETrainer, batches) -> None:
+        for batch in batches:
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+
+    data = KnownDirections(seed=0)
+    batches = [next(data) for _ in range(12)]
+    straight, first, second = new_trainer(), new_trainer(), new_trainer()
+    advance(straight, batches)
+    advance(first, batches[:5])
+    first.save_checkpoint("half", base_path=tmp_path)
+    second.sae.load_weights_from_checkpoint(tmp_path / "half")
+    second.load_trainer_state(tmp_path / "half")
+    advance(second, batches[5:])
+    for name, value in straight.sae.state_dict().items():
+        assert torch.equal(second.sae.state_dict()[name], value), name
+    # A training checkpoint opens for inference too.
+    x = batches[0]
+    torch.testing.assert_close(SAE.load_from_disk(tmp_path / "half")(x), first.sae.eval()(x))
+
+
+def test_trains_under_the_text_runner(tmp_path):
+    torch.manual_seed(0)
+    model = HookedTransformer(
+        HookedTransformerConfig(
+            n_layers=1, d_model=D_MODEL, n_ctx=16, d_head=8, n_heads=2, d_vocab=50, act_fn="gelu"
+        )
+    )
+    tokens = torch.randint(50, (400, 16), generator=torch.Generator().manual_seed(0))
+    cfg = LanguageModelSAERunnerConfig(
+        sae=MatryoshkaTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=64, k_list=K_LIST),
+        hook_name="blocks.0.hook_resid_post",
+        context_size=16,
+        prepend_bos=False,
+        training_tokens=8192,
+        train_batch_size_tokens=128,
+        store_batch_size_prompts=8,
+        n_batches_in_buffer=16,
+        n_eval_batches=1,
+        lr=0.01,
+        dead_feature_window=16,
+        checkpoint_path=None,
+        output_path=str(tmp_path / "sae"),
+        logger=LoggingConfig(log_to_wandb=False),
+        verbose=False,
+    )
+    runner = LanguageModelSAETrainingRunner(
+        cfg,
+        override_model=model,
+        override_dataset=Dataset.from_dict({"tokens": tokens.tolist()}),
+    )
+    trained = runner.run().eval()
+    _, cache = model.run_with_cache(tokens[:20])
+    rows = cache["blocks.0.hook_resid_post"].flatten(0, 1)
+    loaded = SAE.load_from_disk(tmp_path / "sae")
+    assert loaded.cfg.architecture() == "matryoshka_topk"
+    assert loaded.cfg.metadata.training_architecture_details["k_list"] == K_LIST
+    torch.testing.assert_close(loaded(rows), trained(rows))
+    at_each_k = [explained_variance(loaded, rows, k) for k in K_LIST]
+    assert at_each_k == sorted(at_each_k)
+    assert at_each_k[-1] > 0.5

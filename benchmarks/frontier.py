@@ -86,7 +86,7 @@ FAMILIES = {
     "TopK": Family({"architecture": "topk"}, 1e-2, "k", KS, tuned_on=8),
     "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", KS, tuned_on=8),
     "matryoshka_batchtopk": Family(
-        {"architecture": "matryoshka_batchtopk"}, 1e-3, "k", KS, tuned_on=8
+        {"architecture": "matryoshka_batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8
     ),
     "MSAE UW": _msae("uniform", 1e-2),
     "MSAE RW": _msae("reverse", 1e-2),

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from vit_sae_plugin.evaluation import EvaluationReport
 
@@ -160,12 +160,16 @@ def _panels(
 
 
 def _dress(ax: Axes, x: str, metric: str, values: pd.Series) -> None:
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
     ax.set_xscale("log", base=4)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(plain)
     ax.xaxis.set_minor_formatter(NullFormatter())
     if metric in LOG_METRICS and (values > 0).all():
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_major_formatter(plain)
+        # Within one power of ten there may be no major tick to read a value from.
+        is_short = values.max() < 10 * values.min()
+        ax.yaxis.set_minor_formatter(plain if is_short else NullFormatter())
     ax.set_xlabel(LABELS.get(x, x))
     ax.set_title(LABELS.get(metric, metric), fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)

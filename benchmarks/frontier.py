@@ -80,11 +80,11 @@ FAMILIES = {
         {"architecture": "standard_relative_l1"},
         1e-3,
         "l1_coefficient",
-        (0.003, 0.01, 0.03, 0.1, 0.3),
+        (0.01, 0.03, 0.1),
         tuned_on=0.03,
     ),
     "TopK": Family({"architecture": "topk"}, 1e-2, "k", KS, tuned_on=8),
-    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", KS, tuned_on=8),
+    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8),
     "matryoshka_batchtopk": Family(
         {"architecture": "matryoshka_batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8
     ),
@@ -101,8 +101,9 @@ class Data:
     validation: EmbeddingRows
     held_out: EmbeddingRows
     statistics: EmbeddingStatistics
-    training_images: ShapeScenes
-    held_out_images: ShapeScenes
+    training_labels: torch.Tensor
+    concepts: dict[str, list[torch.Tensor]]
+    """What the held-out scenes show, see ``scene_concepts``."""
 
     @classmethod
     def prepare(cls, args: argparse.Namespace) -> Data:
@@ -117,8 +118,8 @@ class Data:
             EmbeddingRows(rows.rows[n:]),
             _embedded(args.output_path / "held_out.safetensors", held_out_images),
             EmbeddingStatistics.from_rows(training.batches()),
-            ShapeScenes(n, seed=args.seed),
-            held_out_images,
+            labels_of(ShapeScenes(n, seed=args.seed)),
+            scene_concepts(held_out_images),
         )
 
 
@@ -147,7 +148,7 @@ def main() -> None:
     if args.sweep:
         sweep(data, args)
         return
-    probe = fit_linear_probe(data.training.tensor(slice(None)), labels_of(data.training_images))
+    probe = fit_linear_probe(data.training.tensor(slice(None)), data.training_labels)
     for name in args.families:
         family = FAMILIES[name]
         for contender, settings in family.members(name).items():
@@ -229,12 +230,11 @@ def measure(sae: SAE[Any], data: Data, probe: LinearProbe) -> EvaluationReport:
     """The suite of MSAE on held-out scenes, and the concepts that single latents tell."""
     k_list = [*(2**i for i in range(sae.cfg.d_sae.bit_length() - 1)), sae.cfg.d_sae]
     report = evaluate_embeddings(sae, data.held_out, probe=probe, k_list=k_list)
-    concepts = scene_concepts(data.held_out_images)
     own, recovery = report.embeddings, report.progressive_recovery
-    for kind, score in concept_scores(sae, data.held_out, concepts).items():
+    for kind, score in concept_scores(sae, data.held_out, data.concepts).items():
         own[kind] = score
     for k in KS:
-        for kind, score in concept_scores(sae, data.held_out, concepts, k).items():
+        for kind, score in concept_scores(sae, data.held_out, data.concepts, k).items():
             recovery.loc[("image", k), kind] = score
     return report
 

@@ -6,10 +6,15 @@ Each measurement is a ratio of two loops over the same batches, taken in turns i
   encoder;
 - ours: the same images through HookedViT, the SAE and every statistic of an atlas.
 
+Reference images and co-activation samples change often in the first images and ever more rarely
+later, so the statistics take in ``--seen`` images before the clock starts: pictures of the run, each
+scaled by a random factor.
+
 The SAEs have random weights; their encoder biases are set so that a token has as many active
 latents as a trained SAE's (``--l0``), with frequencies spread over three orders of magnitude.
 
-    python benchmarks/atlas_rate.py                 # rate, two sizes
+    python benchmarks/atlas_rate.py                 # rate, three sizes
+    python benchmarks/atlas_rate.py --cpu-time      # on a busy machine: one thread's CPU time
     python benchmarks/atlas_rate.py --scaled        # memory at 49,152 latents x 1,000 classes
 """
 
@@ -67,7 +72,7 @@ def sparse_sae(acts_btd: Tensor, d_sae: int, l0: int) -> StandardSAE:
     return sae
 
 
-def measure(case: tuple, device: str) -> dict[str, float]:
+def measure(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -> dict[str, float]:
     name, kwargs, layer, d_sae, l0, batch_size, n_batches = case
     model = HookedViT.from_pretrained(name, device=device, **kwargs)
     layer = model.cfg.n_layers - 2 if layer is None else layer
@@ -106,6 +111,13 @@ def measure(case: tuple, device: str) -> dict[str, float]:
         n_classes=1000,
     ).to(device)
 
+    with torch.no_grad():
+        for first in range(0, n_seen, batch_size):
+            factor = torch.rand(batch_size, 1, 1, generator=generator).to(device) + 0.5
+            index = torch.arange(first, first + batch_size) + batch_size * n_batches
+            some = torch.arange(first, first + batch_size) % len(acts)
+            builder.update(sae.encode(acts[some]) * factor, index, index % 1000, [""] * batch_size)
+
     @torch.no_grad()
     def bare(batch: ImageBatch) -> None:
         acts_btd = tower(batch.pixels)
@@ -118,11 +130,11 @@ def measure(case: tuple, device: str) -> dict[str, float]:
     def seconds(run: Callable[[ImageBatch], None], batch: ImageBatch) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         run(batch)
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
     bare(batches[0])
     times: list[tuple[float, float]] = []
@@ -186,15 +198,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scaled", action="store_true", help="measure memory instead of rate")
     parser.add_argument("--n-images", type=int, default=1024, help="images of the scaled run")
+    parser.add_argument("--seen", type=int, default=2048, help="images before the clock starts")
     parser.add_argument("--case", type=int, help="only this case of the rate")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time, of one thread")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    if args.cpu_time:
+        torch.set_num_threads(1)
     if args.scaled:
         measure_memory(args.n_images, args.device)
         return
     for number, case in enumerate(CASES):
         if args.case in (None, number):
-            figures = measure(case, args.device)
+            figures = measure(case, args.device, clock, args.seen)
             text = ", ".join(f"{key} {value:,.3g}" for key, value in figures.items())
             print(f"{case[0]}, {case[3]:,} latents: {text}", flush=True)
 

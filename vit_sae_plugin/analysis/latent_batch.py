@@ -26,14 +26,16 @@ class ActiveEntries:
     image: Int[Tensor, " n"]
     """Position of the image in the batch."""
     latent: Int[Tensor, " n"]
+    cell: Int[Tensor, " n"]
+    """Place of (image, latent) in a flattened ``[image, latent]``."""
 
 
 @dataclass
 class LatentBatch:
     """Latents of a few images, with their place in the data set.
 
-    The dense tensor is read a handful of times only (sum, maximum, one search for its positive
-    entries): everything else works on the few entries found, or on ``[image, latent]``.
+    The dense tensor is read twice only (for negative values, and for its positive entries):
+    everything else works on the few entries found, or on ``[image, latent]``.
     """
 
     latents_btd: Float[Tensor, "batch token d_sae"]
@@ -59,31 +61,42 @@ class LatentBatch:
     @cached_property
     def mean(self) -> Float[Tensor, "batch d_sae"]:
         """Mean over each image's tokens."""
-        return self.latents_btd.mean(dim=1, dtype=torch.float32)
+        if self.latents_btd.min() < 0:
+            return self.latents_btd.mean(dim=1, dtype=torch.float32)
+        n_cells = self.n_images * self.d_sae
+        total = torch.bincount(self.active.cell, self.active.value.double(), minlength=n_cells)
+        return (total / self.n_tokens).float().view(self.n_images, self.d_sae)
 
     @cached_property
     def maximum(self) -> Float[Tensor, "batch d_sae"]:
-        """Maximum over each image's tokens."""
-        return self.latents_btd.amax(dim=1).float()
+        """Maximum over each image's tokens; 0 where none is above zero."""
+        entries = self.active
+        largest = torch.zeros(self.n_images * self.d_sae, device=entries.value.device)
+        if largest.is_cpu:  # numpy is faster at this, as at what follows
+            np.maximum.at(largest.numpy(), entries.cell.numpy(), entries.value.numpy())
+        else:
+            largest.scatter_reduce_(0, entries.cell, entries.value, "amax")
+        return largest.view(self.n_images, self.d_sae)
 
     @cached_property
     def active(self) -> ActiveEntries:
         """All entries above zero."""
-        latents_btd = self.latents_btd.contiguous()
-        flat = latents_btd.view(-1)
+        flat = self.latents_btd.contiguous().view(-1)
         position = _positions_above_zero(flat)
-        value = flat[position].float()
-        d_sae, per_image = self.d_sae, self.n_tokens * self.d_sae
-        return ActiveEntries(value, _floor_divide(position, per_image), _modulo(position, d_sae))
+        # positions rise, so the few ends of rows are found faster than each position's row
+        ends = torch.arange(1, self.n_images * self.n_tokens + 1, device=flat.device) * self.d_sae
+        n_in_row = torch.searchsorted(position, ends).diff(prepend=ends.new_zeros(1))
+        row = torch.arange(len(ends), device=flat.device)
+        latent = position - (row * self.d_sae).repeat_interleave(n_in_row)
+        image = (row // self.n_tokens).repeat_interleave(n_in_row)
+        return ActiveEntries(_take(flat, position), image, latent, image * self.d_sae + latent)
 
     def count_above(self, threshold: float) -> Int[Tensor, "batch d_sae"]:
         """How many tokens of each image are above a threshold of 0 or more."""
         entries = self.active
-        above = entries.value > threshold
-        cell = (entries.image * self.d_sae + entries.latent)[above]
-        count = torch.zeros(self.n_images * self.d_sae, dtype=torch.int32, device=cell.device)
-        count.index_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
-        return count.view(self.n_images, self.d_sae)
+        above = (entries.value > threshold).double()
+        count = torch.bincount(entries.cell, above, minlength=self.n_images * self.d_sae)
+        return count.view(self.n_images, self.d_sae).int()
 
     def image_level(self, aggregation: ImageAggregation) -> Float[Tensor, "batch d_sae"]:
         """The latents of each image under an aggregation, kept for the next who asks."""
@@ -112,11 +125,7 @@ def _positions_above_zero(flat: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flat.numpy() > 0))
 
 
-def _floor_divide(position: Tensor, divisor: int) -> Tensor:
-    return position.div(divisor, rounding_mode="floor")
-
-
-def _modulo(position: Tensor, divisor: int) -> Tensor:
-    if divisor & (divisor - 1) == 0:
-        return position & (divisor - 1)
-    return position % divisor
+def _take(flat: Tensor, position: Tensor) -> Tensor:
+    if flat.device.type != "cpu" or flat.dtype != torch.float32:
+        return flat[position].float()
+    return torch.from_numpy(flat.numpy().take(position.numpy()))

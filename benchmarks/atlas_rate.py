@@ -7,8 +7,8 @@ Each measurement is a ratio of two loops over the same batches, taken in turns i
 - ours: the same images through HookedViT, the SAE and every statistic of an atlas.
 
 Reference images and co-activation samples change often in the first images and ever more rarely
-later, so the statistics take in ``--seen`` images before the clock starts: pictures of the run, each
-scaled by a random factor.
+later, so the statistics take in ``--seen`` images before the clock starts: pictures of the run,
+each scaled by a random factor.
 
 The SAEs have random weights; their encoder biases are set so that a token has as many active
 latents as a trained SAE's (``--l0``), with frequencies spread over three orders of magnitude.

@@ -43,6 +43,13 @@ from vit_sae_plugin.evaluation.ranking import Ranks
 from vit_sae_plugin.report.recovery_plots import plot_frontier, plot_progressive_recovery
 
 KS = (2, 4, 8, 16, 32)
+IN_RECOVERY_PLOT = (
+    "ReLU λ=0.03",
+    "TopK k=8",
+    "TopK k=32",
+    "BatchTopK k=8",
+    "matryoshka_batchtopk k=8",
+)
 SWEPT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BATCH_SIZE = 512
 N_VALIDATION = 2_000
@@ -78,15 +85,15 @@ def _msae(weights: str, lr: float) -> Family:
 FAMILIES = {
     "ReLU": Family(
         {"architecture": "standard_relative_l1"},
-        1e-3,
+        3e-3,
         "l1_coefficient",
         (0.01, 0.03, 0.1),
         tuned_on=0.03,
     ),
-    "TopK": Family({"architecture": "topk"}, 1e-2, "k", KS, tuned_on=8),
-    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8),
+    "TopK": Family({"architecture": "topk"}, 1e-2, "k", (2, 4, 8, 32), tuned_on=8),
+    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", (2, 8), tuned_on=8),
     "matryoshka_batchtopk": Family(
-        {"architecture": "matryoshka_batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8
+        {"architecture": "matryoshka_batchtopk"}, 1e-2, "k", (8,), tuned_on=8
     ),
     "MSAE UW": _msae("uniform", 1e-2),
     "MSAE RW": _msae("reverse", 1e-2),
@@ -295,7 +302,8 @@ def write_results(folder: Path) -> None:
     columns = [*shown.split(), *[name for name in table.columns if name.startswith("auroc")]]
     print(table[columns].astype(float).round(4).to_string())
     plot_frontier(reports, curves=nested).savefig(folder / "frontier.png", dpi=200)
-    chosen = [name for name in reports if name.endswith(("k=8", "k=32")) or name in nested]
+    # One of each family at least, in the families' order: so colours are those of the other plot.
+    chosen = [name for name in reports if name in IN_RECOVERY_PLOT or name in nested]
     if chosen:
         some = {name: reports[name] for name in chosen}
         plot_progressive_recovery(some).savefig(folder / "progressive_recovery.png", dpi=200)

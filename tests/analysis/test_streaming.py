@@ -177,6 +177,18 @@ def test_values_on_an_edge_belong_to_the_bin_above():
     assert histogram.counts[0, :5].tolist() == [1, 0, 1, 1, 0]
 
 
+def test_bins_are_those_of_a_search_among_the_edges():
+    edges = bin_edges()
+    down, up = torch.tensor(0.0), torch.tensor(torch.inf)
+    values = [edges, edges.nextafter(down), edges.nextafter(up), torch.tensor([1e-38, 3e38])]
+    value = torch.cat([*values, torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 3])
+    histogram = ActivationHistogram(len(value))
+    histogram.update(LatentBatch(value.view(1, 1, -1), torch.tensor([0]), torch.tensor([0])))
+    expected = torch.bucketize(value, edges[1:-1], right=True)
+    assert torch.equal(histogram.counts.argmax(dim=1), expected)
+    assert histogram.counts.sum(dim=1).eq(1).all()
+
+
 def test_entropy_counts_a_label_once():
     value = np.array([[1.0, 1.0, 1.0, 1.0], [4.0, 2.0, 1.0, 1.0]])
     label = np.array([[5, 5, 5, 5], [1, 2, 3, 1]])
@@ -197,3 +209,5 @@ def test_negative_and_half_precision_latents():
         assert batch.active.latent.tolist() == [1, 0]
         assert batch.active.image.tolist() == [0, 1]
         assert batch.count_above(1.0).tolist() == [[0, 0], [1, 0]]
+        assert batch.mean.tolist() == [[-1.0, 0.5], [2.0, -3.0]]
+        assert batch.maximum.tolist() == [[0, 0.5], [2.0, 0]]  # of what is above zero

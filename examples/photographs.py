@@ -1,7 +1,7 @@
 """Write the photographs that scikit-image and scikit-learn carry into a folder, for a first try.
 
     python examples/photographs.py photos/
-    vit-sae train --images photos/ --model ViT-B-32 --output-path runs/photos
+    vit-sae train --images photos/ --model ViT-B-32 --pretrained openai --output-path runs/photos
 
 The photographs are cut into overlapping crops, so that there are a few hundred pictures. Both
 libraries are among the test extras (``pip install vit-sae-plugin[test]``).

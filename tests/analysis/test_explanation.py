@@ -119,6 +119,7 @@ def test_objects_show_themselves(analysed):
         "latent": with_pictures._repr_html_(),
         "latent without pictures": atlas.latent(2)._repr_html_(),
         "heatmap": heatmap(model, sae, images.picture(0), 2)._repr_html_(),
+        "latent in an image": explanation.latents[0]._repr_html_(),
         "explanation": explanation._repr_html_(),
     }
     n_pictures = {name: len(re.findall("<img src=.data:image/png", h)) for name, h in shown.items()}
@@ -127,6 +128,7 @@ def test_objects_show_themselves(analysed):
         "latent": 10,
         "latent without pictures": 0,
         "heatmap": 1,
+        "latent in an image": 1,
         "explanation": 4,
     }
     assert "20 images" in shown["atlas"]

@@ -41,6 +41,9 @@ class LatentInImage:
     reference_images: pd.DataFrame
     """As :meth:`LatentAtlas.reference_images` gives them."""
 
+    def _repr_html_(self) -> str:
+        return f"<p>Latent {self.latent}: {self.value:.3g}</p>{self.heatmap._repr_html_()}"
+
 
 @dataclass
 class Explanation:

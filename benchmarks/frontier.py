@@ -90,10 +90,10 @@ FAMILIES = {
         (0.01, 0.03, 0.1),
         tuned_on=0.03,
     ),
-    "TopK": Family({"architecture": "topk"}, 1e-2, "k", (2, 4, 8, 32), tuned_on=8),
-    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", (2, 8), tuned_on=8),
+    "TopK": Family({"architecture": "topk"}, 1e-2, "k", KS, tuned_on=8),
+    "BatchTopK": Family({"architecture": "batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8),
     "matryoshka_batchtopk": Family(
-        {"architecture": "matryoshka_batchtopk"}, 1e-2, "k", (8,), tuned_on=8
+        {"architecture": "matryoshka_batchtopk"}, 1e-2, "k", (2, 8, 32), tuned_on=8
     ),
     "MSAE UW": _msae("uniform", 1e-2),
     "MSAE RW": _msae("reverse", 1e-2),

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from vit_sae_plugin.saes import nested_topk_selection
 from vit_sae_plugin.saes.nested_topk_selection import UNUSED, select_nested_topk
 
+from .c_compiler import HAS_C_COMPILER
 
-@pytest.fixture(params=["compiled", "torch"])
+
+@pytest.fixture(params=["compiled", "torch"] if HAS_C_COMPILER else ["torch"])
 def way(request, monkeypatch):
     """Both ways to select: in C, and by torch operators (GPUs, or no compiler)."""
     if request.param == "torch":

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import (
-    SAE,
-    LanguageModelSAERunnerConfig,
-    LanguageModelSAETrainingRunner,
-    LoggingConfig,
-    SAETrainer,
-    TrainingSAE,
-)
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from sae_lens import SAE, SAETrainer, TrainingSAE
 
 from benchmarks.dead_latents import D_IN, KnownDirections, trainer_config
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig
 
-D_MODEL = 16
+from .text_runner import D_MODEL, train_on_text
+
 K_LIST = [4, 8, 64]
 
 
@@ -76,38 +68,8 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
 
 
 def test_trains_under_the_text_runner(tmp_path):
-    torch.manual_seed(0)
-    model = HookedTransformer(
-        HookedTransformerConfig(
-            n_layers=1, d_model=D_MODEL, n_ctx=16, d_head=8, n_heads=2, d_vocab=50, act_fn="gelu"
-        )
-    )
-    tokens = torch.randint(50, (400, 16), generator=torch.Generator().manual_seed(0))
-    cfg = LanguageModelSAERunnerConfig(
-        sae=MatryoshkaTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=64, k_list=K_LIST),
-        hook_name="blocks.0.hook_resid_post",
-        context_size=16,
-        prepend_bos=False,
-        training_tokens=8192,
-        train_batch_size_tokens=128,
-        store_batch_size_prompts=8,
-        n_batches_in_buffer=16,
-        n_eval_batches=1,
-        lr=0.01,
-        dead_feature_window=16,
-        checkpoint_path=None,
-        output_path=str(tmp_path / "sae"),
-        logger=LoggingConfig(log_to_wandb=False),
-        verbose=False,
-    )
-    runner = LanguageModelSAETrainingRunner(
-        cfg,
-        override_model=model,
-        override_dataset=Dataset.from_dict({"tokens": tokens.tolist()}),
-    )
-    trained = runner.run().eval()
-    _, cache = model.run_with_cache(tokens[:20])
-    rows = cache["blocks.0.hook_resid_post"].flatten(0, 1)
+    cfg = MatryoshkaTopKTrainingSAEConfig(d_in=D_MODEL, d_sae=64, k_list=K_LIST)
+    _, trained, rows = train_on_text(cfg, tmp_path / "sae")
     loaded = SAE.load_from_disk(tmp_path / "sae")
     assert loaded.cfg.architecture() == "matryoshka_topk"
     assert loaded.cfg.metadata.training_architecture_details["k_list"] == K_LIST

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import (
-    SAE,
-    LanguageModelSAERunnerConfig,
-    LanguageModelSAETrainingRunner,
-    LoggingConfig,
-    SAETrainer,
-    TrainingSAE,
-)
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from sae_lens import SAE, SAETrainer, TrainingSAE
 
 from benchmarks.dead_latents import D_IN, KnownDirections, evaluate, trainer_config
 from vit_sae_plugin.saes import (
@@ -25,7 +14,8 @@ from vit_sae_plugin.saes import (
     TopKGhostTrainingSAEConfig,
 )
 
-D_MODEL = 16
+from .text_runner import D_MODEL, train_on_text
+
 ARCHITECTURES = {
     "patchsae": (PatchTrainingSAEConfig, {"l1_coefficient": 1e-3}),
     "standard_ghost": (StandardGhostTrainingSAEConfig, {"l1_coefficient": 0.05}),
@@ -77,47 +67,13 @@ def test_a_resumed_run_of_the_stock_trainer_ends_with_the_same_weights(tmp_path)
         assert torch.equal(second.sae.state_dict()[name], value), name
 
 
-@pytest.fixture(scope="module")
-def language_model() -> HookedTransformer:
-    torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=1, d_model=D_MODEL, n_ctx=16, d_head=8, n_heads=2, d_vocab=50, act_fn="gelu"
-    )
-    return HookedTransformer(cfg)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_trains_under_the_text_runner(architecture, language_model, tmp_path):
-    tokens = torch.randint(50, (400, 16), generator=torch.Generator().manual_seed(0))
-    cfg = LanguageModelSAERunnerConfig(
-        sae=config(architecture, D_MODEL),
-        hook_name="blocks.0.hook_resid_post",
-        context_size=16,
-        prepend_bos=False,
-        training_tokens=8192,
-        train_batch_size_tokens=128,
-        store_batch_size_prompts=8,
-        n_batches_in_buffer=32,
-        n_eval_batches=1,
-        lr=0.01,
-        dead_feature_window=16,
-        checkpoint_path=None,
-        output_path=str(tmp_path / "sae"),
-        logger=LoggingConfig(log_to_wandb=False),
-        verbose=False,
-    )
-    runner = LanguageModelSAETrainingRunner(
-        cfg,
-        override_model=language_model,
-        override_dataset=Dataset.from_dict({"tokens": tokens.tolist()}),
-    )
-    untrained = copy.deepcopy(runner.sae).eval()
-    trained = runner.run()
-    _, cache = language_model.run_with_cache(tokens[:20])
-    rows = cache["blocks.0.hook_resid_post"].flatten(0, 1)
+def test_trains_under_the_text_runner(architecture, tmp_path):
+    cfg = config(architecture, D_MODEL)
+    untrained, trained, rows = train_on_text(cfg, tmp_path / "sae")
     loaded = SAE.load_from_disk(tmp_path / "sae")
     assert loaded.cfg.metadata.training_architecture == architecture
-    torch.testing.assert_close(loaded(rows), trained.eval()(rows))
+    torch.testing.assert_close(loaded(rows), trained(rows))
     assert (loaded(rows) - rows).norm() < 0.7 * (untrained(rows) - rows).norm()
     residual, centred = loaded(rows) - rows, rows - rows.mean(dim=0)
     assert residual.norm() < 0.8 * centred.norm()

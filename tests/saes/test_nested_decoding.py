@@ -7,11 +7,10 @@ import copy
 import pytest
 import torch
 
-from vit_sae_plugin.saes import cpu_kernels, nested_decoding
+from tests.c_compiler import WAYS, doing_it
+from vit_sae_plugin.saes import nested_decoding
 from vit_sae_plugin.saes.nested_decoding import nested_decode, nested_decode_plainly
 from vit_sae_plugin.saes.nested_topk_selection import select_nested_topk
-
-from .c_compiler import HAS_C_COMPILER
 
 # n_rows, d_sae, d_in, k_list. Tables of the compiled code hold some 500 latents or rows, strips
 # up to 192 columns, tiles 512 rows: some shapes have several of each, some not even one.
@@ -27,13 +26,11 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["compiled", "torch"] if HAS_C_COMPILER else ["torch"])
-def way(request, monkeypatch):
-    """Both ways to multiply: in C, and by torch operators (GPUs, or no compiler)."""
-    if request.param == "torch":
-        monkeypatch.setattr(nested_decoding, "load_kernels", lambda source, real: None)
-    else:
-        assert nested_decoding.load_kernels("nested_decoding.c", "float") is not None
+@pytest.fixture(params=WAYS)
+def way(request):
+    """Both ways to multiply."""
+    with doing_it(request.param, nested_decoding):
+        yield
 
 
 def make_case(shape: str, dtype: torch.dtype = torch.float32):
@@ -142,23 +139,6 @@ def test_the_number_of_threads_changes_nothing():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
-
-
-def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch):
-    fresh = cpu_kernels.load_kernels.__wrapped__
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    with pytest.warns(UserWarning, match="no C compiler"):
-        assert fresh("nested_decoding.c") is None
-    monkeypatch.undo()
-    monkeypatch.setenv("CC", "false")
-    with pytest.warns(UserWarning, match=r"can't compile nested_decoding\.c"):
-        assert fresh("nested_decoding.c") is None
-
-
-def test_a_kernel_out_of_memory_is_an_error():
-    with pytest.raises(MemoryError, match="smaller batches"):
-        cpu_kernels.in_parallel(lambda begin, end: -1, 4)
 
 
 def test_a_step_inside_a_compiled_function():

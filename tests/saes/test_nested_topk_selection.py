@@ -5,19 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.c_compiler import WAYS, doing_it
 from vit_sae_plugin.saes import nested_topk_selection
 from vit_sae_plugin.saes.nested_topk_selection import UNUSED, select_nested_topk
 
-from .c_compiler import HAS_C_COMPILER
 
-
-@pytest.fixture(params=["compiled", "torch"] if HAS_C_COMPILER else ["torch"])
-def way(request, monkeypatch):
-    """Both ways to select: in C, and by torch operators (GPUs, or no compiler)."""
-    if request.param == "torch":
-        monkeypatch.setattr(nested_topk_selection, "load_kernels", lambda source: None)
-    else:
-        assert nested_topk_selection.load_kernels("nested_topk_selection.c") is not None
+@pytest.fixture(params=WAYS)
+def way(request):
+    """Both ways to select."""
+    with doing_it(request.param, nested_topk_selection):
+        yield
 
 
 def latents(n_rows: int, d_sae: int, step: float, seed: int) -> torch.Tensor:

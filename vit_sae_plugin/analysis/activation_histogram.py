@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_sae_plugin.analysis.latent_batch import LatentBatch
+from vit_sae_plugin.analysis.token_scan import count_bins
 
 LOWEST, HIGHEST, BINS_PER_DECADE = -5, 4, 8
 
@@ -26,19 +27,7 @@ class ActivationHistogram(nn.Module):
         self.register_buffer("counts", torch.zeros(d_sae, n_bins, dtype=torch.int64))
 
     def update(self, batch: LatentBatch) -> None:
-        entries = batch.active
-        n_bins = self.counts.shape[1]
-        cell = entries.latent * n_bins + _bins(entries.value)
-        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
-
-
-def _bins(value: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The bin of each value: what ``torch.bucketize`` finds, in a third of its time."""
-    edges = bin_edges().to(value.device)
-    # the logarithm is right but for values next to an edge
-    guess = ((value.log10() - LOWEST) * BINS_PER_DECADE).clamp(0, len(edges) - 2).int()
-    low, high = (edges[:-1].index_select(0, guess), edges[1:].index_select(0, guess))
-    return guess.add_((value >= high).int() - (value < low).int()).clamp_(0, len(edges) - 2)
+        count_bins(batch.latents_btd, bin_edges(), self.counts)
 
 
 def bin_edges() -> Float[Tensor, " n_bins_plus_1"]:

@@ -53,14 +53,15 @@ class AtlasBuilder(nn.Module):
         super().__init__()
         self.statistics = LatentStatistics(d_sae)
         self.histogram = ActivationHistogram(d_sae)
-        self.class_counts = ClassCounts(d_sae, n_classes, threshold)
+        self.class_counts = ClassCounts(d_sae, n_classes)
         self.coactivation = CoActivation(d_sae, n_coactivation_images)
         self.references = nn.ModuleDict(
             {
-                name: ReferenceImages(d_sae, n_reference_images, aggregation, layout)
+                name: ReferenceImages(d_sae, n_reference_images, aggregation)
                 for name, aggregation in aggregations.items()
             }
         )
+        self._layout, self._threshold = layout, threshold
         self._images: dict[int, tuple[str, int]] = {}
         self._prune_above = 200_000
 
@@ -80,7 +81,13 @@ class AtlasBuilder(nn.Module):
             ids: name of each image.
         """
         device = latents_btd.device
-        batch = LatentBatch(latents_btd, index.to(device), label.to(device))
+        batch = LatentBatch(
+            latents_btd,
+            index.to(device),
+            label.to(device),
+            self._layout.patch_of_token,
+            self._threshold,
+        )
         self.statistics.update(batch)
         self.histogram.update(batch)
         self.class_counts.update(batch)

@@ -11,28 +11,26 @@ from vit_sae_plugin.analysis.latent_batch import LatentBatch
 class ClassCounts(nn.Module):
     """Class-level and data-set-level counts (PatchSAE, Eq. 4).
 
-    The count of an image is its number of tokens above the threshold; a class sums its images,
-    the data set all images, those without a label too. ``counts`` ``[n_classes, d_sae]`` holds
-    32-bit whole numbers, the one table whose size grows with the classes.
+    The count of an image is its number of tokens above the batch's threshold; a class sums its
+    images, the data set all images, those without a label too. ``counts`` ``[n_classes, d_sae]``
+    holds 32-bit whole numbers, the one table whose size grows with the classes.
 
     Args:
         n_classes: rows to begin with; more are added when a larger label is seen.
-        threshold: a token is active where it is strictly above this.
     """
 
     counts: Tensor
     n_images: Tensor
     dataset_counts: Tensor
 
-    def __init__(self, d_sae: int, n_classes: int, threshold: float) -> None:
+    def __init__(self, d_sae: int, n_classes: int) -> None:
         super().__init__()
-        self.threshold = threshold
         self.register_buffer("counts", torch.zeros(n_classes, d_sae, dtype=torch.int32))
         self.register_buffer("n_images", torch.zeros(n_classes, dtype=torch.int64))
         self.register_buffer("dataset_counts", torch.zeros(d_sae, dtype=torch.int64))
 
     def update(self, batch: LatentBatch) -> None:
-        counts = batch.count_above(self.threshold)
+        counts = batch.scan.n_above
         self.dataset_counts += counts.sum(dim=0)
         labelled = batch.label >= 0
         label = batch.label[labelled]

@@ -50,7 +50,7 @@ class CoActivation(nn.Module):
     def update(self, batch: LatentBatch) -> None:
         # the smallest hash has the largest key
         key = INDEX_LIMIT - scramble(batch.index)
-        wanted = (batch.maximum > 0) & (key[:, None] > self.sketch.smallest)
+        wanted = (batch.scan.n_active > 0) & (key[:, None] > self.sketch.smallest)
         image, latent = wanted.nonzero(as_tuple=True)
         self._pending.append((latent, key[image]))
         self._n_pending += len(latent)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 
 INDEX_LIMIT = 2**32
 _ENTRIES_AT_ONCE = 2**21
 
 
 class LargestKeys(nn.Module):
-    """Keeps the k largest keys of each latent, with a payload for each.
+    """Keeps the k largest keys of each latent, and on demand a number that goes with each.
 
     Keys are positive, and different from one another within a latent. Whatever the order and the
     batches in which they are offered, the same ones stay. ``keys`` ``[d_sae, k]`` falls along each
     row; 0 marks an empty place.
+
+    Args:
+        with_payload: keep a number with each key, in ``payload`` ``[d_sae, k]``.
     """
 
     keys: Tensor
-    payload: Tensor
+    payload: Tensor | None
 
-    def __init__(self, d_sae: int, k: int) -> None:
+    def __init__(self, d_sae: int, k: int, *, with_payload: bool = False) -> None:
         super().__init__()
         self.register_buffer("keys", torch.zeros(d_sae, k, dtype=torch.int64))
-        self.register_buffer("payload", torch.full((d_sae, k), -1, dtype=torch.int32))
+        payload = torch.full((d_sae, k), -1, dtype=torch.int32) if with_payload else None
+        self.register_buffer("payload", payload)
 
     @property
     def smallest(self) -> Int[Tensor, " d_sae"]:
@@ -32,51 +38,58 @@ class LargestKeys(nn.Module):
         return self.keys[:, -1]
 
     def offer(
-        self, latent: Int[Tensor, " n"], key: Int[Tensor, " n"]
-    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " m"]]:
+        self,
+        latent: Int[Tensor, " n"],
+        key: Int[Tensor, " n"],
+        payload: Int[Tensor, " n"] | None = None,
+    ) -> Bool[Tensor, " n"]:
         """Offer one key to one latent each.
 
         Returns:
-            Where new keys were placed: latent, column, and position among those offered. Their
-            payload is −1 until the caller writes it.
+            Which keys were large enough to enter; others of the same call may have driven some
+            out again.
         """
-        offered = (key > self.smallest[latent]).nonzero().flatten()
+        payload = None if payload is None else payload.int()
+        kernels = load_kernels(__file__) if self.keys.is_cpu else None
+        if kernels is None:
+            return self._offer(latent, key, payload)
+        entered = torch.zeros(len(key), dtype=torch.bool)
+        tensors = (latent.contiguous(), key.contiguous(), payload, self.keys, self.payload, entered)
+        d_sae, k = self.keys.shape
+        run_kernel(kernels.insert_keys, *tensors, k, len(key), d_sae)
+        return entered
+
+    def _offer(self, latent: Tensor, key: Tensor, payload: Tensor | None) -> Tensor:
+        entered = key > self.smallest[latent]
+        offered = entered.nonzero().flatten()
         order = offered[torch.argsort(key[offered], descending=True)]
         order = order[torch.argsort(latent[order], stable=True)]
         rows, counts = torch.unique_consecutive(latent[order], return_counts=True)
         rows_at_once = max(1, _ENTRIES_AT_ONCE // self.keys.shape[1])
-        n_blocks = -(-len(rows) // rows_at_once)
-        placed = []
-        for block, size in zip(
-            rows.tensor_split(n_blocks or 1), counts.tensor_split(n_blocks or 1), strict=True
-        ):
-            n_keys = int(size.sum())
-            placed.append(self._merge(block, size, key, order[:n_keys]))
-            order = order[n_keys:]
-        latents, columns, sources = zip(*placed, strict=True)
-        return torch.cat(latents), torch.cat(columns), torch.cat(sources)
+        n_blocks = max(1, -(-len(rows) // rows_at_once))
+        blocks = zip(rows.tensor_split(n_blocks), counts.tensor_split(n_blocks), strict=True)
+        for block, size in blocks:
+            mine, order = order.tensor_split([int(size.sum())])
+            self._merge(block, size, key[mine], None if payload is None else payload[mine])
+        return entered
 
-    def _merge(
-        self, rows: Tensor, counts: Tensor, key: Tensor, order: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Merge keys, sorted by latent and falling, into the table of these latents."""
+    def _merge(self, rows: Tensor, counts: Tensor, key: Tensor, payload: Tensor | None) -> None:
+        """Merge keys, sorted by latent and falling, into the rows of these latents."""
         k = self.keys.shape[1]
         row = torch.arange(len(rows), device=key.device).repeat_interleave(counts)
-        rank = torch.arange(len(order), device=key.device) - (counts.cumsum(0) - counts)[row]
-        row, column, order = row[rank < k], rank[rank < k], order[rank < k]
+        rank = torch.arange(len(key), device=key.device) - (counts.cumsum(0) - counts)[row]
+        among_first = rank < k
+        row, column = row[among_first], rank[among_first]
 
-        new_keys = torch.zeros(len(rows), k, dtype=torch.int64, device=key.device)
-        new_keys[row, column] = key[order]
-        source = torch.full((len(rows), 2 * k), -1, device=key.device)
-        source[row, column + k] = order
-        payload = torch.cat([self.payload[rows], torch.full_like(self.payload[rows], -1)], dim=1)
+        def beside(old: Tensor, new: Tensor) -> Tensor:
+            both = torch.cat([old[rows], torch.zeros_like(old[rows])], dim=1)
+            both[row, column + k] = new[among_first]
+            return both
 
-        largest, place = torch.cat([self.keys[rows], new_keys], dim=1).topk(k, dim=1)
+        largest, place = beside(self.keys, key).topk(k, dim=1)
         self.keys[rows] = largest
-        self.payload[rows] = payload.gather(1, place)
-        source = source.gather(1, place)
-        row, column = (source >= 0).nonzero(as_tuple=True)
-        return rows[row], column, source[row, column]
+        if self.payload is not None and payload is not None:
+            self.payload[rows] = beside(self.payload, payload).gather(1, place)
 
 
 def pack(value: Float[Tensor, " n"], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -93,6 +106,11 @@ def pack(value: Float[Tensor, " n"], index: Int[Tensor, " n"]) -> Int[Tensor, " 
 def unpack(key: Int[Tensor, "*shape"]) -> tuple[Float[Tensor, "*shape"], Int[Tensor, "*shape"]]:
     """The values and indices of keys; NaN and −1 for empty places."""
     empty = key == 0
-    value = (key >> 32).int().view(torch.float32).masked_fill(empty, torch.nan)
+    value = unpack_value(key).masked_fill(empty, torch.nan)
     index = (INDEX_LIMIT - 1 - (key & (INDEX_LIMIT - 1))).masked_fill(empty, -1)
     return value, index
+
+
+def unpack_value(key: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values of keys; 0 for empty places."""
+    return (key >> 32).int().view(torch.float32)

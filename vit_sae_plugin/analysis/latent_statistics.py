@@ -35,12 +35,12 @@ class LatentStatistics(nn.Module):
     def update(self, batch: LatentBatch) -> None:
         self.n_images += batch.n_images
         self.n_tokens += batch.n_images * batch.n_tokens
-        self.n_active_images += (batch.maximum > 0).sum(dim=0)
-        self.n_active_tokens += torch.bincount(batch.active.latent, minlength=batch.d_sae)
+        self.n_active_images += (batch.scan.n_active > 0).sum(dim=0)
+        self.n_active_tokens += batch.scan.n_active.sum(dim=0)
         positive = batch.mean.clamp(min=0)
         self.n_positive_means += (positive > 0).sum(dim=0)
         self.sum_of_positive_means += positive.sum(dim=0, dtype=torch.float64)
-        torch.maximum(self.maximum, batch.maximum.amax(dim=0), out=self.maximum)
+        torch.maximum(self.maximum, batch.scan.maximum.amax(dim=0), out=self.maximum)
 
     @property
     def is_dead(self) -> Tensor:

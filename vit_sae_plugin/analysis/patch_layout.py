@@ -46,19 +46,6 @@ class PatchLayout:
     def has_patches(self) -> bool:
         return bool((self.patch_of_token >= 0).any())
 
-    def peak_patch(self, tokens: Float[Tensor, "n token"]) -> Int[Tensor, " n"]:
-        """The patch with the largest activation; −1 where no patch is above 0.
-
-        Among equal ones the first in row-major order.
-        """
-        patch = self.patch_of_token.to(tokens.device)
-        if not self.has_patches or len(tokens) == 0:
-            return torch.full((len(tokens),), -1, device=tokens.device)
-        on_patches = tokens.masked_fill(patch < 0, 0)
-        largest, token = on_patches.max(dim=1)
-        token = (on_patches == largest[:, None]).float().argmax(dim=1)
-        return torch.where(largest > 0, patch[token], -1)
-
     def on_grid(self, tokens: Float[Tensor, "*batch token"]) -> Float[Tensor, "*batch row column"]:
         """Put token values on the grid; NaN where a patch is not among the tokens."""
         n_rows, n_columns = self.grid

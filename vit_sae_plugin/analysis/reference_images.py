@@ -9,9 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_sae_plugin.aggregation import ImageAggregation
-from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack
+from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack, unpack_value
 from vit_sae_plugin.analysis.latent_batch import LatentBatch
-from vit_sae_plugin.analysis.patch_layout import PatchLayout
 
 
 @dataclass
@@ -35,32 +34,25 @@ class ReferenceImages(nn.Module):
     Args:
         aggregation: ``mean`` is what the released code ranks by, ``count`` what the paper says.
         k: number of images.
-        layout: which tokens are which patches.
     """
 
-    def __init__(
-        self, d_sae: int, k: int, aggregation: ImageAggregation, layout: PatchLayout
-    ) -> None:
+    def __init__(self, d_sae: int, k: int, aggregation: ImageAggregation) -> None:
         super().__init__()
         self.aggregation = aggregation
-        self.layout = layout
-        self.largest = LargestKeys(d_sae, k)
+        self.largest = LargestKeys(d_sae, k, with_payload=True)
 
     def update(self, batch: LatentBatch) -> Int[Tensor, " n"]:
         """Take in a batch; returns the positions in it of images that entered somewhere."""
         values = batch.image_level(self.aggregation)
         # a cheap test on values first: after some batches hardly any pair passes it
-        bar = unpack(self.largest.smallest)[0].nan_to_num(0)
+        bar = unpack_value(self.largest.smallest)
         image, latent = ((values >= bar) & (values > 0)).nonzero(as_tuple=True)
         key = pack(values[image, latent], batch.index[image])
-        latent, column, offered = self.largest.offer(latent, key)
-        image = image[offered]
-        peak = self.layout.peak_patch(batch.latents_btd[image, :, latent])
-        self.largest.payload[latent, column] = peak.int()
-        return image.unique()
+        entered = self.largest.offer(latent, key, batch.scan.peak_patch[image, latent])
+        return image[entered].unique()
 
     def table(self) -> ReferenceTable:
         value, image = unpack(self.largest.keys)
-        return ReferenceTable(
-            image.cpu().numpy(), value.cpu().numpy(), self.largest.payload.cpu().numpy()
-        )
+        assert self.largest.payload is not None
+        peak_patch = self.largest.payload.masked_fill(image < 0, -1)
+        return ReferenceTable(image.cpu().numpy(), value.cpu().numpy(), peak_patch.cpu().numpy())

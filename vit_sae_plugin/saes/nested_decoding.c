@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpu_kernels.h"
+
 /* REAL, float or double, is given on the compiler's command line. */
 #ifdef __AVX512F__
 #define VECTOR_BYTES 64
@@ -56,8 +58,9 @@ static REAL sum(vec v) {
 
 /* added[level][row] = sum of acts[row][s] * W_dec[s] over the latents s whose first level it is,
  * for rows begin to end. */
-int decode_rows(const REAL *acts, const uint8_t *first_level, const REAL *W_dec, REAL *added,
-                long n_rows, long d_sae, long d_in, long n_levels, long begin, long end) {
+static long decode_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+                         REAL *added, long n_rows, long d_sae, long d_in, long n_levels,
+                         long begin, long end) {
     long most = smaller(TABLE_ROWS, d_sae);
     vec *table = aligned_alloc(VECTOR_BYTES, most * VECTORS * VECTOR_BYTES);
     REAL *act = malloc(ROW_TILE * most * sizeof *act);
@@ -113,13 +116,19 @@ int decode_rows(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
     return -failed;
 }
 
+long decode_rows(const REAL *acts, const uint8_t *first_level, const REAL *W_dec, REAL *added,
+                 long n_rows, long d_sae, long d_in, long n_levels, long threads) {
+    SHARE_OUT(n_rows, threads, decode_share(acts, first_level, W_dec, added, n_rows, d_sae, d_in,
+                                            n_levels, begin, end));
+}
+
 struct use { uint16_t row, source; };
 
 /* With g = grad[first level of (row, s)][row] for each latent s that a row uses, for latents begin
  * to end: grad_acts[row][s] = W_dec[s] . g, and grad_W_dec[s] = sum of acts[row][s] * g. */
-int decode_gradients(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
-                     const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows, long d_sae,
-                     long d_in, long n_levels, long begin, long end) {
+static long gradient_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+                           const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
+                           long d_sae, long d_in, long n_levels, long begin, long end) {
     long most = smaller(n_rows + 1, TABLE_ROWS / n_levels), latents = end - begin;
     vec *table = aligned_alloc(VECTOR_BYTES, most * n_levels * VECTORS * VECTOR_BYTES);
     uint8_t *level = malloc(LATENT_TILE * most * sizeof *level);
@@ -186,4 +195,11 @@ int decode_gradients(const REAL *acts, const uint8_t *first_level, const REAL *W
     }
     free(table), free(level), free(act), free(dot), free(uses), free(n_uses);
     return -failed;
+}
+
+long decode_gradients(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+                      const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows, long d_sae,
+                      long d_in, long n_levels, long threads) {
+    SHARE_OUT(d_sae, threads, gradient_share(acts, first_level, W_dec, grad, grad_acts, grad_W_dec,
+                                             n_rows, d_sae, d_in, n_levels, begin, end));
 }

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .cpu_kernels import address, in_parallel, load_kernels, sizes
+from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
+
 from .nested_topk_selection import NestedSelection
 
 
@@ -30,7 +31,8 @@ def nested_decode(
 
     Differentiable once, with respect to ``acts`` and ``W_dec``. The result, and all sums over
     latents and levels, are in float32 at least. On a CPU all is (with a C compiler at hand, see
-    :mod:`.cpu_kernels`); elsewhere autocast's lower precision applies to the products.
+    :mod:`vit_sae_plugin.cpu_kernels`); elsewhere autocast's lower precision applies to the
+    products.
     """
     return _NestedDecode.apply(acts, W_dec, selection)
 
@@ -110,14 +112,8 @@ class _SparseProducts:
         acts, W_dec = self._ready(acts), self._ready(W_dec)
         n_rows, (d_sae, d_in) = len(acts), W_dec.shape
         decoded = acts.new_empty(n_levels, n_rows, d_in)
-        arrays = [address(tensor) for tensor in (acts, first_level, W_dec, decoded)]
-
-        def decode(begin: int, end: int) -> int:
-            return self.kernels.decode_rows(
-                *arrays, *sizes(n_rows, d_sae, d_in, n_levels, begin, end)
-            )
-
-        in_parallel(decode, n_rows)
+        tensors = (acts, first_level, W_dec, decoded)
+        run_kernel(self.kernels.decode_rows, *tensors, n_rows, d_sae, d_in, n_levels)
         return decoded
 
     def gradients(
@@ -127,14 +123,7 @@ class _SparseProducts:
         n_levels, n_rows, (d_sae, d_in) = len(grad), len(acts), W_dec.shape
         grad_acts, grad_W_dec = torch.empty_like(acts), torch.empty_like(W_dec)
         tensors = (acts, first_level, W_dec, grad, grad_acts, grad_W_dec)
-        arrays = [address(tensor) for tensor in tensors]
-
-        def gradients(begin: int, end: int) -> int:
-            return self.kernels.decode_gradients(
-                *arrays, *sizes(n_rows, d_sae, d_in, n_levels, begin, end)
-            )
-
-        in_parallel(gradients, d_sae)
+        run_kernel(self.kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels)
         return grad_acts, grad_W_dec
 
     def _ready(self, tensor: Tensor) -> Tensor:
@@ -146,7 +135,7 @@ def _products_for(acts: Tensor, W_dec: Tensor) -> _DenseProducts | _SparseProduc
     if acts.device.type == "cpu":
         dtype = torch.promote_types(dtype, torch.float32)
         real = "double" if dtype == torch.float64 else "float"
-        kernels = load_kernels("nested_decoding.c", real)
+        kernels = load_kernels(__file__, real)
         if kernels is not None:
             return _SparseProducts(kernels, dtype)
     if torch.is_autocast_enabled(acts.device.type):

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpu_kernels.h"
+
 #define UNUSED 255
 #define BIN_SHIFT 19 /* bins are 1/16 of an octave wide */
 #define N_BINS (1 << (31 - BIN_SHIFT))
@@ -31,7 +33,7 @@ static uint32_t threshold(const uint32_t *value, long n, uint32_t bin, long k, l
 
 /* For each level that keeps fewer than n latents: the value that its latents reach at least, and
  * how many of the latents that just reach it are its own. True if not all are. */
-static int find_thresholds(const uint32_t *value, long n, const long *k_list, long n_levels,
+static int find_thresholds(const uint32_t *value, long n, const int64_t *k_list, long n_levels,
                            int *count, uint32_t *close, uint32_t *at, long *ties) {
     uint8_t divided[N_BINS] = {0}; /* whether a level keeps some latents of a bin and not others */
     long bins[UNUSED], above[UNUSED], n_close = 0, n_above = 0, bin = N_BINS - 1;
@@ -59,8 +61,8 @@ static int find_thresholds(const uint32_t *value, long n, const long *k_list, lo
 /* first_level[row][s] = number of the first k of the list among whose largest latents s is, or
  * UNUSED. Of equal latents the first are kept. Returns the largest number of active latents of a
  * row, or -1 if memory runs out. */
-int select_levels(const float *acts, uint8_t *first_level, const long *k_list, long n_levels,
-                   long d_sae, long begin, long end) {
+static long select_share(const float *acts, uint8_t *first_level, const int64_t *k_list,
+                         long n_levels, long d_sae, long begin, long end) {
     uint32_t *bits = malloc(d_sae * sizeof *bits), *active = malloc((d_sae + 1) * sizeof *active);
     uint32_t *close = malloc((d_sae + 1) * sizeof *close), at[UNUSED];
     int *count = malloc(N_BINS * sizeof *count);
@@ -95,4 +97,10 @@ int select_levels(const float *acts, uint8_t *first_level, const long *k_list, l
     }
     free(bits), free(active), free(close), free(count);
     return failed ? -1 : most_active;
+}
+
+long select_levels(const float *acts, uint8_t *first_level, const int64_t *k_list, long n_levels,
+                   long d_sae, long n_rows, long threads) {
+    SHARE_OUT(n_rows, threads,
+              select_share(acts, first_level, k_list, n_levels, d_sae, begin, end));
 }

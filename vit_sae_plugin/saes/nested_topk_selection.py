@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .cpu_kernels import address, in_parallel, load_kernels, sizes
+from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 
 UNUSED = 255  # no level keeps the latent
 MAX_LEVELS = UNUSED
@@ -46,7 +46,7 @@ def select_nested_topk(acts: Float[Tensor, "rows d_sae"], k_list: Sequence[int])
         acts: latents after ReLU, none negative.
         k_list: strictly increasing, none above ``d_sae``; at most 255.
     """
-    kernels = load_kernels("nested_topk_selection.c") if acts.device.type == "cpu" else None
+    kernels = load_kernels(__file__) if acts.device.type == "cpu" else None
     if kernels is None or acts.dtype == torch.float64:
         first_level, most_active = _select(acts, k_list)
     else:
@@ -76,10 +76,6 @@ def _select(acts: Tensor, k_list: Sequence[int]) -> tuple[Tensor, int]:
 
 def _select_on_cpu(acts: Tensor, k_list: Sequence[int], kernels: ctypes.CDLL) -> tuple[Tensor, int]:
     first_level = torch.empty_like(acts, dtype=torch.uint8)
-    arrays = (address(acts), address(first_level), (ctypes.c_long * len(k_list))(*k_list))
     n_rows, d_sae = acts.shape
-
-    def select(begin: int, end: int) -> int:
-        return kernels.select_levels(*arrays, *sizes(len(k_list), d_sae, begin, end))
-
-    return first_level, max(in_parallel(select, n_rows))
+    arguments = (acts, first_level, torch.tensor(k_list), len(k_list), d_sae, n_rows)
+    return first_level, run_kernel(kernels.select_levels, *arguments)

@@ -54,6 +54,7 @@ def make_info(builder: AtlasBuilder) -> AtlasInfo:
         data_sha256="d" * 64,
         data_name="five images",
         sae_metadata={"hook_name": "blocks.0.hook_resid_post", "token_kind": "all"},
+        model_preprocessing="Resize(8)",
         architecture="patchsae",
         d_in=2,
         d_sae=4,
@@ -64,6 +65,8 @@ def make_info(builder: AtlasBuilder) -> AtlasInfo:
             name: builder.references[name].aggregation.config() for name in builder.references
         },
         n_reference_images=3,
+        n_partners=2,
+        n_coactivation_images=256,
         dense_frequency=0.5,
         class_names=["cat", "dog"],
     )

@@ -1,12 +1,20 @@
 """The pass over a data set: the same whatever the batches, workers and order; resumable."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
 
 from tests.analysis.test_streaming import assert_same_atlas
 from tests.analysis.tiny_pipeline import HOOK, NoisePictures, make_model, make_sae
+from vit_sae_plugin.activations import (
+    ActivationSource,
+    EmbeddingStatistics,
+    fold_statistics,
+)
 from vit_sae_plugin.analysis import LatentAtlas, analyze, one_pass
 from vit_sae_plugin.analysis.heatmaps import encode_images
 
@@ -173,10 +181,6 @@ def test_user_chosen_aggregations(model, sae):
 
 
 def test_pooled_embeddings_have_reference_images_but_no_patches(model):
-    from sae_lens import StandardSAE, StandardSAEConfig
-
-    from vit_sae_plugin.activations.activation_source import ActivationSource
-
     torch.manual_seed(0)
     pooled = StandardSAE(StandardSAEConfig(d_in=24, d_sae=30))
     source = ActivationSource.from_model(model, "hook_image_embed")
@@ -185,6 +189,28 @@ def test_pooled_embeddings_have_reference_images_but_no_patches(model):
     assert (atlas.references["mean"].peak_patch == -1).all()
     assert len(atlas.reference_images(int(atlas.latents["frequency"].idxmax()))) == 10
     assert (atlas.latents["frequency"] == atlas.latents["token_frequency"]).all()
+
+
+def test_standardised_embeddings_are_standardised_here_too(model):
+    """An SAE trained on standardised rows, and the same one with the statistics folded in."""
+    torch.manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=24, d_sae=30))
+    source = ActivationSource.from_model(model, "hook_image_embed")
+    statistics = EmbeddingStatistics(torch.randn(24), 3.0)
+    folded = copy.deepcopy(sae)
+    fold_statistics(folded, statistics)
+    sae.cfg.metadata.input_statistics = statistics.to_metadata()
+    one, other = (
+        analyze(model, either, NoisePictures(N), source=source, progress=False)
+        for either in (sae, folded)
+    )
+    np.testing.assert_allclose(
+        one.latents["max_activation"], other.latents["max_activation"], rtol=1e-4
+    )
+    assert one.latents["max_activation"].max() > 1
+    sae.cfg.metadata.input_statistics["modality"] = "text"
+    with pytest.raises(ValueError, match="standardised text embeddings"):
+        analyze(model, sae, NoisePictures(N), source=source, progress=False)
 
 
 def test_an_sae_of_another_width_is_refused(model, sae):

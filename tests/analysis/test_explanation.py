@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.analysis.five_images import A, B, C, D, make_atlas
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
@@ -60,6 +61,21 @@ def test_questions_an_explanation_can_not_answer(analysed):
         explain(model, sae, atlas, images.picture(0), aggregation="sum")
     with pytest.raises(ValueError, match="describes 40 latents, but this SAE has 8"):
         explain(model, make_sae(model, d_sae=8), atlas, images.picture(0))
+
+
+def test_pictures_and_indices_from_anywhere(analysed, tmp_path):
+    model, sae, atlas, _ = analysed
+    clear = Image.new("RGBA", (40, 36), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    white = explain(model, sae, atlas, Image.new("RGB", (40, 36), "white"))
+    for picture in (clear, tmp_path / "clear.png", np.asarray(clear)):
+        pd.testing.assert_frame_equal(explain(model, sae, atlas, picture).table, white.table)
+    strongest = white.table.index[0]  # as pandas holds it
+    np.testing.assert_array_equal(
+        white.heatmap(strongest).patches, white.latents[0].heatmap.patches
+    )
+    with pytest.raises(ValueError, match="there is no latent 40; want 0 to 39"):
+        white.heatmap(40)
 
 
 def test_showcase_prefers_low_entropy_then_frequency():

@@ -1,9 +1,10 @@
 """Activations find their place on the picture: grids, crops, upsampling, drawing."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision import transforms
 
 from tests.analysis.tiny_pipeline import (
@@ -17,6 +18,7 @@ from tests.analysis.tiny_pipeline import (
 from vit_sae_plugin.analysis.heatmaps import Heatmap, heatmap, segmentation_mask
 from vit_sae_plugin.analysis.overlays import highlight, outline, tint, zoom
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.datasets import UnreadableImageError
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,55 @@ def test_several_latents_at_once_and_wrong_ones():
         heatmap(model, make_sae(model, token_kind="cls"), picture, 0)
 
 
+@pytest.mark.parametrize(
+    "latent", [np.int64(3), pd.Series([0.1, 0.9], index=[5, 3]).idxmax(), torch.tensor(3)]
+)
+def test_an_index_may_come_from_a_table(latent):
+    model = make_model()
+    sae, picture = make_sae(model), NoisePictures(1).picture(0)
+    one = heatmap(model, sae, picture, latent)
+    assert (type(one.latent), one.latent) == (int, 3)
+    np.testing.assert_array_equal(one.patches, heatmap(model, sae, picture, 3).patches)
+    assert segmentation_mask(model, sae, picture, latent).max() == one.patches.max()
+    from_index = heatmap(model, sae, picture, pd.Index([3, 7]))
+    assert [type(m.latent) for m in from_index] == [int, int]
+
+
+def test_pictures_are_read_as_the_loader_reads_them(tmp_path):
+    """Upright as EXIF says and transparency on white, from a picture, a path or an array."""
+    model = make_model()
+    sae, picture = make_sae(model), NoisePictures(1).picture(0)
+    wanted = heatmap(model, sae, picture, 2)
+    lying = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turn by 270 degrees to see it upright
+    lying.save(tmp_path / "turned.png", exif=exif)
+    for turned in (tmp_path / "turned.png", str(tmp_path / "turned.png"), np.asarray(picture)):
+        found = heatmap(model, sae, turned, 2)
+        assert found.image.size == picture.size == (40, 36)
+        np.testing.assert_array_equal(found.patches, wanted.patches)
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_array_equal(heatmap(model, sae, opened, 2).patches, wanted.patches)
+
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    white = heatmap(model, sae, Image.new("RGB", (32, 32), "white"), [0, 1, 2])
+    for found, expected in zip(heatmap(model, sae, clear, [0, 1, 2]), white, strict=True):
+        np.testing.assert_array_equal(found.patches, expected.patches)
+    with pytest.raises(UnreadableImageError, match="no such file"):
+        heatmap(model, sae, tmp_path / "none.png", 2)
+
+
+def test_a_smooth_mask_runs_between_patch_centres():
+    model = make_model()
+    sae, picture = make_sae(model), NoisePictures(1, size=(32, 32)).picture(0)
+    one = heatmap(model, sae, picture, 2)
+    smooth = segmentation_mask(model, sae, picture, 2, smooth=True)
+    # pixels 3 and 4 lie an eighth, 11 and 12 seven eighths of a patch around the centres 4 and 12
+    along = one.patches[0, 0] + (one.patches[0, 1] - one.patches[0, 0]) * np.array([1, 15]) / 16
+    np.testing.assert_allclose(smooth[0, [4, 11]], along, rtol=1e-5)
+    assert len(np.unique(segmentation_mask(model, sae, picture, 2))) <= 16 < len(np.unique(smooth))
+
+
 def test_patches_outside_the_selection_are_missing():
     model = make_model()
     sae = make_sae(model, token_kind="patches")
@@ -135,6 +186,38 @@ def test_drawing_marks_the_active_patch_only():
     line = np.asarray(outline(one, smooth=False, line_width=1), float)
     assert tuple(line[20, 25]) == (0xE6, 0x9F, 0x00)
     assert tuple(line[30, 30]) == tuple(line[5, 5]) == (128, 128, 128)
+
+
+def test_drawing_at_a_size_shows_what_the_model_sees():
+    picture = Image.new("RGB", (80, 40), "black")
+    picture.paste((200, 200, 200), (20, 0, 60, 40))
+    one = Heatmap(picture, 0, np.array([[1.0, 0.0], [0.0, 0.0]]), Region(20, 0, 60, 40))
+    shown = np.asarray(highlight(one, size=(40, 40), dim=0.5), float)
+    assert shown.shape == (40, 40, 3)
+    assert np.all(shown[:20, :20] == 200)
+    assert np.all(shown[20:] == 100)
+    coloured = np.asarray(tint(one, size=(40, 40), smooth=False, opacity=1), float)
+    assert np.all(coloured[:20, :20] == (0xE6, 0x9F, 0x00))
+
+
+def test_colours_mix_where_latents_overlap_and_do_not_repeat():
+    square = Region(0, 0, 40, 40)
+    maps = [
+        grid_map([[1, 0], [0, 4]], (40, 40), square),
+        grid_map([[2, 1], [0, 0]], (40, 40), square),
+    ]
+    colours = ["#ff0000", "#0000ff"]
+    pixels = np.asarray(tint(maps, smooth=False, opacity=1, colours=colours))
+    grey = 128 * 0.85
+    assert pixels[30, 30].tolist() == [255, 0, 0]  # only the first
+    assert pixels[5, 5].tolist() == [51, 0, 204]  # 1/4 of the first and all of the second: 1 to 4
+    np.testing.assert_allclose(pixels[5, 30], [grey / 2, grey / 2, (grey + 255) / 2], atol=1)
+    np.testing.assert_allclose(pixels[30, 5], [grey] * 3, atol=1)
+    for draw in (tint, outline):
+        with pytest.raises(ValueError, match="there are 8 heat maps and 7 colours"):
+            draw(maps * 4)
+        with pytest.raises(ValueError, match="there are 0 heat maps"):
+            draw([])
 
 
 def test_drawing_a_silent_latent_and_zooming_at_the_border():

@@ -1,4 +1,4 @@
-"""The folder an atlas is saved in, format version 1.
+"""The folder an atlas is saved in, format version 2.
 
 ======================================  ===========================================================
 ``atlas.json``                          schema version, hashes of model, SAE and data, settings
@@ -71,7 +71,10 @@ def save_atlas(atlas: LatentAtlas, folder: Path) -> Path:
     }
     for name, arrays in tensors.items():
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        save_file(contiguous, staging / f"{name}.safetensors", metadata=_hashes(atlas.info))
+        path = staging / f"{name}.safetensors"
+        save_file(contiguous, path, metadata=_hashes(atlas.info))
+        # safetensors lets nobody else read what it writes
+        shutil.copymode(staging / "latents.parquet", path)
     info = json.dumps(asdict(atlas.info), indent=1, ensure_ascii=False)
     (staging / _INFO).write_text(info, encoding="utf-8")
 

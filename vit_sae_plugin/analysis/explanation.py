@@ -13,11 +13,13 @@ from PIL import Image
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.aggregation import make_aggregation
+from vit_sae_plugin.analysis.fingerprints import check_same_sae
 from vit_sae_plugin.analysis.heatmaps import Heatmap, encode_images, layout_of
 from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.datasets.image_decoding import decode_image
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -98,7 +100,12 @@ class Explanation:
         ]
 
     def heatmap(self, latent: int) -> Heatmap:
-        """Where in this image a latent is active."""
+        """Where in this image a latent is active.
+
+        Raises:
+            ValueError: there is no such latent.
+        """
+        latent = self.atlas.check_latent(latent)
         tokens = torch.zeros(len(self.layout.patch_of_token))
         mine = self.latent == latent
         tokens[torch.from_numpy(self.token[mine])] = torch.from_numpy(self.activation[mine])
@@ -130,7 +137,7 @@ def explain(
     model: HookedViT,
     sae: SAE[Any],
     atlas: LatentAtlas,
-    image: Image.Image,
+    image: Any,
     *,
     n_latents: int = 10,
     aggregation: str | None = None,
@@ -142,26 +149,24 @@ def explain(
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
         atlas: made by :func:`analyze`.
-        image: a picture of any size.
+        image: a picture of any size, the path of one, or a uint8 array, read as :func:`analyze`
+            reads it: upright, transparency on white (see ``decode_image``).
         n_latents: how many to list at image level.
         aggregation: a name in ``atlas.references``; None: the atlas's default.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
 
     Raises:
-        ValueError: the atlas belongs to an SAE of another width, or lacks this aggregation; or
-            the SAE reads no patches.
+        ValueError: the atlas was made from another SAE, or lacks this aggregation; or the SAE
+            reads no patches.
+        UnreadableImageError: the picture can't be read.
     """
-    if atlas.d_sae != sae.cfg.d_sae:
-        raise ValueError(
-            f"the atlas describes {atlas.d_sae} latents, but this SAE has {sae.cfg.d_sae}; "
-            "use the atlas that was made from it"
-        )
+    check_same_sae(atlas, sae)
     source = source or ActivationSource.from_metadata(sae.cfg.metadata)
     name = atlas.default_aggregation if aggregation is None else aggregation
     if name not in atlas.info.aggregations:
         known = ", ".join(map(repr, atlas.info.aggregations))
         raise ValueError(f"this atlas has no aggregation {name!r}, only {known}")
-    image = image.convert("RGB")
+    image = decode_image(image)
     tokens = next(encode_images(model, sae, [image], source=source))
     layout = layout_of(model, source, len(tokens))
     image_level = make_aggregation(atlas.info.aggregations[name])(tokens[None])[0].cpu()

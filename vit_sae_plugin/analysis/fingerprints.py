@@ -3,16 +3,86 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
+    from vit_sae_plugin.hooked_vit import HookedViT
 
 
-def module_fingerprint(module: nn.Module) -> str:
-    """SHA-256 (hex) over the names, types, shapes and bytes of a module's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+def model_fingerprint(model: HookedViT) -> str:
+    """SHA-256 (hex) over what a model computes: its weights, and its modules as torch prints them.
+
+    So a CLIP with QuickGELU is told from one with GELU, though their weights may be the same.
+    """
+    structure = re.sub(r" at 0x[0-9a-f]+", "", str(model.bare_model))
+    return _hash(model.bare_model.state_dict(), structure)
+
+
+def sae_fingerprint(sae: SAE[Any]) -> str:
+    """SHA-256 (hex) over what an SAE computes: its weights and the settings in its config.
+
+    The device doesn't count, nor do the metadata, which say where the SAE comes from; but for
+    ``input_statistics``, by which its input is standardised. So an SAE that is saved, loaded or
+    moved keeps its fingerprint, and an SAE in training has that of the one it is saved as, unless
+    that is of another architecture (BatchTopK is saved as JumpReLU).
+    """
+    settings, weights = sae.cfg.to_dict(), sae.state_dict()
+    if isinstance(sae, TrainingSAE):
+        saved = sae.cfg.get_inference_sae_cfg_dict()
+        if saved["architecture"] == sae.cfg.architecture():
+            weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            sae.process_state_dict_for_saving_inference(weights)
+            settings = saved
+    kept = {
+        name: value
+        for name, value in settings.items()
+        # the weights have the type; what a device is called differs from machine to machine
+        if name not in ("device", "dtype", "metadata")
+    }
+    kept["input_statistics"] = sae.cfg.metadata.input_statistics
+    return _hash(weights, json.dumps(kept, sort_keys=True, default=str))
+
+
+def check_same_sae(atlas: LatentAtlas, sae: SAE[Any]) -> None:
+    """Raise unless an atlas was made from this SAE.
+
+    Raises:
+        ValueError: it was made from an SAE with other weights or settings.
+    """
+    if atlas.d_sae != sae.cfg.d_sae:
+        raise ValueError(
+            f"the atlas describes {atlas.d_sae} latents, but this SAE has {sae.cfg.d_sae}; "
+            "use the atlas that was made from it"
+        )
+    found = sae_fingerprint(sae)
+    if found != atlas.info.sae_sha256:
+        raise ValueError(
+            f"the atlas was made from the SAE {short(atlas.info.sae_sha256)}, but this one is "
+            f"{short(found)}: its weights or settings are others. Use the atlas that was made "
+            "from it, or make one with analyze()"
+        )
+
+
+def short(sha256: str) -> str:
+    """A hash's first eight digits, for people."""
+    return sha256[:8]
+
+
+def _hash(weights: Mapping[str, Tensor], settings: str = "") -> str:
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.datasets.image_decoding import decode_image
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -94,21 +96,21 @@ class Heatmap:
 
 @overload
 def heatmap(
-    model: HookedViT, sae: SAE[Any], image: Image.Image, latent: int, **kwargs: Any
+    model: HookedViT, sae: SAE[Any], image: Any, latent: SupportsIndex, **kwargs: Any
 ) -> Heatmap: ...
 
 
 @overload
 def heatmap(
-    model: HookedViT, sae: SAE[Any], image: Image.Image, latent: Sequence[int], **kwargs: Any
+    model: HookedViT, sae: SAE[Any], image: Any, latent: Iterable[SupportsIndex], **kwargs: Any
 ) -> list[Heatmap]: ...
 
 
 def heatmap(
     model: HookedViT,
     sae: SAE[Any],
-    image: Image.Image,
-    latent: int | Sequence[int],
+    image: Any,
+    latent: SupportsIndex | Iterable[SupportsIndex],
     *,
     source: ActivationSource | None = None,
 ) -> Heatmap | list[Heatmap]:
@@ -117,8 +119,9 @@ def heatmap(
     Args:
         model: the model the SAE reads.
         sae: any SAELens SAE.
-        image: a picture of any size.
-        latent: one index, or several.
+        image: a picture of any size, the path of one, or a uint8 array, read as :func:`analyze`
+            reads it: upright, transparency on white (see ``decode_image``).
+        latent: one index, or several, as Python, NumPy or pandas hold them.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
 
     Returns:
@@ -126,26 +129,28 @@ def heatmap(
 
     Raises:
         ValueError: the SAE reads no patches; there is no such latent.
+        UnreadableImageError: the picture can't be read.
     """
-    several = [latent] if isinstance(latent, int) else list(latent)
+    is_single = np.ndim(latent) == 0  # type: ignore[arg-type]
+    several = [operator.index(one) for one in ([latent] if is_single else latent)]  # type: ignore
     for one in several:
         if not 0 <= one < sae.cfg.d_sae:
             raise ValueError(f"there is no latent {one}; want 0 to {sae.cfg.d_sae - 1}")
     source = source or ActivationSource.from_metadata(sae.cfg.metadata)
-    image = image.convert("RGB")
+    image = decode_image(image)
     tokens = next(encode_images(model, sae, [image], source=source))
     layout = layout_of(model, source, len(tokens))
     region = seen_region(preprocess_of(model), image.size)
     grids = layout.on_grid(tokens[:, several].T).cpu().numpy()
     maps = [Heatmap(image, one, grid, region) for one, grid in zip(several, grids, strict=True)]
-    return maps[0] if isinstance(latent, int) else maps
+    return maps[0] if is_single else maps
 
 
 def segmentation_mask(
     model: HookedViT,
     sae: SAE[Any],
-    image: Image.Image,
-    latent: int,
+    image: Any,
+    latent: SupportsIndex,
     *,
     threshold: float | None = None,
     smooth: bool = False,
@@ -154,6 +159,7 @@ def segmentation_mask(
     """One latent's patch activations, scaled to the image (PatchSAE's segmentation mask).
 
     Args:
+        image: as :func:`heatmap` takes it.
         threshold: None: the activations themselves. A number: True where they are above it.
         smooth: interpolate between patches; False: each patch is one block.
 

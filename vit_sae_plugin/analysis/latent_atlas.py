@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ from jaxtyping import Float, Int
 from vit_sae_plugin.analysis.coactivation import Partners
 from vit_sae_plugin.analysis.latent_view import LatentView
 from vit_sae_plugin.analysis.reference_images import ReferenceTable
-from vit_sae_plugin.datasets import ImageSource
+from vit_sae_plugin.datasets import open_images
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass
@@ -26,13 +27,15 @@ class AtlasInfo:
     model_sha256: str
     """Hash of the model's weights."""
     sae_sha256: str
-    """Hash of the SAE's weights."""
+    """Hash of the SAE's weights and settings."""
     data_sha256: str
     """Fingerprint of the image source."""
     data_name: str
     """Name of the image source."""
     sae_metadata: dict[str, Any]
     """The SAE's model, hook, tokens and preprocessing (see ``ActivationSource``)."""
+    model_preprocessing: str | None
+    """How the model that was used preprocesses images, in words."""
     architecture: str
     """The SAE's architecture."""
     d_in: int
@@ -49,6 +52,10 @@ class AtlasInfo:
     """Name → rule of each aggregation with reference images; the first is the default."""
     n_reference_images: int
     """Most reference images a latent can have."""
+    n_partners: int
+    """Most co-active and similar latents a latent can have."""
+    n_coactivation_images: int
+    """Sample size of the co-activation estimate."""
     dense_frequency: float
     """A latent active at more than this share of tokens is flagged dense."""
     class_names: list[str] | None
@@ -107,9 +114,27 @@ class LatentAtlas:
         """The aggregation that entropy, deviation and reference images refer to by default."""
         return next(iter(self.references))
 
-    def latent(self, latent: int, images: ImageSource | None = None) -> LatentView:
-        """Everything about one latent, with its pictures if their source is given."""
-        return LatentView(self, self._check_latent(latent), images)
+    def check_latent(self, latent: SupportsIndex) -> int:
+        """A latent's index as an ``int``, whether Python, NumPy or pandas held it.
+
+        Raises:
+            ValueError: there is no such latent.
+        """
+        latent = operator.index(latent)
+        if not 0 <= latent < self.d_sae:
+            raise ValueError(f"there is no latent {latent}; want 0 to {self.d_sae - 1}")
+        return latent
+
+    def latent(self, latent: int, images: Any = None) -> LatentView:
+        """Everything about one latent.
+
+        Args:
+            latent: its index.
+            images: the source that was analysed, or what :func:`open_images` takes; with it, the
+                latent's pictures can be shown.
+        """
+        source = None if images is None else open_images(images)
+        return LatentView(self, self.check_latent(latent), source)
 
     def reference_images(self, latent: int, aggregation: str | None = None) -> pd.DataFrame:
         """The images that activate a latent most, the highest first.
@@ -123,7 +148,7 @@ class LatentAtlas:
             ``row`` and ``column`` of the patch that fired most (missing where none did),
             ``label``, ``class_name``. No row for a dead latent.
         """
-        latent = self._check_latent(latent)
+        latent = self.check_latent(latent)
         table = self._references(aggregation)
         n = int((table.image[latent] >= 0).sum())
         index = table.image[latent, :n]
@@ -152,7 +177,7 @@ class LatentAtlas:
             summed over the class), ``count_per_image``, ``share`` of the count over all classes.
             Only classes with a count; among equal ones the smaller index comes first.
         """
-        counts = self.class_counts[:, self._check_latent(latent)]
+        counts = self.class_counts[:, self.check_latent(latent)]
         top = np.argsort(-counts.astype(np.int64), kind="stable")[:n]
         top = top[counts[top] > 0]
         return pd.DataFrame(
@@ -232,7 +257,7 @@ class LatentAtlas:
         return load_atlas(Path(folder))
 
     def _partners(self, partners: Partners, latent: int, n: int, score: str) -> pd.DataFrame:
-        others = partners.latent[self._check_latent(latent)]
+        others = partners.latent[self.check_latent(latent)]
         keep = (others >= 0).nonzero()[0][:n]
         table = pd.DataFrame(
             {score: partners.score[latent, keep]}, index=pd.Index(others[keep], name="latent")
@@ -247,11 +272,6 @@ class LatentAtlas:
                 f"{', '.join(map(repr, self.references))}"
             )
         return self.references[name]
-
-    def _check_latent(self, latent: int) -> int:
-        if not 0 <= latent < self.d_sae:
-            raise ValueError(f"there is no latent {latent}; want 0 to {self.d_sae - 1}")
-        return int(latent)
 
     def _class_index(self, class_: int | str) -> int:
         if isinstance(class_, str):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from vit_sae_plugin.activations import EmbeddingStatistics
 from vit_sae_plugin.activations.activation_source import ActivationSource
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ def preprocess_of(model: HookedViT) -> Callable[[Image.Image], Tensor]:
 def sae_inputs(model: HookedViT, sae: SAE[Any], source: ActivationSource, pixels: Tensor) -> Tensor:
     """What the SAE reads of some images, on the SAE's device.
 
+    Standardised by the ``input_statistics`` in its metadata, if there are any.
+
     Raises:
-        ValueError: the hook's width is not the SAE's.
+        ValueError: the hook's width is not the SAE's; the statistics are not those of images.
     """
     acts_btd = source.activations(model, pixels)
     if acts_btd.shape[-1] != sae.cfg.d_in:
@@ -43,4 +46,12 @@ def sae_inputs(model: HookedViT, sae: SAE[Any], source: ActivationSource, pixels
             "use the model and hook it was trained on"
         )
     acts_btd = acts_btd.to(sae.W_dec.device, sae.W_dec.dtype)
+    statistics = sae.cfg.metadata.input_statistics
+    if statistics is not None:
+        if statistics["modality"] != "image":
+            raise ValueError(
+                f"this SAE reads standardised {statistics['modality']} embeddings, and its "
+                "metadata hold no mean and scale of images"
+            )
+        acts_btd = EmbeddingStatistics.from_metadata(statistics).standardize(acts_btd)
     return acts_btd if source.input_scaling is None else acts_btd * source.input_scaling

@@ -19,7 +19,10 @@ That is 1.4 GB besides the Python process itself, on a machine of 24 GB.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +30,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.activations.activation_source import (
+    ActivationSource,
+    describe_preprocessing,
+)
 from vit_sae_plugin.aggregation import AggregationRule, ImageAggregation, make_aggregation
 from vit_sae_plugin.analysis.atlas_builder import AtlasBuilder
 from vit_sae_plugin.analysis.atlas_folder import holds_atlas, load_atlas, read_info, save_atlas
-from vit_sae_plugin.analysis.fingerprints import module_fingerprint
+from vit_sae_plugin.analysis.fingerprints import model_fingerprint, sae_fingerprint, short
 from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
@@ -127,28 +133,26 @@ def analyze(
     layout = _probe_layout(model, sae, source)
     rules = _named_aggregations(aggregations, threshold, layout)
     info = AtlasInfo(
-        model_sha256=module_fingerprint(model),
-        sae_sha256=module_fingerprint(sae),
+        model_sha256=model_fingerprint(model),
+        sae_sha256=sae_fingerprint(sae),
         data_sha256=images.fingerprint(),
         data_name=images.name,
-        sae_metadata=source.to_metadata(),
+        sae_metadata=_as_json(source.to_metadata()),
+        model_preprocessing=describe_preprocessing(model.preprocess),
         architecture=sae.cfg.architecture(),
         d_in=sae.cfg.d_in,
         d_sae=sae.cfg.d_sae,
         n_tokens=len(layout.patch_of_token),
         grid=layout.grid,
         threshold=threshold,
-        aggregations={name: rule.config() for name, rule in rules.items()},
+        aggregations=_as_json({name: rule.config() for name, rule in rules.items()}),
         n_reference_images=n_reference_images,
+        n_partners=n_partners,
+        n_coactivation_images=n_coactivation_images,
         dense_frequency=dense_frequency,
         class_names=images.class_names,
     )
-    settings = {
-        **_comparable(info),
-        "n_partners": n_partners,
-        "n_coactivation_images": n_coactivation_images,
-        "batch_size_images": batch_size_images,
-    }
+    settings = {**_comparable(info), "batch_size_images": batch_size_images}
     builder = AtlasBuilder(
         info.d_sae,
         layout,
@@ -161,10 +165,13 @@ def analyze(
 
     start = Snapshot(settings, 0, pd.DataFrame())
     if folder is not None and resume:
-        if holds_atlas(folder):
-            _check_same(_comparable(read_info(folder)), _comparable(info), folder)
-            return load_atlas(folder)
         former = snapshot_settings(folder)
+        # a snapshot beside an atlas: the analysis that was to replace it was interrupted
+        if holds_atlas(folder) and former != settings:
+            _check_same(_comparable(read_info(folder)), _comparable(info), folder)
+            if progress:
+                print(f"analyze: opening the finished atlas in {folder}", file=sys.stderr)
+            return load_atlas(folder)
         if former is not None:
             _check_same(former, settings, folder)
             start = load_snapshot(folder, builder)
@@ -182,19 +189,20 @@ def analyze(
         total=images.n_images,
         initial=start.next_batch * batch_size_images,
         desc="analyze",
-        unit="image",
+        unit=" images",
         disable=not progress,
     ) as bar:
         next_batch = start.next_batch
         for batch in loader:
             take_in(builder, model, sae, source, batch)
-            bar.update((batch.batch_number + 1 - next_batch) * batch_size_images)
             next_batch = batch.batch_number + 1
+            n_seen = next_batch * batch_size_images
+            bar.update(min(n_seen, images.n_images or n_seen) - bar.n)
             if folder is not None and next_batch % snapshot_every_batches == 0:
                 skipped = _join(start.skipped_images, loader)
                 save_snapshot(folder, builder, Snapshot(settings, next_batch, skipped))
-        if images.n_images is not None:
-            bar.n = images.n_images
+        if images.n_images is not None:  # the last batches may hold no readable image
+            bar.update(images.n_images - bar.n)
 
     if int(builder.statistics.n_images) == 0:
         raise ValueError(f"{images.name} gave no readable image, so there is nothing to analyse")
@@ -269,22 +277,40 @@ def _named_aggregations(
 
 
 def _comparable(info: AtlasInfo) -> dict[str, Any]:
-    names = (
-        "model_sha256 sae_sha256 data_sha256 threshold aggregations n_reference_images "
-        "dense_frequency"
-    ).split()
-    hook = {name: info.sae_metadata[name] for name in ("hook_name", "token_kind")}
-    return {**{name: getattr(info, name) for name in names}, **hook}
+    """All that an atlas depends on: a folder is another analysis's if any of it differs."""
+    counted_later = ("n_images", "n_skipped_images")
+    values = {name: value for name, value in asdict(info).items() if name not in counted_later}
+    metadata = values.pop("sae_metadata")
+    # the first is the default, so their order counts
+    values["aggregations"] = list(values["aggregations"].items())
+    # the name of the data stands for a folder, which may be moved
+    del values["data_name"]
+    return _as_json({**values, **{f"sae_metadata.{name}": v for name, v in metadata.items()}})
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as they come back from JSON, where tuples are lists."""
+    return json.loads(json.dumps(values))
 
 
 def _check_same(former: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     differing = [name for name in now if former.get(name) != now[name]]
     if differing:
-        details = "; ".join(f"{n}: {former.get(n)!r} there, {now[n]!r} now" for n in differing)
-        raise ValueError(
-            f"{folder} belongs to another analysis ({details}). Choose another folder, or pass "
-            "resume=False to replace it"
+        details = "; ".join(
+            f"{name}: {_brief(name, former.get(name))} there, {_brief(name, now[name])} now"
+            for name in differing
         )
+        raise ValueError(
+            f"{folder} belongs to another analysis ({details}). Choose another folder, or replace "
+            "it with resume=False (--overwrite on the command line)"
+        )
+
+
+def _brief(name: str, value: Any) -> str:
+    if name.endswith("_sha256") and value is not None:
+        return short(value)
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _join(earlier: pd.DataFrame, loader: ImageLoader) -> pd.DataFrame:

@@ -1,0 +1,231 @@
+"""What makes an SAE or a model another one, and what an atlas must refuse to be mistaken for."""
+
+import copy
+import json
+import shutil
+from dataclasses import fields
+
+import pytest
+import torch
+from sae_lens import SAE, TopKSAE, TopKSAEConfig, TrainingSAE
+from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
+from safetensors import safe_open
+from torch import nn
+from torchvision import transforms
+
+from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
+from vit_sae_plugin import (
+    MatryoshkaTopKTrainingSAEConfig,
+    PatchAggregatedSAE,
+    PatchTrainingSAEConfig,
+)
+from vit_sae_plugin.analysis import AtlasInfo, analyze, explain
+from vit_sae_plugin.analysis.fingerprints import model_fingerprint, sae_fingerprint
+from vit_sae_plugin.hooked_vit import HookedViT
+
+N = 12
+
+
+def make_topk(k=2):
+    torch.manual_seed(0)
+    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=40, k=k))
+    for key, value in make_sae(make_model()).cfg.metadata.items():
+        sae.cfg.metadata[key] = value
+    return sae
+
+
+def test_settings_count_and_whereabouts_do_not():
+    sae, same = make_topk(), make_topk()
+    assert sae_fingerprint(sae) == sae_fingerprint(same)
+    same.cfg.device = "cuda:1"
+    same.cfg.metadata.dataset_path = "elsewhere"
+    assert sae_fingerprint(sae) == sae_fingerprint(same)
+    assert sae_fingerprint(make_topk(k=20)) != sae_fingerprint(sae)
+    same.cfg.apply_b_dec_to_input = False
+    assert sae_fingerprint(same) != sae_fingerprint(sae)
+    scaled = make_topk()
+    scaled.cfg.metadata.input_statistics = {"modality": "image", "mean": [0.0] * 32, "scale": 2.0}
+    assert sae_fingerprint(scaled) != sae_fingerprint(sae)
+    nudged = make_topk()
+    nudged.W_enc.data[0, 0] += 1e-6
+    assert sae_fingerprint(nudged) != sae_fingerprint(sae)
+
+
+TRAINING_CONFIGS = [
+    PatchTrainingSAEConfig(d_in=8, d_sae=16),
+    MatryoshkaTopKTrainingSAEConfig(d_in=8, d_sae=16, k_list=[2, 4]),
+    TopKTrainingSAEConfig(d_in=8, d_sae=16, k=3),  # saving folds decoder norms into its weights
+]
+
+
+@pytest.mark.parametrize("config", TRAINING_CONFIGS, ids=lambda config: config.architecture())
+def test_saving_and_loading_change_no_fingerprint(config, tmp_path):
+    torch.manual_seed(0)
+    trained = TrainingSAE.from_dict(config.to_dict())
+    trained.W_dec.data *= 2
+    before = sae_fingerprint(trained)
+    trained.save_inference_model(tmp_path / "trained")
+    loaded = SAE.load_from_disk(tmp_path / "trained")
+    assert sae_fingerprint(loaded) == before
+    lifted = PatchAggregatedSAE.from_sae(loaded, "max")
+    lifted.save_model(tmp_path / "lifted")
+    assert sae_fingerprint(SAE.load_from_disk(tmp_path / "lifted")) == sae_fingerprint(lifted)
+    assert sae_fingerprint(lifted) != before  # it has an aggregation rule
+
+
+def test_the_same_weights_under_another_activation_function_are_another_model():
+    model, other = make_model(), make_model()
+    assert model_fingerprint(model) == model_fingerprint(other)
+    other.bare_model.visual.transformer.resblocks[0].mlp.gelu = nn.ReLU()
+    assert model_fingerprint(other) != model_fingerprint(model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    analyze(model, make_topk(), NoisePictures(N), folder=folder, progress=False)
+    return folder
+
+
+class StoppedPictures(NoisePictures):
+    def record(self, index):
+        if index == 9:
+            raise InterruptedError
+        return super().record(index)
+
+
+@pytest.fixture(scope="module")
+def unfinished(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unfinished")
+    settings = {"batch_size_images": 4, "snapshot_every_batches": 1, "progress": False}
+    with pytest.raises(InterruptedError):
+        analyze(model, make_topk(), StoppedPictures(N), folder=folder, **settings)
+    return folder
+
+
+def nudged_model():
+    other = make_model()
+    next(other.bare_model.visual.parameters()).data += 1e-3
+    return other
+
+
+def otherwise_preprocessed():
+    squash = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+    return HookedViT.from_module(make_model().bare_model, preprocess=squash)
+
+
+def renamed_classes():
+    images = NoisePictures(N)
+    images.class_names = ["red", "green", "azure"]
+    return images
+
+
+def with_metadata(**changes):
+    sae = make_topk()
+    for key, value in changes.items():
+        sae.cfg.metadata[key] = value
+    return sae
+
+
+CHANGES = {
+    "model_sha256": {"model": nudged_model},
+    "sae_sha256": {"sae": lambda: make_topk(k=20)},
+    "data_sha256": {"images": lambda: NoisePictures(N - 1)},
+    "model_preprocessing": {
+        "model": otherwise_preprocessed,
+        "sae": lambda: with_metadata(preprocessing=None),
+    },
+    "class_names": {"images": renamed_classes},
+    "threshold": {"threshold": 0.3},
+    "aggregations": {"aggregations": ["mean", "max", "count"]},
+    "n_reference_images": {"n_reference_images": 9},
+    "n_partners": {"n_partners": 4},
+    "n_coactivation_images": {"n_coactivation_images": 17},
+    "dense_frequency": {"dense_frequency": 0.2},
+    "sae_metadata.seqpos_slice": {"sae": lambda: with_metadata(seqpos_slice=[1, 5])},
+    "sae_metadata.input_scaling": {"sae": lambda: with_metadata(input_scaling=2.0)},
+    "sae_metadata.token_kind": {"sae": lambda: with_metadata(token_kind="patches")},
+    "sae_metadata.hook_name": {"sae": lambda: with_metadata(hook_name="blocks.0.hook_resid_post")},
+}
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize("key", CHANGES)
+def test_an_analysis_with_any_other_setting_is_refused(key, state, request):
+    folder = request.getfixturevalue(state)
+    made = {"model": make_model, "sae": make_topk, "images": lambda: NoisePictures(N)}
+    changed = dict(CHANGES[key])
+    parts = {name: changed.pop(name, make)() for name, make in made.items()}
+    settings = {"batch_size_images": 4, "folder": folder, "progress": False, **changed}
+    with pytest.raises(ValueError, match=rf"belongs to another analysis .*{key}: .* there, .* now"):
+        analyze(**parts, **settings)
+
+
+NOT_COMPARED = {"n_images", "n_skipped_images", "data_name", "schema_version"}
+
+
+@pytest.mark.parametrize("key", sorted({f.name for f in fields(AtlasInfo)} - NOT_COMPARED))
+def test_every_field_of_a_finished_atlas_is_compared(key, model, finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    values = json.loads((folder / "atlas.json").read_text())
+    other = {
+        "aggregations": {"mean": {"name": "sum"}},
+        "grid": [1, 16],
+        "sae_metadata": {**values["sae_metadata"], "n_tokens": 99},
+    }
+    values[key] = other.get(key, "something else")
+    (folder / "atlas.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"another analysis \({key}"):
+        analyze(model, make_topk(), NoisePictures(N), folder=folder, progress=False)
+
+
+def test_messages_show_the_beginning_of_a_hash(model, finished):
+    with pytest.raises(ValueError, match=r"sae_sha256: [0-9a-f]{8} there, [0-9a-f]{8} now"):
+        analyze(model, make_topk(k=20), NoisePictures(N), folder=finished, progress=False)
+
+
+def test_an_interrupted_replacement_goes_on(model, finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    settings = {"batch_size_images": 4, "folder": folder, "progress": False, "threshold": 0.3}
+    replace = {"resume": False, "snapshot_every_batches": 1}
+    with pytest.raises(InterruptedError):
+        analyze(model, make_topk(), StoppedPictures(N), **settings, **replace)
+    atlas = analyze(model, make_topk(), NoisePictures(N), **settings)
+    assert (atlas.info.threshold, atlas.info.n_images) == (0.3, N)
+
+
+def test_files_carry_the_hashes_and_can_be_read_by_whoever_may_read_the_rest(finished):
+    info = json.loads((finished / "atlas.json").read_text())
+    paths = sorted(finished.glob("*.safetensors"))
+    assert len(paths) == 4
+    for path in paths:
+        assert path.stat().st_mode == (finished / "atlas.json").stat().st_mode
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        assert metadata.pop("schema_version") == str(info["schema_version"])
+        assert metadata == {
+            name: info[name] for name in ("model_sha256", "sae_sha256", "data_sha256")
+        }
+
+
+def test_opening_a_finished_atlas_is_said(model, finished, capsys):
+    analyze(model, make_topk(), NoisePictures(N), folder=finished)
+    assert f"opening the finished atlas in {finished}" in capsys.readouterr().err
+
+
+def test_an_atlas_of_another_sae_explains_nothing(model, finished):
+    from vit_sae_plugin.analysis import LatentAtlas
+
+    atlas = LatentAtlas.load(finished)
+    picture = NoisePictures(N).picture(0)
+    assert explain(model, make_topk(), atlas, picture).latents
+    assert explain(model, copy.deepcopy(make_topk()), atlas, picture).latents
+    with pytest.raises(ValueError, match=r"made from the SAE [0-9a-f]{8}, but this one is"):
+        explain(model, make_topk(k=3), atlas, picture)

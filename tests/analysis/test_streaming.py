@@ -1,5 +1,7 @@
 """Batches, order, saving and resuming must not show in the result."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,12 +12,14 @@ from hypothesis import strategies as st
 from tests.analysis.five_images import build, feed, make_atlas, make_builder
 from tests.c_compiler import WAYS, doing_it
 from vit_sae_plugin.analysis import largest_keys
+from vit_sae_plugin.analysis.activation_histogram import ActivationHistogram
 from vit_sae_plugin.analysis.coactivation import CoActivation, scramble
 from vit_sae_plugin.analysis.decoder_similarity import decoder_neighbours
 from vit_sae_plugin.analysis.label_statistics import label_entropy
 from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack
 from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.latent_batch import LatentBatch
+from vit_sae_plugin.analysis.token_scan import scan_tokens
 
 
 def assert_same_atlas(one, other):
@@ -77,8 +81,12 @@ def test_folders_of_another_kind_are_refused(tmp_path):
         LatentAtlas.load(tmp_path)
     make_atlas().save(tmp_path)
     path = tmp_path / "atlas.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(ValueError, match="schema version 99; this release reads version 1"):
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"schema_version": 99}))
+    version = written["schema_version"]
+    with pytest.raises(
+        ValueError, match=f"schema version 99; this release reads version {version}"
+    ):
         LatentAtlas.load(tmp_path)
 
 
@@ -101,13 +109,12 @@ def check_largest_keys(seed, k, batch_size):
     # few distinct values, so that many tie
     values = torch.randint(0, 4, (30, 3), generator=generator).float() / 4
     kept = LargestKeys(3, k, with_payload=True)
+    seen = torch.tensor([], dtype=torch.long)
     for some in torch.randperm(30, generator=generator).split(batch_size):
-        image, latent = (values[some] > 0).nonzero(as_tuple=True)
-        key = pack(values[some][image, latent], some[image])
-        large_enough = key > kept.smallest[latent]
-        entered = kept.offer(latent, key, some[image])
-        assert not (entered & ~large_enough).any()
+        entered = kept.offer_images(values[some], some, some[:, None].expand(-1, 3))
+        seen = torch.cat([seen, some[entered]])
     value, index = unpack(kept.keys)
+    assert set(index.flatten().tolist()) - {-1} <= set(seen.tolist())
     for latent in range(3):
         best = sorted((-values[i, latent].item(), i) for i in range(30) if values[i, latent] > 0)
         best += [(float("nan"), -1)] * k
@@ -134,7 +141,8 @@ def test_image_hashes_are_all_different():
 def sets_to_batches(active, batch_size, generator):
     for some in torch.randperm(len(active), generator=generator).split(batch_size):
         latents = active[some].float().unsqueeze(1)
-        yield LatentBatch(latents, some, torch.full_like(some, -1), torch.tensor([0]), 0.2)
+        scan = scan_tokens(latents, torch.tensor([0]), 0.2, ActivationHistogram(latents.shape[2]))
+        yield LatentBatch(latents, some, torch.full_like(some, -1), scan, 0.2)
 
 
 def test_coactivation_of_frequent_latents_is_estimated_within_its_error():

@@ -7,8 +7,8 @@ from tests.analysis.five_images import build, feed, make_atlas, make_builder
 from tests.analysis.test_streaming import assert_same_atlas
 from tests.c_compiler import WAYS, doing_it
 from vit_sae_plugin.analysis import largest_keys, token_scan
-from vit_sae_plugin.analysis.activation_histogram import bin_edges
-from vit_sae_plugin.analysis.token_scan import count_bins, scan_tokens
+from vit_sae_plugin.analysis.activation_histogram import ActivationHistogram
+from vit_sae_plugin.analysis.token_scan import scan_tokens
 
 
 @pytest.fixture(params=WAYS)
@@ -30,7 +30,7 @@ def test_by_hand(way):
     latents[0, :, 0] = torch.tensor([4.0, 0.25, 0.5, 0.5])
     latents[0, :, 1] = torch.tensor([1.0, 0, 0, 0])
     latents[1, :, 0] = torch.tensor([0, -1.0, -0.0, -2.0])
-    found = scan_tokens(latents, torch.tensor([-1, 0, 1, 2]), threshold=0.25)
+    found = scan_tokens(latents, torch.tensor([-1, 0, 1, 2]), 0.25, ActivationHistogram(2))
     assert found.total.tolist() == [[5.25, 1], [-3, 0]]
     assert found.maximum.tolist() == [[4, 1], [0, 0]]
     assert found.n_active.tolist() == [[4, 1], [0, 0]]
@@ -40,7 +40,7 @@ def test_by_hand(way):
 
 
 def test_tokens_without_a_patch(way):
-    found = scan_tokens(torch.ones(2, 1, 3), torch.tensor([-1]), threshold=0.2)
+    found = scan_tokens(torch.ones(2, 1, 3), torch.tensor([-1]), 0.2, ActivationHistogram(3))
     assert found.n_active.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert (found.peak_patch == -1).all()
 
@@ -54,7 +54,9 @@ def test_wide_and_narrow_latents(way, d_sae, dtype):
     latents = latents * (torch.rand(shape, generator=generator) < 0.1)
     latents = latents.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
     patch = torch.tensor([-1, 0, 1, 2, 3])
-    found = scan_tokens(latents, patch, threshold=0.25)
+    histogram = ActivationHistogram(d_sae)
+    scan_tokens(latents, patch, 0.5, histogram)
+    found = scan_tokens(latents, patch, 0.25, histogram)
     values = latents.double()
     assert torch.equal(found.total, values.sum(dim=1))
     assert torch.equal(found.maximum.double(), values.amax(dim=1).clamp(min=0))
@@ -63,10 +65,7 @@ def test_wide_and_narrow_latents(way, d_sae, dtype):
     largest, place = values[:, 1:].max(dim=1)
     assert torch.equal(found.peak_patch, torch.where(largest > 0, place, -1).int())
 
-    edges = bin_edges()
-    counts = torch.zeros(d_sae, len(edges) - 1, dtype=torch.int64)
-    for _ in range(2):
-        count_bins(latents, edges, counts)
+    edges, counts = histogram.edges, histogram.counts
     for latent in range(min(d_sae, 20)):
         value = values[..., latent][values[..., latent] > 0].float()
         bins = torch.bucketize(value, edges[1:-1], right=True)
@@ -76,15 +75,16 @@ def test_wide_and_narrow_latents(way, d_sae, dtype):
 
 def test_bins_are_those_of_a_search_among_the_edges(way):
     # a value on an edge belongs to the bin above
-    edges = bin_edges()
+    edges = ActivationHistogram(1).edges
     down, up = torch.tensor(0.0), torch.tensor(torch.inf)
     beyond = torch.tensor([1e-45, 1e-38, 3e38, torch.inf])
     values = [edges, edges.nextafter(down), edges.nextafter(up), beyond]
     value = torch.cat([*values, torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 3])
-    counts = torch.zeros(len(value), len(edges) - 1, dtype=torch.int64)
-    count_bins(value.view(1, 1, -1), edges, counts)
-    assert torch.equal(counts.argmax(dim=1), torch.bucketize(value, edges[1:-1], right=True))
-    assert counts.sum(dim=1).eq(1).all()
+    histogram = ActivationHistogram(len(value))
+    scan_tokens(value.view(1, 1, -1), torch.tensor([0]), 0.2, histogram)
+    expected = torch.bucketize(value, edges[1:-1], right=True)
+    assert torch.equal(histogram.counts.argmax(dim=1), expected)
+    assert histogram.counts.sum(dim=1).eq(1).all()
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -93,7 +93,7 @@ def test_the_number_of_threads_changes_nothing():
     found = []
     for n_threads in (1, 3):
         torch.set_num_threads(n_threads)
-        found.append(scan_tokens(latents, torch.arange(7), threshold=0.1))
+        found.append(scan_tokens(latents, torch.arange(7), 0.1, ActivationHistogram(500)))
     torch.set_num_threads(before)
     for name in ("total", "maximum", "n_active", "n_above", "peak_patch"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name))

@@ -21,6 +21,7 @@ from vit_sae_plugin.analysis.latent_batch import LatentBatch
 from vit_sae_plugin.analysis.latent_statistics import LatentStatistics
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.reference_images import ReferenceImages, ReferenceTable
+from vit_sae_plugin.analysis.token_scan import scan_tokens
 
 
 class AtlasBuilder(nn.Module):
@@ -81,15 +82,11 @@ class AtlasBuilder(nn.Module):
             ids: name of each image.
         """
         device = latents_btd.device
-        batch = LatentBatch(
-            latents_btd,
-            index.to(device),
-            label.to(device),
-            self._layout.patch_of_token,
-            self._threshold,
+        scan = scan_tokens(
+            latents_btd, self._layout.patch_of_token, self._threshold, self.histogram
         )
+        batch = LatentBatch(latents_btd, index.to(device), label.to(device), scan, self._threshold)
         self.statistics.update(batch)
-        self.histogram.update(batch)
         self.class_counts.update(batch)
         self.coactivation.update(batch)
         entered = {int(i) for r in self._reference_images() for i in r.update(batch)}

@@ -4,35 +4,62 @@
 
 #include "cpu_kernels.h"
 
-/* Puts each key into the row of keys[latent][k] that it is for, rows which fall, and its payload,
- * if there is any, at the same place. entered says which were large enough. */
-static long insert_share(const int64_t *latent, const int64_t *key, const int32_t *payload,
-                         int64_t *keys, int32_t *payloads, uint8_t *entered, long k, long n,
-                         long begin, long end) {
-    for (long i = 0; i < n; i++) {
-        if (latent[i] < begin || latent[i] >= end) continue;
-        int64_t *row = keys + latent[i] * k;
-        entered[i] = key[i] > row[k - 1];
-        if (!entered[i]) continue;
-        long at = 0, after = k - 1; /* its place is between these */
-        while (at < after) {
-            long middle = (at + after) / 2;
-            if (row[middle] > key[i]) at = middle + 1;
-            else after = middle;
-        }
-        memmove(row + at + 1, row + at, (k - 1 - at) * sizeof *row);
-        row[at] = key[i];
-        if (payload) {
-            int32_t *place = payloads + latent[i] * k + at;
-            memmove(place + 1, place, (k - 1 - at) * sizeof *place);
-            *place = payload[i];
-        }
+/* Puts a key, and its payload, if there is any, where it belongs in a row that falls. Returns
+ * whether it was large enough. */
+static int insert(int64_t *row, int32_t *payloads, long k, int64_t key, int32_t payload) {
+    long at = 0, last = k - 1; /* its place is between these */
+    if (key <= row[last]) return 0;
+    while (at < last) {
+        long middle = (at + last) / 2;
+        if (row[middle] > key) at = middle + 1;
+        else last = middle;
     }
+    memmove(row + at + 1, row + at, (k - 1 - at) * sizeof *row);
+    row[at] = key;
+    if (payloads) {
+        memmove(payloads + at + 1, payloads + at, (k - 1 - at) * sizeof *payloads);
+        payloads[at] = payload;
+    }
+    return 1;
+}
+
+static long keys_share(const int64_t *latent, const int64_t *key, int64_t *keys, long k, long n,
+                       long begin, long end) {
+    for (long i = 0; i < n; i++)
+        if (latent[i] >= begin && latent[i] < end)
+            insert(keys + latent[i] * k, NULL, k, key[i], 0);
     return 0;
 }
 
-long insert_keys(const int64_t *latent, const int64_t *key, const int32_t *payload, int64_t *keys,
-                 int32_t *payloads, uint8_t *entered, long k, long n, long d_sae, long threads) {
-    SHARE_OUT(d_sae, threads, insert_share(latent, key, payload, keys, payloads, entered, k, n,
-                                           begin, end));
+/* Each key goes into the row of keys[latent][k] that it is for. */
+long insert_keys(const int64_t *latent, const int64_t *key, int64_t *keys, long k, long n,
+                 long d_sae, long threads) {
+    SHARE_OUT(d_sae, threads, keys_share(latent, key, keys, k, n, begin, end));
+}
+
+static long images_share(const float *value, const int64_t *index, const int32_t *payload,
+                         int64_t *keys, int32_t *payloads, uint8_t *entered, long k,
+                         long n_images, long d_sae, long begin, long end) {
+    for (long image = 0; image < n_images; image++)
+        for (long s = begin; s < end; s++) {
+            long cell = image * d_sae + s;
+            uint32_t bits;
+            if (!(value[cell] > 0)) continue;
+            memcpy(&bits, value + cell, sizeof bits);
+            int64_t key = (int64_t)bits << 32 | (UINT32_MAX - index[image]);
+            if (insert(keys + s * k, payloads + s * k, k, key, payload[cell])) {
+#pragma omp atomic write
+                entered[image] = 1;
+            }
+        }
+    return 0;
+}
+
+/* The images with a positive value[image][latent] go into the row of each such latent: the higher
+ * values first and, where they are equal, the smaller index. entered says which images did. */
+long insert_images(const float *value, const int64_t *index, const int32_t *payload,
+                   int64_t *keys, int32_t *payloads, uint8_t *entered, long k, long n_images,
+                   long d_sae, long threads) {
+    SHARE_OUT(d_sae, threads, images_share(value, index, payload, keys, payloads, entered, k,
+                                           n_images, d_sae, begin, end));
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
@@ -37,27 +37,44 @@ class LargestKeys(nn.Module):
         """What a key must exceed to enter, for each latent."""
         return self.keys[:, -1]
 
-    def offer(
-        self,
-        latent: Int[Tensor, " n"],
-        key: Int[Tensor, " n"],
-        payload: Int[Tensor, " n"] | None = None,
-    ) -> Bool[Tensor, " n"]:
-        """Offer one key to one latent each.
-
-        Returns:
-            Which keys were large enough to enter; others of the same call may have driven some
-            out again.
-        """
-        payload = None if payload is None else payload.int()
+    def offer(self, latent: Int[Tensor, " n"], key: Int[Tensor, " n"]) -> None:
+        """Offer one key to one latent each, without a payload."""
         kernels = load_kernels(__file__) if self.keys.is_cpu else None
         if kernels is None:
-            return self._offer(latent, key, payload)
-        entered = torch.zeros(len(key), dtype=torch.bool)
-        tensors = (latent.contiguous(), key.contiguous(), payload, self.keys, self.payload, entered)
+            self._offer(latent, key, None)
+            return
         d_sae, k = self.keys.shape
+        tensors = (latent.contiguous(), key.contiguous(), self.keys)
         run_kernel(kernels.insert_keys, *tensors, k, len(key), d_sae)
-        return entered
+
+    def offer_images(
+        self,
+        value: Float[Tensor, "batch d_sae"],
+        index: Int[Tensor, " batch"],
+        payload: Int[Tensor, "batch d_sae"],
+    ) -> Int[Tensor, " n"]:
+        """Offer images to every latent for which they have a positive value.
+
+        Keys are as :func:`pack` makes them.
+
+        Returns:
+            Positions of the images that entered somewhere; others of the same batch may have
+            driven some out again.
+        """
+        kernels = load_kernels(__file__) if self.keys.is_cpu else None
+        if kernels is None:
+            # a cheap test on values first: after some batches hardly any pair passes it
+            wanted = (value >= unpack_value(self.smallest)) & (value > 0)
+            image, latent = wanted.nonzero(as_tuple=True)
+            key = pack(value[image, latent], index[image])
+            entered = self._offer(latent, key, payload[image, latent].int())
+            return image[entered].unique()
+        arrived = torch.zeros(len(index), dtype=torch.bool)
+        offered = (value.contiguous(), index.contiguous(), payload.int().contiguous())
+        tensors = (*offered, self.keys, self.payload, arrived)
+        d_sae, k = self.keys.shape
+        run_kernel(kernels.insert_images, *tensors, k, len(index), d_sae)
+        return arrived.nonzero().flatten()
 
     def _offer(self, latent: Tensor, key: Tensor, payload: Tensor | None) -> Tensor:
         entered = key > self.smallest[latent]

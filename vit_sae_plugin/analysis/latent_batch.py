@@ -14,7 +14,7 @@ from vit_sae_plugin.aggregation import (
     MaxOverTokens,
     MeanOverTokens,
 )
-from vit_sae_plugin.analysis.token_scan import TokenScan, scan_tokens
+from vit_sae_plugin.analysis.token_scan import TokenScan
 
 
 @dataclass
@@ -26,10 +26,10 @@ class LatentBatch:
     """Index of each image in its source."""
     label: Int[Tensor, " batch"]
     """Class index of each image, −1 for none."""
-    patch_of_token: Int[Tensor, " token"]
-    """Patch number of each token, −1: not a patch."""
+    scan: TokenScan
+    """What the tokens say of each image and latent."""
     threshold: float
-    """Tokens above it are counted."""
+    """Of the tokens counted."""
     _image_level: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -40,11 +40,6 @@ class LatentBatch:
     def n_tokens(self) -> int:
         """Tokens of each image."""
         return self.latents_btd.shape[1]
-
-    @cached_property
-    def scan(self) -> TokenScan:
-        """What the tokens say of each image and latent."""
-        return scan_tokens(self.latents_btd, self.patch_of_token, self.threshold)
 
     @cached_property
     def mean(self) -> Float[Tensor, "batch d_sae"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_sae_plugin.aggregation import ImageAggregation
-from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack, unpack_value
+from vit_sae_plugin.analysis.largest_keys import LargestKeys, unpack
 from vit_sae_plugin.analysis.latent_batch import LatentBatch
 
 
@@ -44,12 +44,7 @@ class ReferenceImages(nn.Module):
     def update(self, batch: LatentBatch) -> Int[Tensor, " n"]:
         """Take in a batch; returns the positions in it of images that entered somewhere."""
         values = batch.image_level(self.aggregation)
-        # a cheap test on values first: after some batches hardly any pair passes it
-        bar = unpack_value(self.largest.smallest)
-        image, latent = ((values >= bar) & (values > 0)).nonzero(as_tuple=True)
-        key = pack(values[image, latent], batch.index[image])
-        entered = self.largest.offer(latent, key, batch.scan.peak_patch[image, latent])
-        return image[entered].unique()
+        return self.largest.offer_images(values, batch.index, batch.scan.peak_patch)
 
     def table(self) -> ReferenceTable:
         value, image = unpack(self.largest.keys)

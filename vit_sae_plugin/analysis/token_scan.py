@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_sae_plugin.analysis.activation_histogram import ActivationHistogram
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 
 
@@ -31,15 +32,18 @@ def scan_tokens(
     latents_btd: Float[Tensor, "batch token d_sae"],
     patch_of_token: Int[Tensor, " token"],
     threshold: float,
+    histogram: ActivationHistogram,
 ) -> TokenScan:
     """Look at every token of some images, once.
 
     Args:
         patch_of_token: patch number of each token, rising; −1: not a patch.
         threshold: 0 or more.
+        histogram: the positive activations are added to it.
     """
     kernels = load_kernels(__file__) if latents_btd.is_cpu else None
     if kernels is None:
+        histogram.add(latents_btd)
         return _scan(latents_btd, patch_of_token.to(latents_btd.device), threshold)
     latents = latents_btd.float().contiguous()
     n_images, n_tokens, d_sae = latents.shape
@@ -49,8 +53,10 @@ def scan_tokens(
     n_active, n_above = (torch.zeros(shape, dtype=torch.int32) for _ in range(2))
     peak_patch = torch.full_like(n_active, -1)
     patch = patch_of_token.int().contiguous()
-    tensors = (latents, patch, total, maximum, n_active, n_above, peak, peak_patch)
-    run_kernel(kernels.scan_tokens, *tensors, float(threshold), n_images, n_tokens, d_sae)
+    found = (total, maximum, n_active, n_above, peak, peak_patch)
+    sizes = (histogram.n_bins, n_images, n_tokens, d_sae)
+    tensors = (latents, patch, histogram.edges, *found, histogram.counts)
+    run_kernel(kernels.scan_tokens, *tensors, float(threshold), *sizes)
     return TokenScan(total, maximum, n_active, n_above, peak_patch)
 
 
@@ -67,26 +73,3 @@ def _scan(latents_btd: Tensor, patch: Tensor, threshold: float) -> TokenScan:
         (latents_btd > threshold).sum(dim=1, dtype=torch.int32),
         peak_patch,
     )
-
-
-def count_bins(
-    latents_btd: Float[Tensor, "batch token d_sae"],
-    edges: Float[Tensor, " n_bins_plus_1"],
-    counts: Int[Tensor, "d_sae n_bins"],
-) -> None:
-    """Add the positive activations of some images to the histogram of each latent, in place.
-
-    A value on an edge belongs to the bin above; the first and the last bin also take what lies
-    beyond.
-    """
-    kernels = load_kernels(__file__) if latents_btd.is_cpu else None
-    if kernels is None:
-        _, _, latent = (active := latents_btd > 0).nonzero(as_tuple=True)
-        value = latents_btd[active].float()
-        cell = latent * counts.shape[1] + torch.bucketize(value, edges[1:-1].to(value), right=True)
-        counts += torch.bincount(cell, minlength=counts.numel()).view_as(counts)
-        return
-    latents = latents_btd.float().contiguous()
-    d_sae, n_bins = counts.shape
-    n_rows = latents.numel() // d_sae
-    run_kernel(kernels.count_bins, latents, edges, counts, n_bins, n_rows, d_sae)

@@ -1,5 +1,8 @@
 """Patch-to-image aggregations, worked by hand and against their invariances."""
 
+import re
+import textwrap
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,9 +141,34 @@ def test_one_decorator_adds_an_aggregation():
         register_aggregation("no")(torch.nn.Linear)
 
 
+def test_the_documented_example_is_a_median():
+    example = re.search(r"( +)@register_aggregation.*?values\n", register_aggregation.__doc__, re.S)
+    names = {"register_aggregation": register_aggregation, "ImageAggregation": ImageAggregation}
+    exec(textwrap.dedent(example.group()), {"torch": torch, **names})
+    median = make_aggregation("median")
+    one_left = torch.tensor([[False, True, False, False]])
+    for latents in (LATENTS, LATENTS.to_sparse()):
+        torch.testing.assert_close(median(latents), torch.tensor([[0.2, 0.1]]))
+        torch.testing.assert_close(median(latents, WITHOUT_LAST), torch.tensor([[0.2, 0.1]]))
+        torch.testing.assert_close(median(latents, one_left), torch.tensor([[0.2, 0.5]]))
+        assert median(latents, ~torch.ones(1, 4, dtype=torch.bool)).isnan().all()
+
+
+def test_without_a_name_a_rule_can_not_be_written_down():
+    class Loudest(type(make_aggregation("max"))):  # what "max" is called, this is not
+        pass
+
+    rule = Loudest()
+    assert "tokens='all'" in repr(rule)
+    torch.testing.assert_close(rule(LATENTS), make_aggregation("max")(LATENTS))
+    with pytest.raises(ValueError, match=r"Loudest is not registered.*@register_aggregation"):
+        rule.config()
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
+        ("mine", "first import the module that registers it"),
         ("maen", "did you mean 'mean'"),
         ({"threshold": 1.0}, "no image-level aggregation is called None"),
         ({"name": "mean", "threshold": 1.0}, "can't take the settings"),

@@ -1,6 +1,8 @@
 """The pass over a data set: the same whatever the batches, workers and order; resumable."""
 
 import copy
+import dataclasses
+import functools
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,14 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from tests.analysis.test_streaming import assert_same_atlas
 from tests.analysis.tiny_pipeline import HOOK, NoisePictures, make_model, make_sae
+from vit_sae_plugin import PatchAggregatedSAE
 from vit_sae_plugin.activations import (
     ActivationSource,
     EmbeddingStatistics,
     fold_statistics,
 )
-from vit_sae_plugin.analysis import LatentAtlas, analyze, one_pass
+from vit_sae_plugin.aggregation import MeanOverTokens, register_aggregation
+from vit_sae_plugin.analysis import LatentAtlas, analyze, explain, one_pass
 from vit_sae_plugin.analysis.heatmaps import encode_images
 
 N = 26
@@ -178,6 +182,99 @@ def test_user_chosen_aggregations(model, sae):
         analyze(model, sae, NoisePictures(N), aggregations=["mean", "mean"], progress=False)
     with pytest.raises(ValueError, match="did you mean 'count'"):
         analyze(model, sae, NoisePictures(N), aggregations=["counts"], progress=False)
+
+
+def test_a_rule_of_its_own_goes_through_analyze_explain_and_disk(model, sae, tmp_path):
+    class Strange(MeanOverTokens):
+        pass
+
+    with pytest.raises(ValueError, match="Strange is not registered"):
+        analyze(model, sae, NoisePictures(N), aggregations=[Strange()], progress=False)
+    with pytest.raises(ValueError, match="Strange is not registered"):
+        analyze(model, sae, NoisePictures(N), aggregations={"s": Strange()}, progress=False)
+    register_aggregation("strange")(Strange)
+    atlas = analyze(
+        model, sae, NoisePictures(N), aggregations={"s": Strange()}, folder=tmp_path, progress=False
+    )
+    assert atlas.info.aggregations == {"s": {"name": "strange", "tokens": "all"}}
+    found = explain(model, sae, LatentAtlas.load(tmp_path), NoisePictures(N).picture(0))
+    assert found.aggregation == "s"
+
+
+def test_the_rule_saved_with_an_sae_comes_first(model, sae, atlas):
+    assert list(atlas.info.aggregations) == ["mean", "count", "max"]  # a plain SAE has none
+    third = {"name": "kth_largest", "k": 3, "tokens": "patches"}
+    lifted = PatchAggregatedSAE.from_sae(sae, third)
+    own = analyze(model, lifted, NoisePictures(N), progress=False)
+    assert list(own.info.aggregations) == ["kth_largest", "mean", "count", "max"]
+    assert own.info.aggregations["kth_largest"] == {**third, "n_prefix_tokens": 1}
+    latent = int(own.latents["frequency"].idxmax())
+    image = own.reference_images(latent)["image"].iloc[0]
+    tokens = next(encode_images(model, sae, [NoisePictures(N).picture(image)]))
+    assert own.reference_images(latent)["value"].iloc[0] == pytest.approx(
+        tokens[1:, latent].sort().values[-3].item(), rel=1e-4
+    )
+    counted = PatchAggregatedSAE.from_sae(sae, {"name": "count", "threshold": 0.7})
+    again = analyze(model, counted, NoisePictures(N), progress=False)
+    assert list(again.info.aggregations) == ["count", "mean", "max"]
+    assert again.info.aggregations["count"]["threshold"] == 0.7
+    told = analyze(model, counted, NoisePictures(N), aggregations=["mean"], progress=False)
+    assert list(told.info.aggregations) == ["mean"]
+
+
+def test_the_threshold_reaches_counts_and_shares(model, sae):
+    images = NoisePictures(N)
+    atlas = analyze(
+        model, sae, images, aggregations=["share", "count"], threshold=0.5, progress=False
+    )
+    latents = torch.stack(list(encode_images(model, sae, [images.picture(i) for i in range(N)])))
+    share = (latents > 0.5).float().mean(dim=1)
+    latent = int(share.mean(dim=0).argmax())
+    for name, values in {"share": share, "count": share * 17}.items():
+        found = atlas.reference_images(latent, name)
+        np.testing.assert_allclose(found["value"], values[:, latent].sort().values.flip(0)[:10])
+    assert atlas.latents["dataset_count"].loc[latent] == round(float(share[:, latent].sum() * 17))
+
+
+def test_latents_above_the_given_frequency_are_dense(model, sae, atlas):
+    frequencies = atlas.latents["token_frequency"]
+    between = float(frequencies.quantile(0.8))
+    again = analyze(model, sae, NoisePictures(N), dense_frequency=between, progress=False)
+    np.testing.assert_array_equal(again.latents["is_dense"], frequencies > between)
+    assert 0 < again.latents["is_dense"].sum() < atlas.latents["is_dense"].sum()
+
+
+class UnreadableEnd(NoisePictures):
+    def record(self, index):
+        record = super().record(index)
+        return record if index < 20 else dataclasses.replace(record, content=b"no picture")
+
+
+@pytest.mark.parametrize("images", [NoisePictures(N), UnreadableEnd(N)])
+def test_the_progress_bar_ends_at_the_number_of_images(model, sae, images, monkeypatch):
+    shown = []
+
+    class Recorded(one_pass.tqdm):
+        def display(self, msg=None, pos=None):
+            shown.append((self.n, str(self)))
+
+    settings = {"mininterval": 0, "miniters": 0}
+    monkeypatch.setattr(one_pass, "tqdm", functools.partial(Recorded, **settings))
+    analyze(model, sae, images, batch_size_images=8)
+    assert [n for n, _ in shown][-1] == N
+    assert max(n for n, _ in shown) == N
+    assert {8, 16} <= {n for n, _ in shown}
+    assert f"{N}/{N}" in shown[-1][1]
+    assert " images/s" in shown[-1][1]
+
+
+def test_settings_that_can_not_be(model, sae):
+    for settings, message in (
+        ({"n_reference_images": 0}, "n_reference_images is 0; want 1 or more"),
+        ({"threshold": -0.1}, "threshold is -0.1; want 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            analyze(model, sae, NoisePictures(N), progress=False, **settings)
 
 
 def test_pooled_embeddings_have_reference_images_but_no_patches(model):

@@ -10,6 +10,8 @@ from PIL import Image
 from tests.analysis.five_images import A, B, C, D, make_atlas
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
 from vit_sae_plugin.analysis import (
+    Heatmap,
+    LatentInImage,
     analyze,
     explain,
     heatmap,
@@ -19,6 +21,7 @@ from vit_sae_plugin.analysis import (
 )
 from vit_sae_plugin.analysis.heatmaps import encode_images
 from vit_sae_plugin.analysis.image_lookup import images_by_index
+from vit_sae_plugin.analysis.seen_region import Region
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,13 @@ def test_objects_show_themselves(analysed):
         "heatmap": heatmap(model, sae, images.picture(0), 2)._repr_html_(),
         "latent in an image": explanation.latents[0]._repr_html_(),
         "explanation": explanation._repr_html_(),
+        "latents at a patch": explanation.at_patch(1, 2, n_latents=4)._repr_html_(),
+        "several heat maps": heatmap(model, sae, images.picture(0), [2, 3])._repr_html_(),
+        "a slice of latents": explanation.latents[:2]._repr_html_(),
+        "latent of a named source": atlas.latent(
+            2, [images.picture(i) for i in range(20)]
+        )._repr_html_(),
+        "info": atlas.info._repr_html_(),
     }
     n_pictures = {name: len(re.findall("<img src=.data:image/png", h)) for name, h in shown.items()}
     assert n_pictures == {
@@ -146,9 +156,21 @@ def test_objects_show_themselves(analysed):
         "heatmap": 1,
         "latent in an image": 1,
         "explanation": 4,
+        "latents at a patch": 4,
+        "several heat maps": 2,
+        "a slice of latents": 2,
+        "latent of a named source": 10,
+        "info": 0,
     }
     assert "20 images" in shown["atlas"]
-    assert "1 dead" in shown["atlas"] or "dead" in shown["atlas"]
+    assert f"{int(atlas.latents['is_dead'].sum())} dead" in shown["atlas"]
+    assert atlas.info.sae_sha256[:8] in shown["info"]
+    similar = atlas.similar(2)
+    assert "<i>Similar</i>" in shown["latent"]
+    for other, cosine in similar["cosine"].items():
+        assert f"<th>{other}</th>\n      <td>{cosine:.4g}</td>" in shown["latent"]
+    for texts in ([explanation], explanation.latents, heatmap(model, sae, images.picture(0), [2])):
+        assert len(repr(texts)) < 400
     assert repr(atlas).startswith("LatentAtlas(40 latents, ")
 
 
@@ -161,3 +183,10 @@ def test_notebooks_escape_names():
         assert "<script>" not in text
         assert "<b>cat" not in text
     assert "&lt;b&gt;cat" in atlas.latent(A)._repr_html_()
+    assert "<script>" not in atlas.info._repr_html_()
+    grid = Heatmap(Image.new("RGB", (8, 8)), A, np.ones((1, 2)), Region(0, 0, 8, 8))
+    row = atlas.latents.loc[A].copy()
+    row["top_class_name"] = "<b>cat"
+    card = LatentInImage(A, 1.0, grid, row, atlas.reference_images(A))._repr_html_()
+    assert "&lt;b&gt;cat" in card
+    assert "<b>cat" not in card

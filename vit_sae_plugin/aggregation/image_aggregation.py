@@ -136,17 +136,28 @@ class ImageAggregation(nn.Module, ABC):
         """The rule as plain values: :func:`make_aggregation` builds an equal module from it.
 
         Every argument of ``__init__`` must be kept as an attribute of the same name.
+
+        Raises:
+            ValueError: the class has no name of its own, so nothing could find it again.
         """
-        rule: dict[str, Any] = {"name": self.registered_name}
+        if "registered_name" not in vars(type(self)):
+            raise ValueError(
+                f"{type(self).__qualname__} is not registered, so it can't be saved or found "
+                'again; put @register_aggregation("a_name") above the class'
+            )
+        return {"name": self.registered_name, **self._settings()}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in self._settings().items())
+
+    def _settings(self) -> dict[str, Any]:
+        rule: dict[str, Any] = {}
         for cls in reversed(type(self).__mro__):
             if "__init__" in vars(cls) and issubclass(cls, ImageAggregation):
                 for argument in inspect.signature(cls.__init__).parameters.values():
                     if argument.name != "self" and argument.kind is not argument.VAR_KEYWORD:
                         rule[argument.name] = getattr(self, argument.name)
         return {key: value for key, value in rule.items() if value is not None}
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
 
     def _token_range(self, n_tokens: int) -> tuple[int, int]:
         n_prefix = self.n_prefix_tokens or 0

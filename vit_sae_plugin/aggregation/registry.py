@@ -30,7 +30,11 @@ def register_aggregation(name: str) -> Callable[[_T], _T]:
         @register_aggregation("median")
         class MedianOverTokens(ImageAggregation):
             def reduce(self, latents_btd, token_mask):
-                return latents_btd.median(dim=1).values
+                if token_mask is not None:
+                    latents_btd = latents_btd.masked_fill(~token_mask[..., None], torch.nan)
+                return latents_btd.nanmedian(dim=1).values
+
+    A rule is saved by its name: whoever loads it must first import the module that registers it.
 
     Raises:
         TypeError: the class is of neither kind.
@@ -95,7 +99,8 @@ def _build(level: str, name: object, settings: dict[str, Any]) -> Any:
         raise ValueError(
             f"no {level}-level aggregation is called {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" The registered ones: {', '.join(sorted(classes))}"
+            + f" The registered ones: {', '.join(sorted(classes))}. If it is one of your own, "
+            "first import the module that registers it"
         )
     try:
         return classes[name](**settings)

@@ -110,7 +110,10 @@ class KthLargest(ImageAggregation):
     """The k-th largest activation among the image's tokens: a maximum that outliers don't move.
 
     Args:
-        k: 1 is the maximum. An image with fewer than k valid tokens has none: NaN.
+        k: 1 is the maximum. Where the mask leaves an image fewer than k tokens, it has none: NaN.
+
+    Raises:
+        ValueError: k is below 1, or (when called) images have fewer than k tokens, valid or not.
     """
 
     def __init__(self, *, k: int = 3, **tokens: Any) -> None:
@@ -135,8 +138,8 @@ class ClassToken(SumOverTokens):
     def __init__(self, *, n_prefix_tokens: int | None = None) -> None:
         super().__init__(tokens="cls", n_prefix_tokens=n_prefix_tokens)
 
-    def config(self) -> dict[str, Any]:
-        rule = super().config()
+    def _settings(self) -> dict[str, Any]:
+        rule = super()._settings()
         del rule["tokens"]
         return rule
 

@@ -19,6 +19,7 @@ from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.analysis.shown_list import ShownList
 from vit_sae_plugin.datasets.image_decoding import decode_image
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT
 
 
-@dataclass
+@dataclass(repr=False)
 class LatentInImage:
     """One latent of an explanation: how strong it is here, where, and what it is elsewhere."""
 
@@ -43,11 +44,16 @@ class LatentInImage:
     reference_images: pd.DataFrame
     """As :meth:`LatentAtlas.reference_images` gives them."""
 
+    def __repr__(self) -> str:
+        return f"LatentInImage(latent {self.latent}, value {self.value:.3g})"
+
     def _repr_html_(self) -> str:
-        return f"<p>Latent {self.latent}: {self.value:.3g}</p>{self.heatmap._repr_html_()}"
+        from vit_sae_plugin.analysis.notebook_html import latent_in_image_html
+
+        return latent_in_image_html(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class Explanation:
     """The latents of one image, made by :func:`explain`."""
 
@@ -57,7 +63,7 @@ class Explanation:
     """The part of it that the model sees."""
     aggregation: str
     """How latents are ranked at image level."""
-    latents: list[LatentInImage]
+    latents: ShownList[LatentInImage]
     """The strongest latents at image level, the strongest first."""
     atlas: LatentAtlas
     """Where statistics and reference images come from."""
@@ -75,8 +81,8 @@ class Explanation:
         """The strongest latents with their value here and their statistics."""
         return self._table(self.latents)
 
-    def at_patch(self, row: int, column: int, n_latents: int = 10) -> list[LatentInImage]:
-        """The latents most active at one patch.
+    def at_patch(self, row: int, column: int, n_latents: int = 10) -> ShownList[LatentInImage]:
+        """The latents most active at one patch, the most active first; in a notebook, as cards.
 
         Raises:
             ValueError: no such patch, or the SAE doesn't read it.
@@ -92,12 +98,12 @@ class Explanation:
             raise ValueError(f"this SAE doesn't read patch ({row}, {column})")
         here = self.token == int(found[0])
         order = np.argsort(-self.activation[here], kind="stable")[:n_latents]
-        return [
+        return ShownList(
             self._latent(int(latent), float(value))
             for latent, value in zip(
                 self.latent[here][order], self.activation[here][order], strict=True
             )
-        ]
+        )
 
     def heatmap(self, latent: int) -> Heatmap:
         """Where in this image a latent is active.
@@ -126,6 +132,10 @@ class Explanation:
         values = pd.DataFrame({"value": [one.value for one in latents]}, index=index)
         columns = ["frequency", "mean_activation", "label_entropy", "top_class_name"]
         return values.join(self.atlas.latents[columns])
+
+    def __repr__(self) -> str:
+        strongest = ", ".join(f"{one.latent}: {one.value:.3g}" for one in self.latents[:3])
+        return f"Explanation({len(self.latents)} latents by {self.aggregation}; {strongest}, …)"
 
     def _repr_html_(self) -> str:
         from vit_sae_plugin.analysis.notebook_html import explanation_html
@@ -176,7 +186,7 @@ def explain(
         image=image,
         region=seen_region(preprocess_of(model), image.size),
         aggregation=name,
-        latents=[],
+        latents=ShownList(),
         atlas=atlas,
         token=token.numpy(),
         latent=latent.numpy(),
@@ -184,9 +194,9 @@ def explain(
         layout=layout,
     )
     order = torch.argsort(image_level, descending=True, stable=True)[:n_latents]
-    explanation.latents = [
+    explanation.latents.extend(
         explanation._latent(int(one), float(image_level[one]))
         for one in order
         if image_level[one] > 0
-    ]
+    )
     return explanation

@@ -18,6 +18,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.analysis.shown_list import ShownList
 from vit_sae_plugin.datasets.image_decoding import decode_image
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT
 
 
-@dataclass
+@dataclass(repr=False)
 class Heatmap:
     """One latent's activations on the patch grid of one image."""
 
@@ -88,6 +89,12 @@ class Heatmap:
         )
         return sampled[0, 0].float().numpy()
 
+    def __repr__(self) -> str:
+        n_rows, n_columns = self.patches.shape
+        peak = self.peak
+        where = "silent" if peak is None else f"largest {self.patches[peak]:.3g} at {peak}"
+        return f"Heatmap(latent {self.latent}, {n_rows} x {n_columns} patches, {where})"
+
     def _repr_html_(self) -> str:
         from vit_sae_plugin.analysis.notebook_html import heatmap_html
 
@@ -103,7 +110,7 @@ def heatmap(
 @overload
 def heatmap(
     model: HookedViT, sae: SAE[Any], image: Any, latent: Iterable[SupportsIndex], **kwargs: Any
-) -> list[Heatmap]: ...
+) -> ShownList[Heatmap]: ...
 
 
 def heatmap(
@@ -113,7 +120,7 @@ def heatmap(
     latent: SupportsIndex | Iterable[SupportsIndex],
     *,
     source: ActivationSource | None = None,
-) -> Heatmap | list[Heatmap]:
+) -> Heatmap | ShownList[Heatmap]:
     """Where in an image one latent, or each of several, is active.
 
     Args:
@@ -142,7 +149,9 @@ def heatmap(
     layout = layout_of(model, source, len(tokens))
     region = seen_region(preprocess_of(model), image.size)
     grids = layout.on_grid(tokens[:, several].T).cpu().numpy()
-    maps = [Heatmap(image, one, grid, region) for one, grid in zip(several, grids, strict=True)]
+    maps = ShownList(
+        Heatmap(image, one, grid, region) for one, grid in zip(several, grids, strict=True)
+    )
     return maps[0] if is_single else maps
 
 

@@ -67,6 +67,11 @@ class AtlasInfo:
     schema_version: int = SCHEMA_VERSION
     """Version of the folder's format."""
 
+    def _repr_html_(self) -> str:
+        from vit_sae_plugin.analysis.notebook_html import info_html
+
+        return info_html(self)
+
 
 @dataclass
 class LatentAtlas:

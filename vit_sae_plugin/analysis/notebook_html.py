@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -15,7 +16,7 @@ from vit_sae_plugin.analysis.overlays import highlight
 if TYPE_CHECKING:
     from vit_sae_plugin.analysis.explanation import Explanation, LatentInImage
     from vit_sae_plugin.analysis.heatmaps import Heatmap
-    from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
+    from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
     from vit_sae_plugin.analysis.latent_view import LatentView
 
 _CARD = "display:inline-block;vertical-align:top;margin:0 14px 14px 0;font-size:12px;width:{}px"
@@ -41,6 +42,15 @@ def atlas_html(atlas: LatentAtlas) -> str:
         + " &middot; ".join(f"{value} {name}" for name, value in facts.items())
         + f"</div>{_table(most_frequent[columns])}"
     )
+
+
+def info_html(info: AtlasInfo) -> str:
+    """What an atlas was made from, as a table."""
+    values = {
+        name: value[:8] if name.endswith("_sha256") else value
+        for name, value in asdict(info).items()
+    }
+    return _table(pd.DataFrame({"value": map(str, values.values())}, index=list(values)))
 
 
 def latent_html(view: LatentView) -> str:
@@ -75,10 +85,20 @@ def heatmap_html(heatmap: Heatmap) -> str:
 def explanation_html(explanation: Explanation) -> str:
     """The picture, and its strongest latents, each with its mask."""
     whole = data_uri(_thumbnail(explanation.image, 260))
-    cards = "".join(_latent_card(one) for one in explanation.latents)
+    cards = "".join(latent_in_image_html(one) for one in explanation.latents)
     return (
         f'<div style="{_CARD.format(260)}"><img src="{whole}"><br>Strongest latents by '
         f"<b>{_text(explanation.aggregation)}</b></div>{cards}"
+    )
+
+
+def latent_in_image_html(one: LatentInImage) -> str:
+    """A card: the picture with the latent's mask, its value here, and what it is elsewhere."""
+    picture = data_uri(highlight(one.heatmap, size=one.heatmap.size_of_region(128)))
+    return (
+        f'<div style="{_CARD.format(128)}"><img src="{picture}"><br><b>{one.latent}</b> '
+        f"&middot; {one.value:.3g}<br>on {one.statistics['frequency']:.1%} of images<br>"
+        f"{_text(one.statistics['top_class_name'])}</div>"
     )
 
 
@@ -88,15 +108,6 @@ def data_uri(image: Image.Image, image_format: str = "PNG") -> str:
     image.save(buffer, format=image_format)
     kind = image_format.lower()
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _latent_card(one: LatentInImage) -> str:
-    picture = data_uri(highlight(one.heatmap, size=one.heatmap.size_of_region(128)))
-    return (
-        f'<div style="{_CARD.format(128)}"><img src="{picture}"><br><b>{one.latent}</b> '
-        f"&middot; {one.value:.3g}<br>on {one.statistics['frequency']:.1%} of images<br>"
-        f"{_text(one.statistics['top_class_name'])}</div>"
-    )
 
 
 def _thumbnail(image: Image.Image, width: int) -> Image.Image:

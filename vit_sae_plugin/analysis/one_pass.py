@@ -49,6 +49,7 @@ from vit_sae_plugin.analysis.snapshot import (
     snapshot_settings,
 )
 from vit_sae_plugin.datasets import ImageBatch, ImageLoader, open_images
+from vit_sae_plugin.saes.image_aggregation import plain_rule
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -68,7 +69,7 @@ def analyze(
     images: Any,
     *,
     source: ActivationSource | None = None,
-    aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule] = DEFAULT_AGGREGATIONS,
+    aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule] | None = None,
     threshold: float = 0.2,
     n_reference_images: int = 10,
     n_partners: int = 10,
@@ -107,8 +108,10 @@ def analyze(
         images: an ``ImageSource``, or anything :func:`open_images` takes.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
         aggregations: how to rank reference images: names, rules or modules, or a mapping that
-            names them. The first is the default of the atlas.
-        threshold: a token is active, for counts, where its activation is strictly above this.
+            names them. The first is the default of the atlas. None: the rule saved with the SAE
+            (``sae.cfg.aggregation``), if it has one, then ``mean``, ``count`` and ``max``.
+        threshold: a token is active, for counts, where its activation is strictly above this. (A
+            rule saved with the SAE keeps its own.)
         n_reference_images: images kept for each latent and aggregation.
         n_partners: co-active and similar latents kept for each latent.
         n_coactivation_images: co-activation is exact for latents active on at most so many
@@ -123,14 +126,21 @@ def analyze(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the SAE doesn't fit the model; an unknown aggregation; no readable image; or
+        ValueError: the SAE doesn't fit the model; an aggregation is unknown or not registered; or
             the folder belongs to an analysis with other settings, model, SAE or data.
+        NoReadableImagesError: no image can be read.
     """
     source = source or ActivationSource.from_metadata(sae.cfg.metadata)
     source.check_model(model)
+    if n_reference_images < 1:
+        raise ValueError(f"n_reference_images is {n_reference_images}; want 1 or more")
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; want 0 or more")
     images = open_images(images)
     folder = None if folder is None else Path(folder)
     layout = _probe_layout(model, sae, source)
+    if aggregations is None:
+        aggregations = _default_aggregations(sae)
     rules = _named_aggregations(aggregations, threshold, layout)
     info = AtlasInfo(
         model_sha256=model_fingerprint(model),
@@ -245,6 +255,13 @@ def _probe_layout(model: HookedViT, sae: SAE[Any], source: ActivationSource) -> 
     return PatchLayout.of(source, model.cfg, n_tokens)
 
 
+def _default_aggregations(sae: SAE[Any]) -> list[AggregationRule]:
+    saved = getattr(sae.cfg, "aggregation", None)
+    if saved is None:
+        return list(DEFAULT_AGGREGATIONS)
+    return [saved, *(name for name in DEFAULT_AGGREGATIONS if name != saved["name"])]
+
+
 def _named_aggregations(
     aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule],
     threshold: float,
@@ -259,12 +276,12 @@ def _named_aggregations(
         else ((None, rule) for rule in aggregations)
     )
     for name, rule in pairs:
-        context: dict[str, Any] = {}
-        if isinstance(rule, str):
-            context = {"threshold": threshold} if rule in ("count", "share") else {}
-            context |= {"n_prefix_tokens": n_prefix} if rule == "cls" else {}
-        aggregation = make_aggregation(rule, **context)
-        name = name or aggregation.registered_name
+        if rule in ("count", "share"):
+            rule = {"name": rule, "threshold": threshold}
+        if isinstance(rule, (str, Mapping)):
+            rule = plain_rule(rule, n_prefix_tokens=n_prefix)
+        aggregation = make_aggregation(rule)
+        name = name or aggregation.config()["name"]
         if not name.isidentifier() or name in named:
             raise ValueError(
                 f"aggregations need different names made of letters, digits and _, got {name!r}; "

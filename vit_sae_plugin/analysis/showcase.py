@@ -15,6 +15,7 @@ from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.overlays import highlight
 from vit_sae_plugin.analysis.seen_region import SeenRegions
+from vit_sae_plugin.analysis.shown_list import ShownList
 from vit_sae_plugin.datasets import open_images
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def reference_heatmaps(
     n_images: int = 10,
     aggregation: str | None = None,
     source: ActivationSource | None = None,
-) -> dict[int, list[Heatmap]]:
+) -> dict[int, ShownList[Heatmap]]:
     """The heat maps of latents on their reference images, the strongest image first.
 
     Each image goes through the model once, whatever the number of latents it belongs to.
@@ -82,10 +83,10 @@ def reference_heatmaps(
             for latent, grid in zip(wanted[index], grids, strict=True):
                 found[latent, index] = Heatmap(image, latent, grid, region)
     return {
-        latent: [
+        latent: ShownList(
             found[latent, int(index)]
             for index in atlas.reference_images(latent, aggregation)["image"][:n_images]
-        ]
+        )
         for latent in latents
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,9 +152,18 @@ def plot_class_latents(
     return figure
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure that belongs to no window, so that any number can be made."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+class NotebookFigure(Figure):
+    """A figure that belongs to no window, so that any number can be made; notebooks show it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def new_figure(width: float, height: float) -> NotebookFigure:
+    """An empty figure of this size in inches."""
+    figure = NotebookFigure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     return figure
 

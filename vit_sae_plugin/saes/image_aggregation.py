@@ -62,7 +62,7 @@ def plain_rule(rule: AggregationRule, n_prefix_tokens: int | None = None) -> dic
     if isinstance(rule, ImageAggregation):
         return rule.config()
     mapping: dict[str, Any] = dict(rule) if isinstance(rule, Mapping) else {"name": rule}
-    needs_prefix = mapping["name"] == "cls" or mapping.get("tokens", "all") != "all"
+    needs_prefix = mapping.get("name") == "cls" or mapping.get("tokens", "all") != "all"
     if needs_prefix and n_prefix_tokens is not None:
         mapping.setdefault("n_prefix_tokens", n_prefix_tokens)
     return mapping

@@ -111,8 +111,9 @@ def check_largest_keys(seed, k, batch_size):
     kept = LargestKeys(3, k, with_payload=True)
     seen = torch.tensor([], dtype=torch.long)
     for some in torch.randperm(30, generator=generator).split(batch_size):
-        entered = kept.offer_images(values[some], some, some[:, None].expand(-1, 3))
+        entered = kept.offer(values[some], some, some[:, None].expand(-1, 3))
         seen = torch.cat([seen, some[entered]])
+    kept.settle()
     value, index = unpack(kept.keys)
     assert set(index.flatten().tolist()) - {-1} <= set(seen.tolist())
     for latent in range(3):
@@ -174,7 +175,7 @@ def test_coactivation_of_rare_latents_is_exact_in_any_order():
         counted = CoActivation(20, n_sampled_images=64)
         for batch in sets_to_batches(active, batch_size, generator):
             counted.update(batch)
-            counted.settle()
+            counted.sketch.settle()
         partners = counted.partners(size, 5)
         best = exact.sort(dim=1, descending=True, stable=True)
         np.testing.assert_allclose(partners.score, best.values[:, :5].numpy(), rtol=1e-6)

@@ -109,7 +109,8 @@ class AtlasBuilder(nn.Module):
 
     def settle(self) -> None:
         """Bring every buffer up to date before saving them."""
-        self.coactivation.settle()
+        for keys in (self.coactivation.sketch, *(r.largest for r in self._reference_images())):
+            keys.settle()
 
     def load_image_table(self, table: pd.DataFrame) -> None:
         rows = zip(table.index, table["id"], table["label"], strict=True)

@@ -31,7 +31,7 @@ class ClassCounts(nn.Module):
 
     def update(self, batch: LatentBatch) -> None:
         counts = batch.scan.n_above
-        self.dataset_counts += counts.sum(dim=0)
+        self.dataset_counts += counts.sum(dim=0, dtype=torch.int32)
         labelled = batch.label >= 0
         label = batch.label[labelled]
         if len(label) == 0:

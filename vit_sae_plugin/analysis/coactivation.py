@@ -43,26 +43,11 @@ class CoActivation(nn.Module):
     def __init__(self, d_sae: int, n_sampled_images: int = 256) -> None:
         super().__init__()
         self.sketch = LargestKeys(d_sae, n_sampled_images)
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self._n_pending = 0
-        self._pending_limit = max(2**16, 16 * d_sae)
 
     def update(self, batch: LatentBatch) -> None:
-        # the smallest hash has the largest key
-        key = INDEX_LIMIT - scramble(batch.index)
-        wanted = (batch.scan.n_active > 0) & (key[:, None] > self.sketch.smallest)
-        image, latent = wanted.nonzero(as_tuple=True)
-        self._pending.append((latent, key[image]))
-        self._n_pending += len(latent)
-        if self._n_pending > self._pending_limit:
-            self.settle()
-
-    def settle(self) -> None:
-        """Bring the sketches up to date; done in bulk now and then, and before saving."""
-        if self._pending:
-            latent, key = (torch.cat(column) for column in zip(*self._pending, strict=True))
-            self.sketch.offer(latent, key)
-        self._pending, self._n_pending = [], 0
+        n_active = batch.scan.n_active
+        # of images with the same value, those with the smallest hashes are kept
+        self.sketch.offer((n_active > 0).float(), scramble(batch.index), n_active)
 
     @torch.no_grad()
     def partners(
@@ -76,7 +61,7 @@ class CoActivation(nn.Module):
         Args:
             n_active_images: on how many images each latent is active.
         """
-        self.settle()
+        self.sketch.settle()
         keys = self.sketch.keys.cpu()
         n_active = n_active_images.cpu().double()
         d_sae = len(keys)

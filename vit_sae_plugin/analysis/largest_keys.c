@@ -23,20 +23,6 @@ static int insert(int64_t *row, int32_t *payloads, long k, int64_t key, int32_t 
     return 1;
 }
 
-static long keys_share(const int64_t *latent, const int64_t *key, int64_t *keys, long k, long n,
-                       long begin, long end) {
-    for (long i = 0; i < n; i++)
-        if (latent[i] >= begin && latent[i] < end)
-            insert(keys + latent[i] * k, NULL, k, key[i], 0);
-    return 0;
-}
-
-/* Each key goes into the row of keys[latent][k] that it is for. */
-long insert_keys(const int64_t *latent, const int64_t *key, int64_t *keys, long k, long n,
-                 long d_sae, long threads) {
-    SHARE_OUT(d_sae, threads, keys_share(latent, key, keys, k, n, begin, end));
-}
-
 static long images_share(const float *value, const int64_t *index, const int32_t *payload,
                          int64_t *keys, int32_t *payloads, uint8_t *entered, long k,
                          long n_images, long d_sae, long begin, long end) {
@@ -47,7 +33,7 @@ static long images_share(const float *value, const int64_t *index, const int32_t
             if (!(value[cell] > 0)) continue;
             memcpy(&bits, value + cell, sizeof bits);
             int64_t key = (int64_t)bits << 32 | (UINT32_MAX - index[image]);
-            if (insert(keys + s * k, payloads + s * k, k, key, payload[cell])) {
+            if (insert(keys + s * k, payloads ? payloads + s * k : NULL, k, key, payload[cell])) {
 #pragma omp atomic write
                 entered[image] = 1;
             }

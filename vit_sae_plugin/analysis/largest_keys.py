@@ -1,4 +1,4 @@
-"""For each latent, the k largest of the whole numbers offered to it, in bounded memory."""
+"""For each latent, the k images with the largest values, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _ENTRIES_AT_ONCE = 2**21
 
 
 class LargestKeys(nn.Module):
-    """Keeps the k largest keys of each latent, and on demand a number that goes with each.
+    """Keeps, for each latent, the k images with the largest values, as keys made by :func:`pack`.
 
-    Keys are positive, and different from one another within a latent. Whatever the order and the
-    batches in which they are offered, the same ones stay. ``keys`` ``[d_sae, k]`` falls along each
-    row; 0 marks an empty place.
+    Whatever the order and the batches in which images are offered, the same ones stay. ``keys``
+    ``[d_sae, k]`` falls along each row; 0 marks an empty place.
 
     Args:
         with_payload: keep a number with each key, in ``payload`` ``[d_sae, k]``.
@@ -31,23 +30,10 @@ class LargestKeys(nn.Module):
         self.register_buffer("keys", torch.zeros(d_sae, k, dtype=torch.int64))
         payload = torch.full((d_sae, k), -1, dtype=torch.int32) if with_payload else None
         self.register_buffer("payload", payload)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending_limit = max(2**16, 16 * d_sae)
 
-    @property
-    def smallest(self) -> Int[Tensor, " d_sae"]:
-        """What a key must exceed to enter, for each latent."""
-        return self.keys[:, -1]
-
-    def offer(self, latent: Int[Tensor, " n"], key: Int[Tensor, " n"]) -> None:
-        """Offer one key to one latent each, without a payload."""
-        kernels = load_kernels(__file__) if self.keys.is_cpu else None
-        if kernels is None:
-            self._offer(latent, key, None)
-            return
-        d_sae, k = self.keys.shape
-        tensors = (latent.contiguous(), key.contiguous(), self.keys)
-        run_kernel(kernels.insert_keys, *tensors, k, len(key), d_sae)
-
-    def offer_images(
+    def offer(
         self,
         value: Float[Tensor, "batch d_sae"],
         index: Int[Tensor, " batch"],
@@ -55,31 +41,48 @@ class LargestKeys(nn.Module):
     ) -> Int[Tensor, " n"]:
         """Offer images to every latent for which they have a positive value.
 
-        Keys are as :func:`pack` makes them.
+        Args:
+            value: of each image for each latent.
+            index: of each image, 0 … 2³² − 1, each offered only once.
+            payload: kept with the key, if payloads are.
 
         Returns:
-            Positions of the images that entered somewhere; others of the same batch may have
-            driven some out again.
+            Positions in the batch of all images that entered somewhere; others may have driven
+            some out again, or will when :meth:`settle` is called.
         """
         kernels = load_kernels(__file__) if self.keys.is_cpu else None
         if kernels is None:
-            # a cheap test on values first: after some batches hardly any pair passes it
-            wanted = (value >= unpack_value(self.smallest)) & (value > 0)
-            image, latent = wanted.nonzero(as_tuple=True)
-            key = pack(value[image, latent], index[image])
-            entered = self._offer(latent, key, payload[image, latent].int())
-            return image[entered].unique()
-        arrived = torch.zeros(len(index), dtype=torch.bool)
+            return self._put_off(value, index, payload)
+        entered = torch.zeros(len(index), dtype=torch.bool)
         offered = (value.contiguous(), index.contiguous(), payload.int().contiguous())
-        tensors = (*offered, self.keys, self.payload, arrived)
+        tensors = (*offered, self.keys, self.payload, entered)
         d_sae, k = self.keys.shape
         run_kernel(kernels.insert_images, *tensors, k, len(index), d_sae)
-        return arrived.nonzero().flatten()
+        return entered.nonzero().flatten()
 
-    def _offer(self, latent: Tensor, key: Tensor, payload: Tensor | None) -> Tensor:
-        entered = key > self.smallest[latent]
-        offered = entered.nonzero().flatten()
-        order = offered[torch.argsort(key[offered], descending=True)]
+    def _put_off(self, value: Tensor, index: Tensor, payload: Tensor) -> Tensor:
+        smallest = self.keys[:, -1]
+        # a cheap test on values first: after some batches hardly any pair passes it
+        wanted = (value >= unpack_value(smallest)) & (value > 0)
+        image, latent = wanted.nonzero(as_tuple=True)
+        key = pack(value[image, latent], index[image])
+        larger = key > smallest[latent]
+        image, latent, key = image[larger], latent[larger], key[larger]
+        self._pending.append((latent, key, payload[image, latent].int()))
+        if sum(len(latent) for latent, _, _ in self._pending) > self._pending_limit:
+            self.settle()
+        return image.unique()
+
+    def settle(self) -> None:
+        """Bring ``keys`` and ``payload`` up to date.
+
+        Without C, what was offered is merged in bulk now and then, and when this is called.
+        """
+        if not self._pending:
+            return
+        latent, key, payload = (torch.cat(column) for column in zip(*self._pending, strict=True))
+        self._pending = []
+        order = torch.argsort(key, descending=True)
         order = order[torch.argsort(latent[order], stable=True)]
         rows, counts = torch.unique_consecutive(latent[order], return_counts=True)
         rows_at_once = max(1, _ENTRIES_AT_ONCE // self.keys.shape[1])
@@ -87,10 +90,9 @@ class LargestKeys(nn.Module):
         blocks = zip(rows.tensor_split(n_blocks), counts.tensor_split(n_blocks), strict=True)
         for block, size in blocks:
             mine, order = order.tensor_split([int(size.sum())])
-            self._merge(block, size, key[mine], None if payload is None else payload[mine])
-        return entered
+            self._merge(block, size, key[mine], payload[mine])
 
-    def _merge(self, rows: Tensor, counts: Tensor, key: Tensor, payload: Tensor | None) -> None:
+    def _merge(self, rows: Tensor, counts: Tensor, key: Tensor, payload: Tensor) -> None:
         """Merge keys, sorted by latent and falling, into the rows of these latents."""
         k = self.keys.shape[1]
         row = torch.arange(len(rows), device=key.device).repeat_interleave(counts)
@@ -105,7 +107,7 @@ class LargestKeys(nn.Module):
 
         largest, place = beside(self.keys, key).topk(k, dim=1)
         self.keys[rows] = largest
-        if self.payload is not None and payload is not None:
+        if self.payload is not None:
             self.payload[rows] = beside(self.payload, payload).gather(1, place)
 
 

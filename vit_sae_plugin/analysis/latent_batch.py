@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from jaxtyping import Float, Int
@@ -30,7 +30,6 @@ class LatentBatch:
     """What the tokens say of each image and latent."""
     threshold: float
     """Of the tokens counted."""
-    _image_level: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def n_images(self) -> int:
@@ -47,13 +46,7 @@ class LatentBatch:
         return (self.scan.total / self.n_tokens).float()
 
     def image_level(self, aggregation: ImageAggregation) -> Float[Tensor, "batch d_sae"]:
-        """The latents of each image under an aggregation, kept for the next who asks."""
-        key = repr(aggregation)
-        if key not in self._image_level:
-            self._image_level[key] = self._aggregate(aggregation)
-        return self._image_level[key]
-
-    def _aggregate(self, aggregation: ImageAggregation) -> Tensor:
+        """The latents of each image under an aggregation."""
         if aggregation.tokens == "all":
             # the common ones are at hand already
             kind = type(aggregation)

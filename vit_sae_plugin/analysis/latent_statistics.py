@@ -35,10 +35,11 @@ class LatentStatistics(nn.Module):
     def update(self, batch: LatentBatch) -> None:
         self.n_images += batch.n_images
         self.n_tokens += batch.n_images * batch.n_tokens
-        self.n_active_images += (batch.scan.n_active > 0).sum(dim=0)
-        self.n_active_tokens += batch.scan.n_active.sum(dim=0)
-        positive = batch.mean.clamp(min=0)
-        self.n_positive_means += (positive > 0).sum(dim=0)
+        n_active, positive = batch.scan.n_active, batch.mean.clamp(min=0)
+        # int32 and float32 are enough for a batch, and several times faster
+        self.n_active_images += n_active.clamp(max=1).sum(dim=0, dtype=torch.int32)
+        self.n_active_tokens += n_active.sum(dim=0, dtype=torch.int32)
+        self.n_positive_means += positive.sign().sum(dim=0).int()
         self.sum_of_positive_means += positive.sum(dim=0, dtype=torch.float64)
         torch.maximum(self.maximum, batch.scan.maximum.amax(dim=0), out=self.maximum)
 

@@ -44,9 +44,10 @@ class ReferenceImages(nn.Module):
     def update(self, batch: LatentBatch) -> Int[Tensor, " n"]:
         """Take in a batch; returns the positions in it of images that entered somewhere."""
         values = batch.image_level(self.aggregation)
-        return self.largest.offer_images(values, batch.index, batch.scan.peak_patch)
+        return self.largest.offer(values, batch.index, batch.scan.peak_patch)
 
     def table(self) -> ReferenceTable:
+        self.largest.settle()
         value, image = unpack(self.largest.keys)
         assert self.largest.payload is not None
         peak_patch = self.largest.payload.masked_fill(image < 0, -1)

@@ -1,7 +1,10 @@
 """The figures show the atlas's numbers."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.analysis.five_images import A, B, C, D, make_atlas
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
@@ -23,6 +26,11 @@ def test_the_scatter_leaves_out_the_dead_and_greys_the_unknown():
     figure.canvas.draw()
     with pytest.raises(ValueError, match="none of these latents is ever active"):
         plot_latents(make_atlas(), latents=[D])
+
+
+def test_figures_show_themselves_in_a_notebook():
+    png = plot_latents(make_atlas())._repr_png_()
+    assert Image.open(BytesIO(png)).size == (960, 840)  # 6.4 x 5.6 inches at 150 dots an inch
 
 
 def test_activation_curves_count_tokens():

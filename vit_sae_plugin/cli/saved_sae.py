@@ -19,10 +19,11 @@ def load_sae(folder: str, device: str = "cpu") -> SAE[Any]:
 
     Raises:
         FileNotFoundError: there is no SAE in the folder.
-        ValueError: its architecture is unknown.
+        ValueError: its architecture is unknown, or its weights can't be read.
     """
     from sae_lens import SAE
     from sae_lens.registry import SAE_CLASS_REGISTRY
+    from safetensors import SafetensorError
 
     path = Path(folder)
     if not (path / "cfg.json").is_file() and (path / "sae" / "cfg.json").is_file():
@@ -36,6 +37,8 @@ def load_sae(folder: str, device: str = "cpu") -> SAE[Any]:
             f"the SAE in {folder} is of an unknown architecture {error}; known: "
             f"{', '.join(sorted(SAE_CLASS_REGISTRY))}"
         ) from None
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} can't be read: {error}") from None
 
 
 def load_model(sae: SAE[Any], args: argparse.Namespace, device: str) -> HookedViT:

@@ -70,7 +70,8 @@ def _changes_of_a_resumed_run(args: argparse.Namespace) -> dict[str, Any]:
             f"--resume goes on with the run's own settings; leave out {', '.join(given)} "
             "(--device and --n-workers may be changed)"
         )
-    changes = {"device": args.device, "n_workers": args.n_workers}
+    device = None if args.device is None else chosen_device(args.device)
+    changes = {"device": device, "n_workers": args.n_workers}
     return {name: value for name, value in changes.items() if value is not None}
 
 
@@ -136,9 +137,7 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
     sae = settings["sae"]
     if sae.get("d_sae") is None and sae.get("expansion_factor") is None:
         sae["expansion_factor"] = _FIRST_EXPANSION_FACTOR
-    settings["device"] = settings.get("device") or chosen_device(device)
-    if device is not None:
-        settings["device"] = device
+    settings["device"] = chosen_device(device or settings.get("device"))
     model = images = None
     n_rows: int | None
     if settings.get("embeddings_path"):

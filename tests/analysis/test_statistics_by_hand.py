@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from tests.analysis.five_images import A, B, C, D, make_atlas
+from tests.analysis.five_images import IDS, LATENTS, A, B, C, D, build, make_atlas, make_builder
 
 NAN = math.nan
 SPREAD_OF_0_0_1 = math.sqrt(2 / 9)
@@ -135,6 +136,15 @@ def test_questions_about_what_is_not_there(atlas):
         atlas.top_latents("bird")
     with pytest.raises(ValueError, match="by is 'mean'; want 'count' or 'share'"):
         atlas.top_latents(0, by="mean")
+
+
+def test_without_labels_there_are_no_classes():
+    builder = make_builder()
+    builder.update(LATENTS, torch.arange(5), torch.full((5,), -1), IDS)
+    atlas = build(builder)
+    assert atlas.latents["top_class"].isna().all()
+    with pytest.raises(ValueError, match="no image that was analysed has a label"):
+        atlas.top_latents(0)
 
 
 def test_classes_of_one_name_stay_apart(atlas):

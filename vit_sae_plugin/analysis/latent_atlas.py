@@ -279,6 +279,8 @@ class LatentAtlas:
         return self.references[name]
 
     def _class_index(self, class_: int | str) -> int:
+        if self.n_classes == 0:
+            raise ValueError("this atlas has no classes: no image that was analysed has a label")
         if isinstance(class_, str):
             names: Sequence[str] = self.info.class_names or []
             found = [index for index, name in enumerate(names) if name == class_]

@@ -42,17 +42,21 @@ def tint(
     opacity: float = 0.75,
     colours: Sequence[str] = COLOURS,
 ) -> Image.Image:
-    """The picture in grey, with each latent's activations in a colour of its own."""
-    heatmaps = [heatmaps] if isinstance(heatmaps, Heatmap) else list(heatmaps)
+    """The picture in grey, with each latent's activations in a colour of its own.
+
+    Where latents overlap, their colours mix by how strong each is there.
+
+    Raises:
+        ValueError: more latents than colours, or none.
+    """
+    heatmaps, rgb = _with_colours(heatmaps, colours)
     pixels, _ = _canvas(heatmaps[0], size, smooth)
-    grey = pixels @ np.array([0.299, 0.587, 0.114])
-    mixed = np.repeat(grey[..., None] * 0.85, 3, axis=2)
-    for position, one in enumerate(heatmaps):
-        _, strength = _canvas(one, size, smooth)
-        colour = np.array(ImageColor.getrgb(colours[position % len(colours)]), dtype=float)
-        share = opacity * strength[..., None]
-        mixed = mixed * (1 - share) + colour * share
-    return _to_image(mixed)
+    grey = pixels @ np.array([0.299, 0.587, 0.114]) * 0.85
+    strengths = np.stack([_canvas(one, size, smooth)[1] for one in heatmaps])
+    colour = np.einsum("lhw,lc->hwc", strengths, rgb)
+    colour /= np.maximum(strengths.sum(axis=0), 1e-12)[..., None]
+    share = opacity * strengths.max(axis=0)[..., None]
+    return _to_image(grey[..., None] * (1 - share) + colour * share)
 
 
 def outline(
@@ -69,16 +73,18 @@ def outline(
     Args:
         level: share of the latent's largest activation in this image.
         line_width: in pixels.
+
+    Raises:
+        ValueError: more latents than colours, or none.
     """
-    heatmaps = [heatmaps] if isinstance(heatmaps, Heatmap) else list(heatmaps)
+    heatmaps, rgb = _with_colours(heatmaps, colours)
     pixels, _ = _canvas(heatmaps[0], size, smooth)
-    for position, one in enumerate(heatmaps):
+    for one, colour in zip(heatmaps, rgb, strict=True):
         _, strength = _canvas(one, size, smooth)
         inside = strength > level
         core = inside
         for _ in range(line_width):
             core = _shrink(core)
-        colour = ImageColor.getrgb(colours[position % len(colours)])
         pixels[inside & ~core] = colour
     return _to_image(pixels)
 
@@ -101,6 +107,19 @@ def zoom(heatmap: Heatmap, *, n_patches: float = 3, size: int = 192) -> Image.Im
     x = min(max(x, half), max(heatmap.image.width - half, half))
     y = min(max(y, half), max(heatmap.image.height - half, half))
     return Region(x - half, y - half, x + half, y + half).crop(heatmap.image, (size, size))
+
+
+def _with_colours(
+    heatmaps: Heatmap | Sequence[Heatmap], colours: Sequence[str]
+) -> tuple[list[Heatmap], Float[np.ndarray, "latent 3"]]:
+    """The heat maps as a list, and a colour for each, 0 … 255."""
+    several = [heatmaps] if isinstance(heatmaps, Heatmap) else list(heatmaps)
+    if not 1 <= len(several) <= len(colours):
+        raise ValueError(
+            f"there are {len(several)} heat maps and {len(colours)} colours; want at least one "
+            "heat map and a colour for each: draw fewer, or pass colours="
+        )
+    return several, np.array([ImageColor.getrgb(one)[:3] for one in colours[: len(several)]], float)
 
 
 def _canvas(

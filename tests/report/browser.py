@@ -16,6 +16,7 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 AVAILABLE = CHROMIUM is not None and CHROMEDRIVER is not None
+_DOWN, _UP = ({"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp"))
 
 
 class Browser:
@@ -90,6 +91,18 @@ class Browser:
         x, y = (int(box[i] + share[i] * box[i + 2]) for i in (0, 1))
         self._pointer(x, y, press=True)
 
+    def drag(self, selector: str, start: tuple[float, float], stop: tuple[float, float]) -> None:
+        """Press at one share of an element's width and height, release at another."""
+        box = self.run(
+            "const e = document.querySelector(arguments[0]); e.scrollIntoView({block: 'center'});"
+            "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]",
+            selector,
+        )
+        (xa, ya), (xb, yb) = (
+            [round(box[i] + share[i] * box[i + 2]) for i in (0, 1)] for share in (start, stop)
+        )
+        self._act([_move(xa, ya), _DOWN, _move((xa + xb) // 2, (ya + yb) // 2), _move(xb, yb), _UP])
+
     def point_at(self, selector: str) -> None:
         """Move the pointer onto an element."""
         box = self.run(
@@ -122,11 +135,9 @@ class Browser:
         return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
 
     def _pointer(self, x: int, y: int, *, press: bool) -> None:
-        actions: list[dict[str, Any]] = [
-            {"type": "pointerMove", "duration": 0, "x": x, "y": y, "origin": "viewport"}
-        ]
-        if press:
-            actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")]
+        self._act([_move(x, y), *([_DOWN, _UP] if press else [])])
+
+    def _act(self, actions: list[dict[str, Any]]) -> None:
         pointer = {"type": "pointer", "id": "mouse", "actions": actions}
         self._call("POST", "/actions", {"actions": [pointer]})
 
@@ -146,3 +157,7 @@ class Browser:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
+
+
+def _move(x: int, y: int) -> dict[str, Any]:
+    return {"type": "pointerMove", "duration": 0, "x": x, "y": y, "origin": "viewport"}

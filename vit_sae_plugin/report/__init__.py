@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME_OF = {
+    "check_report_folder": "report_folder",
+    "check_report_options": "report_folder",
     "plot_activation_curves": "plots",
     "plot_class_latents": "plots",
     "plot_latents": "plots",

@@ -6,22 +6,21 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import ImageColor
 
 from vit_sae_plugin.analysis import LatentAtlas
 from vit_sae_plugin.analysis.coactivation import Partners
+from vit_sae_plugin.analysis.overlays import COLOURS
 from vit_sae_plugin.report.patch_masks import mask_string, preview_grid, preview_string
-
-if TYPE_CHECKING:
-    from vit_sae_plugin.report.reference_pictures import MarkedPicture
+from vit_sae_plugin.report.reference_masks import ReferenceMasks
 
 _PREVIEWS = 5
-_CLASSES_TO_SEARCH, _CLASSES_TO_SHOW = 3, 10
+_LEADING_LABELS, _CLASSES_TO_SHOW = 3, 10
 _LATENTS_AT_ONCE = 1024
-Pictures = Mapping[tuple[int, int], "MarkedPicture"]
 
 
 def write_data(path: Path, key: str, data: Any) -> None:
@@ -47,11 +46,12 @@ def number(value: Any) -> float | int | None:
 def index_data(
     atlas: LatentAtlas,
     latents: Sequence[int],
-    pictures: Pictures,
+    masks: ReferenceMasks,
     explained: list[dict[str, Any]],
     *,
     names: Mapping[int, str],
     title: str,
+    has_patches: bool,
     extension: str,
     latents_in_a_file: int,
 ) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def index_data(
     reference = atlas.references[atlas.default_aggregation]
     previews = []
     for latent in latents:
-        indices = [int(i) for i in reference.image[latent] if i >= 0][:_PREVIEWS]
-        previews.append([[i, preview_string(pictures[latent, i].shares)] for i in indices])
+        found = [(int(i), masks.get(latent, int(i))) for i in reference.image[latent] if i >= 0]
+        previews.append([[i, preview_string(one.shares)] for i, one in found if one][:_PREVIEWS])
     return {
         "title": title,
         "facts": {
@@ -77,8 +77,16 @@ def index_data(
             "architecture": info.architecture,
             "threshold": info.threshold,
             "dense_frequency": info.dense_frequency,
-            "hashes": [info.model_sha256, info.sae_sha256, info.data_sha256],
+            "n_live": int((~atlas.latents["is_dead"]).sum()),
+            "hashes": {
+                "model": info.model_sha256,
+                "SAE": info.sae_sha256,
+                "data": info.data_sha256,
+            },
         },
+        "dead": np.flatnonzero(atlas.latents["is_dead"].to_numpy()).tolist(),
+        "has_patches": has_patches,
+        "colours": [list(ImageColor.getrgb(colour)) for colour in COLOURS],
         "grid": list(info.grid),
         "preview_grid": list(preview_grid(info.grid)),
         "classes": _all_class_names(atlas),
@@ -98,17 +106,14 @@ def index_data(
             "std": _column(table["label_std"]),
             "n_active_images": _column(table["n_active_images"]),
             "dense": [int(flag) for flag in table["is_dense"]],
-            "classes": [
-                [c for c, _ in classes]
-                for classes in _top_classes(atlas, latents, _CLASSES_TO_SEARCH)
-            ],
+            "classes": leading_labels(atlas, latents),
             "previews": previews,
         },
     }
 
 
 def latent_details(
-    atlas: LatentAtlas, latents: Sequence[int], pictures: Pictures
+    atlas: LatentAtlas, latents: Sequence[int], masks: ReferenceMasks
 ) -> dict[str, Any]:
     """What only a latent's own page shows, for some latents.
 
@@ -118,15 +123,17 @@ def latent_details(
     details: dict[str, Any] = {}
     top_classes = _top_classes(atlas, latents, _CLASSES_TO_SHOW)
     for latent, classes in zip(latents, top_classes, strict=True):
+        tables = atlas.references
+        mine = {int(i) for table in tables.values() for i in table.image[latent] if i >= 0}
+        marked = {i: one for i in sorted(mine) if (one := masks.get(latent, i)) is not None}
         references: dict[str, list[list[Any]]] = {}
-        for name, table in atlas.references.items():
+        for name, table in tables.items():
             pairs = zip(table.image[latent].tolist(), table.value[latent].tolist(), strict=True)
-            references[name] = [[index, number(value)] for index, value in pairs if index >= 0]
-        used = sorted({index for rows in references.values() for index, _ in rows})
+            references[name] = [[index, number(value)] for index, value in pairs if index in marked]
+        used = list(marked)
         known = atlas.images.loc[used]
         for index, id_, label in zip(used, known["id"], known["label"], strict=True):
             images[str(index)] = [str(id_), None if pd.isna(label) else int(label)]
-        marked = {index: pictures[latent, index] for index in used}
         total = int(atlas.class_counts[:, latent].sum(dtype=np.int64))
         details[str(latent)] = {
             "references": references,
@@ -142,6 +149,25 @@ def latent_details(
             "coactive": _pairs(atlas.coactive_partners, latent),
         }
     return {"images": images, "latents": details}
+
+
+def leading_labels(
+    atlas: LatentAtlas, latents: Sequence[int], n: int = _LEADING_LABELS
+) -> list[list[int]]:
+    """For each latent the classes that lead among its reference images, at most ``n``.
+
+    By their share of the reference images' summed activation, the shares that the label entropy is
+    made of. Counts over the whole data set would favour large classes.
+    """
+    table = atlas.references[atlas.default_aggregation]
+    images, values = table.image[list(latents)], table.value[list(latents)]
+    labels = atlas.images["label"].reindex(images.ravel()).astype("Int64").fillna(-1)
+    leading = []
+    for label, value in zip(labels.to_numpy(int).reshape(images.shape), values, strict=True):
+        classes, place = np.unique(label[label >= 0], return_inverse=True)
+        sums = np.bincount(place, weights=value[label >= 0], minlength=len(classes))
+        leading.append(classes[np.argsort(-sums, kind="stable")[:n]].tolist())
+    return leading
 
 
 def _top_classes(

@@ -7,8 +7,10 @@ they scroll into view, so that thousands of latents stay quick.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,13 @@ from PIL import Image
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis import LatentAtlas
-from vit_sae_plugin.datasets import ImageSource, open_images
-from vit_sae_plugin.report.explained_images import write_explained_images
+from vit_sae_plugin.analysis.fingerprints import check_same_sae, model_fingerprint, short
+from vit_sae_plugin.datasets import ImageSource, UnreadableImageError, open_images
+from vit_sae_plugin.datasets.image_decoding import decode_image
+from vit_sae_plugin.report.explained_images import images_to_explain, write_explained_images
+from vit_sae_plugin.report.reference_masks import ReferenceMasks
 from vit_sae_plugin.report.reference_pictures import write_reference_pictures
+from vit_sae_plugin.report.report_folder import check_report_options, clear_report_folder
 from vit_sae_plugin.report.site_data import index_data, latent_details, write_data
 
 if TYPE_CHECKING:
@@ -37,9 +43,10 @@ def write_report(
     sae: SAE[Any],
     folder: str | Path,
     *,
-    explain: Sequence[int | Image.Image] | None = None,
-    n_explained_images: int = 12,
+    explain: Sequence[Any] | None = None,
+    n_explained: int = 12,
     latents: Sequence[int] | None = None,
+    n_latents: int | None = None,
     names: Mapping[int, str] | None = None,
     title: str | None = None,
     thumbnail_size: int = 192,
@@ -48,18 +55,22 @@ def write_report(
 ) -> Path:
     """Write the report as a folder of files that needs neither a server nor a network.
 
-    Each reference image goes through model and SAE once more, for the masks.
+    Each reference image goes through model and SAE once more, for the masks. One that can't be
+    read any more is left out, with a warning.
 
     Args:
         atlas: made by :func:`vit_sae_plugin.analysis.analyze`.
         images: the source that was analysed, or what :func:`open_images` takes.
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
-        folder: where to write; made if missing. Files of an earlier report are replaced.
-        explain: image indices, or pictures, that get an explain page. None: images spread evenly
-            over the source.
-        n_explained_images: how many, where ``explain`` is None.
+        folder: where to write: a new or empty folder, or that of an earlier report, whose data and
+            pictures are removed.
+        explain: images that get an explain page: indices, pictures, arrays or files. None: images
+            spread evenly over the source. An SAE that reads no patches has no such pages.
+        n_explained: how many, where ``explain`` is None.
         latents: the latents to show. None: all that are not dead.
+        n_latents: show at most so many of them: those with the lowest label entropy, then, of
+            latents without one, those that are not dense, the strongest first. None: all.
         names: names of latents, where they have been named.
         title: heading of the report.
         thumbnail_size: longer side of the pictures, in pixels.
@@ -70,60 +81,139 @@ def write_report(
         The page to open, ``index.html`` in the folder.
 
     Raises:
-        ValueError: ``latents`` names one that the atlas doesn't have; the source lacks an image.
+        ValueError: the atlas was made from another model, SAE or data set; there is no such latent
+            or image, or it can't be read; the folder holds other files.
     """
-    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
     image_source = open_images(images)
+    check_report_options(
+        folder,
+        explain=explain,
+        n_explained=n_explained,
+        n_latents=n_latents,
+        n_images=image_source.n_images,
+    )
+    _check_belongs_together(atlas, image_source, model, sae)
+    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
+    shown = _shown_latents(atlas, latents, n_latents)
+    if explain is None:
+        chosen: Sequence[int | Image.Image] = images_to_explain(atlas, image_source, n_explained)
+    else:
+        chosen = _asked_for(explain, atlas)
+    has_patches = source.token_kind != "cls" and atlas.info.n_tokens > 1
+
     folder = Path(folder)
-    shown = _shown_latents(atlas, latents)
+    clear_report_folder(folder)
     for part in ("data/latents", "data/explain", "images"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    for page in resources.files("vit_sae_plugin.report").joinpath("site").iterdir():
+        (folder / page.name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
 
     # small pictures are shown enlarged, where JPEG's blocks would stand out
     extension = "png" if max(_pair(model.cfg.image_size)) <= 96 else "jpg"
-    pictures = write_reference_pictures(
+    missing: dict[int, str] = {}
+    masks = ReferenceMasks(list(atlas.references.values()), shown, atlas.info.grid, folder)
+    write_reference_pictures(
         folder / "images",
+        masks,
+        image_source,
+        model,
+        sae,
+        source,
+        size=thumbnail_size,
+        extension=extension,
+        missing=missing,
+        progress=progress,
+    )
+    explained = write_explained_images(
+        folder,
         atlas,
         image_source,
         model,
         sae,
         source,
-        shown,
-        size=thumbnail_size,
-        extension=extension,
+        chosen if has_patches else [],
+        set(shown),
+        extension,
+        missing=missing,
         progress=progress,
     )
-    chosen = _images_to_explain(image_source, n_explained_images) if explain is None else explain
-    explained = write_explained_images(
-        folder, atlas, image_source, model, sae, source, chosen, set(shown), extension
-    )
+    if missing:
+        first = next(iter(missing))
+        warnings.warn(
+            f"the report lacks {len(missing)} images that can't be read any more, such as image "
+            f"{first} ({missing[first]})",
+            stacklevel=2,
+        )
     for number, start in enumerate(range(0, len(shown), LATENTS_IN_A_FILE)):
         some = shown[start : start + LATENTS_IN_A_FILE]
-        details = latent_details(atlas, some, pictures)
+        details = latent_details(atlas, some, masks)
         write_data(folder / f"data/latents/{number:05d}.js", f"latents/{number:05d}", details)
     index = index_data(
         atlas,
         shown,
-        pictures,
+        masks,
         explained,
         names=names or {},
         title=title or _title(atlas),
+        has_patches=has_patches,
         extension=extension,
         latents_in_a_file=LATENTS_IN_A_FILE,
     )
     write_data(folder / "data/atlas.js", "atlas", index)
-    for page in resources.files("vit_sae_plugin.report").joinpath("site").iterdir():
-        (folder / page.name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
     return folder / "index.html"
 
 
-def _shown_latents(atlas: LatentAtlas, latents: Sequence[int] | None) -> list[int]:
+def _check_belongs_together(
+    atlas: LatentAtlas, images: ImageSource, model: HookedViT, sae: SAE[Any]
+) -> None:
+    check_same_sae(atlas, sae)
+    for what, former, now in (
+        ("model", atlas.info.model_sha256, model_fingerprint(model)),
+        ("data set", atlas.info.data_sha256, images.fingerprint()),
+    ):
+        if former != now:
+            raise ValueError(
+                f"the atlas was made from the {what} {short(former)}, but this one is "
+                f"{short(now)}; pass the one that was analysed, or make an atlas with analyze()"
+            )
+
+
+def _shown_latents(
+    atlas: LatentAtlas, latents: Sequence[int] | None, n_latents: int | None
+) -> list[int]:
     if latents is None:
-        return [int(i) for i in np.flatnonzero(~atlas.latents["is_dead"].to_numpy())]
-    for latent in latents:
-        if not 0 <= latent < atlas.d_sae:
-            raise ValueError(f"there is no latent {latent}; want 0 to {atlas.d_sae - 1}")
-    return sorted({int(i) for i in latents})
+        chosen = [int(i) for i in np.flatnonzero(~atlas.latents["is_dead"].to_numpy())]
+    else:
+        for latent in latents:
+            if not 0 <= latent < atlas.d_sae:
+                raise ValueError(f"there is no latent {latent}; want 0 to {atlas.d_sae - 1}")
+        chosen = sorted({int(i) for i in latents})
+    if n_latents is None or n_latents >= len(chosen):
+        return chosen
+    ranked = atlas.latents.loc[chosen].sort_values(
+        ["label_entropy", "is_dense", "max_activation"], ascending=[True, True, False]
+    )
+    return sorted(int(i) for i in ranked.index[:n_latents])
+
+
+def _asked_for(explain: Sequence[Any], atlas: LatentAtlas) -> list[int | Image.Image]:
+    """Indices as they are, anything else as a picture, read as the analysis reads it."""
+    skipped = atlas.skipped_images
+    reasons = dict(zip(skipped["index"], skipped["reason"], strict=True)) if len(skipped) else {}
+    chosen: list[int | Image.Image] = []
+    for position, item in enumerate(explain):
+        try:
+            if not isinstance(item, Integral):
+                chosen.append(decode_image(item))
+                continue
+        except UnreadableImageError as error:
+            what = f" ({item})" if isinstance(item, str | Path) else ""
+            raise ValueError(f"explain[{position}]{what} can't be read: {error}") from None
+        index = int(item)
+        if index in reasons:
+            raise ValueError(f"image {index} can't be explained: {reasons[index]}")
+        chosen.append(index)
+    return chosen
 
 
 def _title(atlas: LatentAtlas) -> str:
@@ -133,11 +223,3 @@ def _title(atlas: LatentAtlas) -> str:
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
-
-
-def _images_to_explain(source: ImageSource, n: int) -> list[int]:
-    """Spread over the source; the first ones of a stream, which can't be counted beforehand."""
-    if source.n_images is None:
-        return list(range(n))
-    n = min(n, source.n_images)
-    return [int(i) for i in np.linspace(0, source.n_images - 1, n).round()] if n else []

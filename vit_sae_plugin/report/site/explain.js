@@ -4,12 +4,9 @@ report.load("atlas").then((atlas) => {
   const { latents } = atlas;
   const main = document.querySelector("main");
   const [nRows, nColumns] = atlas.grid;
-  // Okabe and Ito's colours, which people with colour blindness tell apart
-  const colours = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0], [204, 121, 167], [240, 228, 66]];
+  const { colours } = atlas;
+  let maskChanged = () => {};
   report.navigation(atlas, "explain.html");
-
-  const name = (i) => String(i).padStart(4, "0");
-  const file = (i) => report.explainedFile(atlas, i);
 
   function show() {
     window.scrollTo(0, 0);
@@ -20,26 +17,30 @@ report.load("atlas").then((atlas) => {
       main.replaceChildren(el("p", { class: "empty" }, "There is no such image. ", el("a", { href: "explain.html" }, "All images")));
       return;
     }
-    report.load(`explain/${name(i)}`).then((data) => draw(i, entry, data)).catch(report.fail);
+    report.load(`explain/${entry.file}`).then((data) => draw(i, entry, data)).catch(report.fail);
   }
 
   function gallery() {
     document.title = "Images";
+    if (!atlas.explained.length) {
+      main.replaceChildren(el("p", { class: "empty" }, atlas.has_patches ? "This report explains no images. "
+        : "This SAE reads no patches, so there is nothing to point at in an image. ", el("a", { href: "index.html" }, "All latents")));
+      return;
+    }
     main.replaceChildren(el("h1", {}, "Images, explained"),
       el("p", { class: "lead" }, "Open an image to see which latents it activates; click a patch to see which are active there."),
-      el("div", { class: "gallery" }, atlas.explained.map((entry, i) =>
-        el("a", { class: "figure", href: `#${i}`, "data-image": i }, report.picture(file(i)),
-          el("div", {}, el("b", {}, entry.title)), el("div", { title: entry.id }, entry.id)))));
+      el("div", { class: "gallery" }, atlas.explained.map((_, i) => report.explainedCard(atlas, i))));
   }
 
   function draw(i, entry, data) {
-    document.title = entry.title;
+    const title = report.explainedTitle(entry, i);
+    document.title = title;
     const pinned = new Map();
     let hovered = null;
     let patch = null;
 
-    const picture = report.picture(file(i));
-    const layer = el("canvas");
+    const picture = report.picture(report.explainedFile(atlas, entry));
+    const layer = el("canvas", { class: "mask" });
     const cells = el("canvas", { class: "cells" });
     picture.append(layer, cells);
     const legend = el("div", { class: "legend" });
@@ -56,6 +57,7 @@ report.load("atlas").then((atlas) => {
       if (hovered !== null) report.shade(layer, atlas.grid, values(hovered));
       else if (pinned.size) report.tint(layer, atlas.grid, [...pinned].map(([latent, k]) => ({ values: values(latent), colour: colours[k] })));
       else { layer.width = layer.height = 1; }
+      if (document.body.dataset.mask === "off") { legend.replaceChildren("Masks are off."); return; }
       legend.replaceChildren(...(pinned.size ? [...pinned].map(([latent, k]) => el("span", {},
         el("span", { class: "swatch", style: `background:rgb(${colours[k]})` }), `latent ${latent}`))
         : ["Point at a latent to see where it is active; tick several to compare them in colours."]));
@@ -82,14 +84,11 @@ report.load("atlas").then((atlas) => {
       const position = latents.id.indexOf(latent);
       const known = position >= 0;
       const pin = el("button", { class: "pin", type: "button", "aria-pressed": "false", "data-pin": latent,
-        title: "show in colour",
         onclick: () => {
           if (pinned.has(latent)) pinned.delete(latent);
           else {
             const used = new Set(pinned.values());
-            const free = colours.findIndex((_, k) => !used.has(k));
-            if (free < 0) return;
-            pinned.set(latent, free);
+            pinned.set(latent, colours.findIndex((_, k) => !used.has(k)));
           }
           hovered = null;
           markPins();
@@ -101,7 +100,7 @@ report.load("atlas").then((atlas) => {
         known ? el("a", { class: "id", href: report.latentLink(latent) }, String(latent)) : el("span", { class: "id" }, String(latent)),
         known ? el("a", { href: report.latentLink(latent) }, report.strip(atlas, position)) : el("span"),
         el("span", { class: "what" }, el("div", {}, known ? report.describe(atlas, position).title : "not shown"),
-          el("div", { class: "minor" }, known ? `${format.share(latents.frequency[position])}, entropy ${format.entropy(latents.entropy[position])}` : "")),
+          el("div", { class: "minor" }, known ? `${format.share(latents.frequency[position])}${latents.entropy[position] === null ? "" : `, entropy ${format.entropy(latents.entropy[position])}`}` : "")),
         el("span", { class: "num" }, format.number(value)));
     }
 
@@ -109,6 +108,8 @@ report.load("atlas").then((atlas) => {
       for (const pin of list.querySelectorAll(".pin")) {
         const k = pinned.get(Number(pin.dataset.pin));
         pin.setAttribute("aria-pressed", k !== undefined);
+        pin.disabled = k === undefined && pinned.size === colours.length;
+        pin.title = pin.disabled ? `all ${colours.length} colours are in use` : "show in colour";
         pin.style.background = k === undefined ? "" : `rgb(${colours[k]})`;
         pin.style.borderColor = k === undefined ? "" : `rgb(${colours[k]})`;
       }
@@ -140,20 +141,27 @@ report.load("atlas").then((atlas) => {
       choose(patch === row * nColumns + column ? null : row * nColumns + column);
     });
     window.onresize = paintCells;
+    maskChanged = paintMask;
     picture.querySelector("img").addEventListener("load", paintCells);
 
     const step = (to, text) => (atlas.explained[to] ? el("a", { href: `#${to}`, rel: to < i ? "prev" : "next" }, text) : null);
     main.replaceChildren(
       el("div", { class: "tools", style: "margin:30px 0 0;color:var(--soft);font-size:13.5px" },
         el("a", { href: "explain.html" }, "All images"), el("span", { class: "gap" }), step(i - 1, "← previous"), step(i + 1, "next →")),
-      el("h1", { style: "margin-top:6px" }, entry.title),
-      el("p", { class: "lead" }, entry.id),
+      el("h1", { style: "margin-top:6px" }, title),
+      el("p", { class: "lead" }, about(entry)),
       el("div", { class: "explain" },
         el("div", { class: "stage" }, picture, legend),
         el("div", {}, heading, note, list)));
     choose(null);
   }
 
+  function about(entry) {
+    return [entry.index === null || entry.id === null ? "" : `image ${format.count(entry.index)}`,
+      entry.class === null ? "" : `labelled ${report.className(atlas, entry.class)}`].filter(Boolean).join(", ");
+  }
+
+  document.addEventListener("maskchange", () => maskChanged());
   window.addEventListener("hashchange", show);
   show();
 }).catch(report.fail);

@@ -4,6 +4,11 @@ report.load("atlas").then((atlas) => {
   const { facts, latents } = atlas;
   const n = latents.id.length;
   const rowHeight = 69;
+  const leading = report.leadingClasses(atlas);
+  const hasEntropy = latents.entropy.some((value) => value !== null);
+  for (const [there, kind] of [[leading.size, "class"], [hasEntropy, "entropy"], [leading.size + hasEntropy, "labels"]]) {
+    if (!there) for (const part of document.querySelectorAll(`[data-needs="${kind}"]`)) part.hidden = true;
+  }
   document.title = atlas.title;
   report.navigation(atlas, "index.html");
   document.getElementById("title").textContent = atlas.title;
@@ -12,30 +17,34 @@ report.load("atlas").then((atlas) => {
     facts.model ? ` on ${facts.model}` : "", `, over `, el("b", {}, format.count(facts.n_images)),
     ` images of ${facts.data}. `, `${format.count(facts.n_dead)} never fire (dead), ${format.count(facts.n_dense)} fire on more than `,
     `${format.number(100 * facts.dense_frequency)} % of all tokens (dense).`,
-    facts.n_skipped_images ? ` ${format.count(facts.n_skipped_images)} images could not be read.` : "");
+    facts.n_skipped_images ? ` ${format.count(facts.n_skipped_images)} images could not be read.` : "",
+    n < facts.n_live ? ` This report shows ${format.count(n)} of the ${format.count(facts.n_live)} that fire.` : "");
+  document.getElementById("hashes").append("Made from ", ...Object.entries(facts.hashes).flatMap(([what, hash], k) =>
+    [k ? ", " : "", `${what} `, el("code", { title: `SHA-256 ${hash}` }, hash.slice(0, 8))]), ".");
 
-  // What a search looks through, in lower case.
-  const words = latents.id.map((id, i) =>
-    [id, latents.name[i] || "", ...latents.classes[i].map((c) => report.className(atlas, c))].join("\n").toLowerCase());
+  // What a search looks through besides the latent's number, in lower case.
+  const words = latents.id.map((_, i) =>
+    [latents.name[i] || "", ...latents.classes[i].map((c) => report.className(atlas, c))].join("\n").toLowerCase());
 
   const columns = [
     { key: "id", title: "Latent", class: "left", first: "ascending", value: (i) => latents.id[i] },
     { key: null, title: "Reference images", class: "left" },
-    { key: "what", title: "Name, classes", class: "left", first: "ascending",
+    { key: "what", title: leading.size ? "Name, classes" : latents.name.some(Boolean) ? "Name" : "", class: "left", first: "ascending",
       value: (i) => report.describe(atlas, i).title.toLowerCase() },
     { key: "frequency", title: "Frequency", first: "descending", value: (i) => latents.frequency[i] },
     { key: "mean", title: "Mean act.", class: "medium", first: "descending", value: (i) => latents.mean[i] },
     { key: "max", title: "Max act.", class: "wide", first: "descending", value: (i) => latents.max[i] },
     { key: "entropy", title: "Label entropy", first: "ascending", value: (i) => latents.entropy[i] },
-  ];
+  ].filter(({ key }) => hasEntropy || key !== "entropy");
+  document.querySelector(".table").classList.toggle("unlabelled", !hasEntropy);
   const control = (id) => document.getElementById(id);
   const fields = ["search", "class", "frequency-low", "frequency-high", "mean-low", "mean-high", "entropy-low",
     "entropy-high", "hide-dense"];
-  let sort = { key: "entropy", direction: "ascending" };
+  const usual = hasEntropy ? "entropy,ascending" : "frequency,descending";
+  let sort = {};
   let shown = [];
 
-  const usedClasses = new Set(latents.classes.flat());
-  [...usedClasses].sort((a, b) => report.className(atlas, a).localeCompare(report.className(atlas, b)) || a - b)
+  [...leading].sort((a, b) => report.className(atlas, a).localeCompare(report.className(atlas, b)) || a - b)
     .forEach((index) => control("class").append(el("option", { value: index }, report.className(atlas, index))));
 
   function remember() {
@@ -46,6 +55,7 @@ report.load("atlas").then((atlas) => {
       if (value) state.set(field, value);
     }
     state.set("sort", `${sort.key},${sort.direction}`);
+    report.keepView(`#${state}`);
     try { history.replaceState(null, "", `#${state}`); } catch { /* some browsers forbid it on disk */ }
   }
 
@@ -56,8 +66,9 @@ report.load("atlas").then((atlas) => {
       if (input.type === "checkbox") input.checked = state.get(field) === "1";
       else input.value = state.get(field) || "";
     }
-    const [key, direction] = (state.get("sort") || "entropy,ascending").split(",");
-    if (columns.some((column) => column.key === key)) sort = { key, direction };
+    const wanted = (state.get("sort") || usual).split(",");
+    const [key, direction] = columns.some((column) => column.key === wanted[0]) ? wanted : usual.split(",");
+    sort = { key, direction };
   }
 
   function limit(id, scale = 1) {
@@ -66,20 +77,21 @@ report.load("atlas").then((atlas) => {
   }
 
   function choose() {
-    const text = control("search").value.trim().toLowerCase();
+    const text = control("search").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const finds = (i, word) => words[i].includes(word) || String(latents.id[i]).startsWith(word);
     const wanted = control("class").value;
     const ranges = [
-      [latents.frequency, limit("frequency-low", 100), limit("frequency-high", 100)],
-      [latents.mean, limit("mean-low"), limit("mean-high")],
-      [latents.entropy, limit("entropy-low"), limit("entropy-high")],
+      ["frequency", latents.frequency, limit("frequency-low", 100), limit("frequency-high", 100)],
+      ["mean act.", latents.mean, limit("mean-low"), limit("mean-high")],
+      ["entropy", latents.entropy, limit("entropy-low"), limit("entropy-high")],
     ];
     const hideDense = control("hide-dense").checked;
     shown = [];
     for (let i = 0; i < n; i++) {
-      if (text && !words[i].includes(text)) continue;
+      if (!text.every((word) => finds(i, word))) continue;
       if (wanted !== "" && !latents.classes[i].includes(Number(wanted))) continue;
       if (hideDense && latents.dense[i]) continue;
-      if (ranges.some(([values, low, high]) => (low !== null && !(values[i] !== null && values[i] >= low))
+      if (ranges.some(([, values, low, high]) => (low !== null && !(values[i] !== null && values[i] >= low))
         || (high !== null && !(values[i] !== null && values[i] <= high)))) continue;
       shown.push(i);
     }
@@ -92,8 +104,13 @@ report.load("atlas").then((atlas) => {
       if (noA || noB) return noA - noB || a - b; // missing values come last either way
       return sign * (ka < kb ? -1 : ka > kb ? 1 : 0) || latents.frequency[b] - latents.frequency[a] || a - b;
     });
+    // the latent whose number was typed comes first
+    const typed = text.length === 1 ? shown.findIndex((i) => String(latents.id[i]) === text[0]) : -1;
+    if (typed > 0) shown.unshift(...shown.splice(typed, 1));
     control("found").replaceChildren(el("b", {}, format.count(shown.length)),
-      shown.length === n ? " latents" : ` of ${format.count(n)} latents`);
+      shown.length === n ? " latents" : ` of ${format.count(n)} latents`,
+      ...ranges.filter(([, , low, high]) => low !== null && high !== null && low > high)
+        .map(([what]) => el("span", { class: "hint" }, `${what}: the lower limit is above the upper one`)));
     scatter.keep(shown.length === n ? null : new Set(shown));
     head();
     rows(true);
@@ -152,7 +169,7 @@ report.load("atlas").then((atlas) => {
       report.strip(atlas, i),
       el("span", { class: "what", role: "cell" }, el("div", { title }, title), el("div", { class: "minor", title: minor }, minor)),
       cell(format.share(latents.frequency[i])), cell(format.number(latents.mean[i]), "medium"),
-      cell(format.number(latents.max[i]), "wide"), cell(format.entropy(latents.entropy[i])));
+      cell(format.number(latents.max[i]), "wide"), hasEntropy ? cell(format.entropy(latents.entropy[i])) : null);
   }
 
   const scatter = drawScatter(atlas, control("scatter"), document.querySelector(".tip"), {

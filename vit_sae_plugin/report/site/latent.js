@@ -3,6 +3,7 @@ report.load("atlas").then((atlas) => {
   const { el, svg, format } = report;
   const { latents } = atlas;
   const main = document.querySelector("main");
+  const hasLabels = report.leadingClasses(atlas).size > 0;
   report.navigation(atlas, "latent.html");
 
   function show() {
@@ -11,7 +12,7 @@ report.load("atlas").then((atlas) => {
     main.replaceChildren();
     window.scrollTo(0, 0);
     if (location.hash.length < 2 || position < 0) {
-      main.append(el("p", { class: "empty" }, "This report shows no such latent. ", el("a", { href: "index.html" }, "All latents")));
+      main.append(el("p", { class: "empty" }, reasonForNone(latent), " ", el("a", { href: "index.html" }, "All latents")));
       return;
     }
     document.title = `Latent ${latent}`;
@@ -19,9 +20,14 @@ report.load("atlas").then((atlas) => {
     report.load(`latents/${chunk}`).then((data) => draw(latent, position, data)).catch(report.fail);
   }
 
+  function reasonForNone(latent) {
+    if (location.hash.length < 2 || !(latent >= 0 && latent < atlas.facts.d_sae)) return "There is no such latent.";
+    if (atlas.dead.includes(latent)) return `Latent ${latent} is dead: no token of any image activates it.`;
+    return `Latent ${latent} is not among those that this report shows.`;
+  }
+
   function draw(latent, position, data) {
     const details = data.latents[latent];
-    const { title, minor } = report.describe(atlas, position);
     const neighbour = (step, text) => {
       const other = latents.id[position + step];
       return other === undefined ? null : el("a", { href: `#${other}`, rel: step < 0 ? "prev" : "next" }, text);
@@ -29,30 +35,42 @@ report.load("atlas").then((atlas) => {
     const fact = (name, value, meaning) => el("div", { title: meaning }, el("dt", {}, name), el("dd", {}, value));
     main.replaceChildren(
       el("div", { class: "tools", style: "margin:30px 0 0;color:var(--soft);font-size:13.5px" },
-        el("a", { href: "index.html" }, "All latents"), el("span", { class: "gap" }),
+        report.backToLatents(), el("span", { class: "gap" }),
         neighbour(-1, "← previous"), neighbour(1, "next →")),
       el("h1", { style: "margin-top:6px" }, `Latent ${latent}`),
-      el("p", { class: "lead", style: "margin-bottom:0" }, el("b", {}, title), minor ? ` · ${minor}` : "",
-        latents.dense[position] ? " · dense" : ""),
+      el("p", { class: "lead", style: "margin-bottom:0" }, lead(position, details, data.images)),
       el("dl", { class: "facts" },
         fact("frequency", format.share(latents.frequency[position]), "share of images in which any token activates it"),
         fact("of tokens", format.share(latents.token_frequency[position]), "share of all tokens that activate it"),
         fact("images", format.count(latents.n_active_images[position]), "images in which any token activates it"),
         fact("mean activation", format.number(latents.mean[position]), "of the images' token means, over the images where that is positive"),
         fact("max activation", format.number(latents.max[position]), "at any token of any image"),
-        fact("label entropy", format.entropy(latents.entropy[position]), "of its reference images' labels, weighted by activation, in nats; 0 is one label only"),
-        fact("label std", format.number(latents.std[position]), "standard deviation of its reference images' label indices")),
+        !hasLabels ? null : fact("label entropy", format.entropy(latents.entropy[position]), "of its reference images' labels, weighted by activation, in nats; 0 is one label only"),
+        !hasLabels ? null : fact("label std", format.number(latents.std[position]), "standard deviation of its reference images' label indices")),
       references(details, data.images),
       el("div", { class: "columns" },
-        section("Top classes", `How many tokens of the class's images activate it above ${atlas.facts.threshold}.`, classBars(details)),
-        section("Activations", "How many tokens activate it, and how strongly.", histogram(details.histogram)),
-        section("Active together", "Latents that fire on the same images: images with both ÷ images with either.", relatives(details.coactive)),
-        section("Alike in direction", "Latents that write a similar direction: cosine of the decoder rows.", relatives(details.similar))),
+        !hasLabels ? null : section("classes", "Top classes", `Tokens that activate it above ${atlas.facts.threshold}: for each image of the class, and in all its images.`, classBars(details)),
+        section("activations", "Activations", "How many tokens activate it, and how strongly.", histogram(details.histogram)),
+        section("coactive", "Active together", "Latents that fire on the same images: images with both ÷ images with either.", relatives(details.coactive)),
+        section("similar", "Alike in direction", "Latents that write a similar direction: cosine of the decoder rows.", relatives(details.similar))),
       ...explainedHere(latent));
   }
 
-  function section(title, note, ...children) {
-    return el("section", {}, el("h2", {}, title), el("p", { class: "note" }, note), ...children);
+  // Its name, or the class that leads among its reference images, and how many of them that is.
+  function lead(position, details, images) {
+    const name = latents.name[position];
+    const labels = details.references[atlas.aggregations[0]].map(([index]) => images[index][1]);
+    const parts = latents.classes[position].map((label) => [
+      name ? report.className(atlas, label) : el("b", {}, report.className(atlas, label)),
+      ` ${labels.filter((other) => other === label).length} of ${labels.length}`]);
+    const classes = parts.flatMap((part, k) => [k ? ", " : "", ...part]);
+    return [name ? el("b", {}, name) : "", name && classes.length ? " · " : "", ...classes,
+      classes.length ? " reference images" : "",
+      latents.dense[position] ? `${name || classes.length ? " · " : ""}dense` : ""];
+  }
+
+  function section(id, title, note, ...children) {
+    return el("section", { id }, el("h2", {}, title), el("p", { class: "note" }, note), ...children);
   }
 
   function references(details, images) {
@@ -76,19 +94,24 @@ report.load("atlas").then((atlas) => {
     return el("section", {},
       el("h2", {}, "Reference images"),
       el("div", { class: "tools" },
-        el("span", { class: "note", style: "margin:0" }, "The images that activate it most, bright in the patches where it is active. Ranked by"),
+        el("span", { class: "note", style: "margin:0" }, 
+          `The images that activate it most${atlas.has_patches ? ", bright in the patches where it is active" : ""}. Ranked by`),
         el("span", { class: "choice" }, buttons)),
       grid);
   }
 
   function classBars(details) {
     if (!details.classes.length) return el("p", { class: "note" }, `No labelled image has a token above ${atlas.facts.threshold}.`);
-    const highest = details.classes[0][1];
-    return el("div", { class: "bars" }, details.classes.map(([index, count, perImage, share]) =>
-      el("div", { class: "entry", title: `${format.number(perImage)} for each image; ${format.share(share)} of all classes` },
-        el("span", {}, report.className(atlas, index)),
-        el("span", { class: "track" }, el("div", { class: "fill", style: `width:${100 * count / highest}%` })),
-        el("span", { class: "num" }, format.count(count)))));
+    const highest = Math.max(...details.classes.map(([, , perImage]) => perImage));
+    const leading = report.leadingClasses(atlas);
+    return el("div", { class: "bars" },
+      el("div", { class: "entry minor" }, el("span"), el("span"), el("span", { class: "num" }, "an image"), el("span", { class: "num" }, "in all")),
+      details.classes.map(([index, count, perImage, share]) =>
+        el("div", { class: "entry", title: `${format.share(share)} of the tokens of all classes` },
+          leading.has(index) ? el("a", { href: `index.html#class=${index}` }, report.className(atlas, index))
+            : el("span", {}, report.className(atlas, index)),
+          el("span", { class: "track" }, el("div", { class: "fill", style: `width:${100 * perImage / highest}%` })),
+          el("span", { class: "num" }, format.number(perImage)), el("span", { class: "num minor" }, format.count(count)))));
   }
 
   function histogram(counts) {
@@ -147,13 +170,8 @@ report.load("atlas").then((atlas) => {
   function explainedHere(latent) {
     const found = atlas.explained.map((entry, i) => [entry, i]).filter(([entry]) => entry.latents.includes(latent));
     if (!found.length) return [];
-    return [section("Explained images", "Where it is among the strongest latents.",
-      el("div", { class: "gallery" }, found.map(([entry, i]) => explainedCard(entry, i))))];
-  }
-
-  function explainedCard(entry, i) {
-    return el("a", { class: "figure", href: `explain.html#${i}` }, report.picture(report.explainedFile(atlas, i)),
-      el("div", {}, el("b", {}, entry.title)), el("div", { title: entry.id }, entry.id));
+    return [section("explained", "Explained images", "Where it is among the strongest latents.",
+      el("div", { class: "gallery" }, found.map(([, i]) => report.explainedCard(atlas, i))))];
   }
 
   window.addEventListener("hashchange", show);

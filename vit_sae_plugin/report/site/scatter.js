@@ -4,9 +4,10 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
   const { el, format } = report;
   const { id, frequency, mean, entropy } = atlas.latents;
   const [width, height] = [500, 420];
-  const plot = { left: 52, top: 62, right: 424, bottom: 372 };
+  const plot = { left: 58, top: 62, right: 424, bottom: 372 };
   const log = Math.log10;
   const shown = id.map((_, i) => i).filter((i) => frequency[i] > 0 && mean[i] > 0);
+  const hasEntropy = entropy.some((value) => value !== null);
   const highest = Math.max(...shown.map((i) => entropy[i] ?? 0), 0.1);
 
   function axis(values) {
@@ -29,13 +30,13 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
 
   function ticks(low, high) {
     const powers = [];
-    for (let p = Math.ceil(low); p <= Math.floor(high); p++) powers.push([p, 10 ** p]);
+    for (let p = Math.ceil(low); p <= Math.floor(high); p++) powers.push([p, 10 ** p, format.power(p)]);
     if (powers.length >= 2) return powers;
     const found = [];
     for (let p = Math.floor(low) - 1; p <= high; p++) {
       for (const step of [1, 2, 5]) {
         const value = step * 10 ** p;
-        if (log(value) >= low && log(value) <= high) found.push([log(value), value]);
+        if (log(value) >= low && log(value) <= high) found.push([log(value), value, format.number(value)]);
       }
     }
     return found;
@@ -68,9 +69,9 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
       context.fillText(percent(value), toX(place), plot.bottom + 16);
     }
     context.textAlign = "right";
-    for (const [place, value] of ticks(y0, y1)) {
+    for (const [place, , label] of ticks(y0, y1)) {
       line(context, plot.left, toY(place), plot.right, toY(place));
-      context.fillText(format.number(value), plot.left - 7, toY(place) + 4);
+      context.fillText(label, plot.left - 7, toY(place) + 4);
     }
     context.strokeStyle = colour("--rule");
     context.strokeRect(plot.left + 0.5, plot.top + 0.5, plot.right - plot.left, plot.bottom - plot.top);
@@ -105,14 +106,26 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
       const rgb = report.entropyColour(entropy[i], highest);
       const inside = !kept || kept.has(i);
       context.globalAlpha = inside ? 0.8 : 0.1;
-      context.fillStyle = rgb ? `rgb(${rgb.join(",")})` : colour("--faint");
+      context.fillStyle = rgb ? `rgb(${rgb.join(",")})` : colour(hasEntropy ? "--faint" : "--accent");
       context.beginPath();
-      context.arc(x, y, rgb ? radius : radius * 0.75, 0, 2 * Math.PI);
+      context.arc(x, y, rgb || !hasEntropy ? radius : radius * 0.75, 0, 2 * Math.PI);
       context.fill();
     }
     context.globalAlpha = 1;
 
-    // key
+    if (hasEntropy) paintKey(context, colour);
+
+    if (brush) {
+      context.fillStyle = colour("--accent");
+      context.globalAlpha = 0.12;
+      context.fillRect(brush.x, brush.y, brush.w, brush.h);
+      context.globalAlpha = 1;
+      context.strokeStyle = colour("--accent");
+      context.strokeRect(brush.x + 0.5, brush.y + 0.5, brush.w, brush.h);
+    }
+  }
+
+  function paintKey(context, colour) {
     const key = { left: 438, top: 10, width: 10, height: 42 };
     for (let k = 0; k < key.height; k++) {
       context.fillStyle = `rgb(${report.entropyColour(highest * (1 - k / (key.height - 1)), highest).join(",")})`;
@@ -124,15 +137,6 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
     context.fillText("label", key.left + 15, key.top + 21);
     context.fillText("entropy", key.left + 15, key.top + 32);
     context.fillText("0", key.left + 15, key.top + 44);
-
-    if (brush) {
-      context.fillStyle = colour("--accent");
-      context.globalAlpha = 0.12;
-      context.fillRect(brush.x, brush.y, brush.w, brush.h);
-      context.globalAlpha = 1;
-      context.strokeStyle = colour("--accent");
-      context.strokeRect(brush.x + 0.5, brush.y + 0.5, brush.w, brush.h);
-    }
   }
 
   function line(context, xa, ya, xb, yb) {
@@ -182,7 +186,7 @@ function drawScatter(atlas, canvas, tip, { onOpen, onSelect }) {
       ...(preview ? [report.picture(report.pictureFile(atlas, preview[0]), atlas.preview_grid,
         preview[1] ? report.previewShares(preview[1]) : null)] : []),
       el("span", {}, el("b", {}, `Latent ${id[point.i]}`), el("br"), title, el("br"),
-        `${format.share(frequency[point.i])} · entropy ${format.entropy(entropy[point.i])}`));
+        format.share(frequency[point.i]), entropy[point.i] === null ? "" : ` · entropy ${format.entropy(entropy[point.i])}`));
     tip.style.left = `${Math.min(point.x * box.width / width + 12, box.width - 190)}px`;
     tip.style.top = `${point.y * box.height / height + 12}px`;
   });

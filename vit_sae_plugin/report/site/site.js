@@ -1,3 +1,4 @@
+// Made by vit-sae: a report of latents.
 "use strict";
 // Shared by all pages: loading data from disk, building elements, drawing masks.
 const report = (() => {
@@ -60,6 +61,7 @@ const report = (() => {
         : percent.toPrecision(2)) + " %";
     },
     entropy(value) { return value === null ? missing : Math.abs(value).toFixed(2); },
+    power(exponent) { return `10${[...String(exponent)].map((sign) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign] ?? "⁻").join("")}`; },
   };
 
   function shares(mask) {
@@ -84,30 +86,37 @@ const report = (() => {
     context.putImageData(pixels, 0, 0);
   }
 
+  // Several latents in colours, over the dimmed picture. Where they overlap, colours mix by how
+  // active each latent is, so that none hides another.
   function tint(canvas, [rows, columns], layers) {
     canvas.width = columns;
     canvas.height = rows;
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(columns, rows);
+    const dimmed = 0.5;
     for (let i = 0; i < rows * columns; i++) {
-      let [red, green, blue, alpha] = [0, 0, 0, 0.45];
-      for (const { values, colour } of layers) {
-        const share = 0.7 * values[i];
-        const after = share + alpha * (1 - share);
-        if (after > 0) {
-          red = (colour[0] * share + red * alpha * (1 - share)) / after;
-          green = (colour[1] * share + green * alpha * (1 - share)) / after;
-          blue = (colour[2] * share + blue * alpha * (1 - share)) / after;
-        }
-        alpha = after;
-      }
-      pixels.data.set([red, green, blue, 255 * alpha], 4 * i);
+      const sum = layers.reduce((total, { values }) => total + values[i], 0);
+      const share = 0.75 * Math.max(...layers.map(({ values }) => values[i]));
+      const alpha = share + dimmed * (1 - share);
+      const mixed = [0, 1, 2].map((channel) => (sum === 0 ? 0
+        : layers.reduce((total, { values, colour }) => total + values[i] * colour[channel], 0) / sum));
+      pixels.data.set([...mixed.map((value) => Math.round(value * share / alpha)), 255 * alpha], 4 * i);
     }
     context.putImageData(pixels, 0, 0);
   }
 
   function pictureFile(atlas, index) { return `images/${String(index).padStart(7, "0")}.${atlas.extension}`; }
-  function explainedFile(atlas, index) { return `images/explained-${String(index).padStart(4, "0")}.${atlas.extension}`; }
+  function explainedFile(atlas, entry) { return `images/explained-${entry.file}.${atlas.extension}`; }
+  function explainedTitle(entry, position) {
+    return entry.id ?? (entry.index === null ? `Picture ${position + 1}` : `Image ${format.count(entry.index)}`);
+  }
+  function explainedCard(atlas, position) {
+    const entry = atlas.explained[position];
+    const title = explainedTitle(entry, position);
+    return el("a", { class: "figure", href: `explain.html#${position}`, "data-image": position },
+      picture(explainedFile(atlas, entry)), el("div", { title }, el("b", {}, title)),
+      el("div", {}, entry.class === null ? "" : className(atlas, entry.class)));
+  }
 
   function picture(file, grid, values, attributes = {}) {
     const image = el("img", { src: file, loading: "lazy", decoding: "async", alt: "" });
@@ -145,11 +154,24 @@ const report = (() => {
   function describe(atlas, position) {
     const { name, classes } = atlas.latents;
     const first = classes[position].map((c) => className(atlas, c));
-    if (!name[position] && !first.length) return { title: "", minor: `never above ${atlas.facts.threshold} in a labelled image` };
-    return { title: name[position] || first[0], minor: (name[position] ? first : first.slice(1)).join(", ") };
+    return { title: name[position] || first[0] || "", minor: (name[position] ? first : first.slice(1)).join(", ") };
   }
 
   function latentLink(latent) { return `latent.html#${latent}`; }
+
+  // The classes one can filter by: those that lead among some latent's reference images.
+  function leadingClasses(atlas) { return new Set(atlas.latents.classes.flat()); }
+
+  // The filter last used in this report, so that one finds back to it.
+  const viewKey = `vit-sae-view ${location.pathname.replace(/[^/]*$/, "")}`;
+  function keepView(hash) {
+    try { sessionStorage.setItem(viewKey, hash); } catch { /* not kept */ }
+  }
+  function backToLatents() {
+    let view = "";
+    try { view = sessionStorage.getItem(viewKey) || ""; } catch { /* not kept */ }
+    return el("a", { href: `index.html${view}`, id: "back" }, "← all latents");
+  }
 
   // How masks are drawn is one setting for all pages.
   function maskChoice() {
@@ -163,6 +185,7 @@ const report = (() => {
       document.body.dataset.mask = kind;
       for (const button of buttons) button.setAttribute("aria-pressed", button.dataset.kind === kind);
       try { localStorage.setItem("vit-sae-mask", kind); } catch { /* not kept */ }
+      document.dispatchEvent(new Event("maskchange"));
     }
     choose(chosen);
     return el("span", { class: "masks" }, el("span", { class: "name" }, "Masks"),
@@ -175,13 +198,14 @@ const report = (() => {
       here === "index.html" ? "" : el("a", { class: "home", href: "index.html" }, atlas.title),
       ...pages.filter(([file]) => file !== "explain.html" || atlas.explained.length).map(([file, name]) =>
         el("a", { href: file, class: file === here ? "here" : null }, name)),
-      el("span", { class: "gap" }), maskChoice());
+      el("span", { class: "gap" }), atlas.has_patches ? maskChoice() : "");
   }
 
   function fail(error) {
     document.querySelector("main").append(el("p", { class: "empty" }, String(error.message || error)));
   }
 
-  return { receive, load, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile, explainedFile, strip,
-    entropyColour, className, describe, latentLink, navigation, fail };
+  return { receive, load, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile, explainedFile,
+    explainedTitle, explainedCard, strip, entropyColour, className, describe, latentLink, leadingClasses, keepView,
+    backToLatents, navigation, fail };
 })();

@@ -89,9 +89,12 @@ class AtlasBuilder(nn.Module):
         self.statistics.update(batch)
         self.class_counts.update(batch)
         self.coactivation.update(batch)
-        entered = {int(i) for r in self._reference_images() for i in r.update(batch)}
-        for position in entered:
-            self._images[int(index[position])] = (ids[position], int(label[position]))
+        entered = torch.cat([references.update(batch) for references in self._reference_images()])
+        positions = entered.unique().cpu()
+        for position, image, class_ in zip(
+            positions.tolist(), index[positions].tolist(), label[positions].tolist(), strict=True
+        ):
+            self._images[image] = (ids[position], class_)
         if len(self._images) > self._prune_above:
             self._keep_only_referenced()
 

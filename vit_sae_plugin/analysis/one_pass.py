@@ -5,7 +5,7 @@ three aggregations and ten reference images each. Nothing grows with the number 
 
 ==========================================  =======================================  ==========
 class-level counts, 32-bit                  1,000 × 49,152 × 4 B                       197 MB
-co-activation sketches and payload          49,152 × 256 × 12 B                        151 MB
+co-activation sketches                      49,152 × 256 × 8 B                         101 MB
 reference images: keys, peak patches        3 × 49,152 × 10 × 12 B                      18 MB
 histograms, 64-bit                          49,152 × 72 × 8 B                           28 MB
 frequencies, sums, maxima                   49,152 × 44 B                                2 MB

@@ -33,11 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vit-sae: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, ImportError) as error:
-        if args.debug:
+    except Exception as error:
+        if args.debug or not _is_bad_input(error):
             raise
-        print(f"vit-sae {args.command}: error: {error}", file=sys.stderr)
+        # one line, though errors of other libraries may have several
+        print(f"vit-sae {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _is_bad_input(error: Exception) -> bool:
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return True
+    from vit_sae_plugin.datasets import NoReadableImagesError, UnreadableImageError
+
+    return isinstance(error, (NoReadableImagesError, UnreadableImageError))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,12 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+def _command(
+    commands, name: str, summary: str, *examples: str, note: str = ""
+) -> argparse.ArgumentParser:
+    title = "example" if len(examples) == 1 else "examples"
     return commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  {example}",
+        epilog="\n  ".join([f"{title}:", *examples]) + (f"\n\n{note}" if note else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -144,17 +156,34 @@ def _add_train(commands) -> None:
     )
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
     command.add_argument(
         "--model",
         metavar="NAME",
-        help="an open_clip name (ViT-B-16), 'hf:ORG/NAME', 'timm:NAME', or 'shapes-clip'",
+        help="an open_clip name (ViT-B-16), 'hf:ORG/NAME', 'timm:NAME', or 'shapes-clip'" + default,
     )
     command.add_argument(
         "--pretrained",
         metavar="TAG",
         help="the weights, as open_clip names them (openai, laion2b_s34b_b79k, a file); "
         "without it an open_clip model has random weights",
+    )
+
+
+def _add_batching(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--batch-size-images",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images that go through the model together (default: 64)",
+    )
+    command.add_argument(
+        "--n-workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode images (default: 0, in the main one)",
     )
 
 
@@ -167,10 +196,9 @@ def _add_eval(commands) -> None:
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
     command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
-    _add_model(command)
+    _add_model(command, " (default: the SAE's own)")
     command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
-    command.add_argument("--batch-size-images", type=int, default=64, metavar="N")
-    command.add_argument("--n-workers", type=int, default=0, metavar="N")
+    _add_batching(command)
     command.add_argument(
         "--templates",
         metavar="FILE",
@@ -215,12 +243,29 @@ def _add_analyze(commands) -> None:
         "analyze",
         "find out what each latent responds to, and write it as tables and as a browsable report",
         "vit-sae analyze runs/photos/sae --images photos/ --report report/",
+        "vit-sae analyze runs/photos/sae --images photos/ --report report/ --explain 3,14",
+        "vit-sae analyze runs/photos/sae --images photos/ --aggregations max,mean "
+        "--n-reference-images 20",
+        note="An analysis that was interrupted goes on where it was when the same command is given "
+        "again, and\na finished one is opened rather than made again; --overwrite starts afresh.",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
     command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
-    _add_model(command)
-    command.add_argument("--batch-size-images", type=int, default=64, metavar="N")
-    command.add_argument("--n-workers", type=int, default=0, metavar="N")
+    _add_model(command, " (default: the SAE's own)")
+    command.add_argument(
+        "--aggregations",
+        metavar="NAME,…",
+        help="how to rank each latent's reference images: mean, count, max, sum, share, "
+        "kth_largest, cls; the first is the report's default (default: the rule saved with the "
+        "SAE, if there is one, then mean,count,max)",
+    )
+    command.add_argument(
+        "--n-reference-images",
+        type=int,
+        default=10,
+        metavar="N",
+        help="reference images of each latent (default: 10)",
+    )
     command.add_argument(
         "--threshold",
         type=float,
@@ -228,18 +273,35 @@ def _add_analyze(commands) -> None:
         metavar="X",
         help="a token counts as active above this (the τ of PatchSAE; default: 0.2)",
     )
+    _add_batching(command)
     command.add_argument(
         "--output-path",
         metavar="FOLDER",
-        help="the atlas's folder (default: 'atlas' in the SAE's folder)",
+        help="the atlas's folder (default: 'atlas-…' in the SAE's folder, named after the images)",
     )
-    command.add_argument("--report", metavar="FOLDER", help="write a static site there")
     command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an atlas, or an unfinished one, that is in the folder already",
+    )
+    report = command.add_argument_group("the report")
+    report.add_argument("--report", metavar="FOLDER", help="write a static site there")
+    report.add_argument(
+        "--n-latents",
+        type=int,
+        metavar="N",
+        help="show the N latents with the lowest label entropy (default: all that are not dead)",
+    )
+    report.add_argument(
+        "--explain",
+        metavar="I,…",
+        help="explain the images with these indices patch by patch, such as 3,14",
+    )
+    report.add_argument(
         "--n-explained",
         type=int,
-        default=12,
         metavar="N",
-        help="images to explain patch by patch in the report (default: 12)",
+        help="or explain N images, spread over the source (default: 12)",
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 

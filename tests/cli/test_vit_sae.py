@@ -113,20 +113,6 @@ def test_eval_needs_only_the_folder_and_images(run, photos, tmp_path, capsys):
     assert splicing["rows"]
 
 
-def test_analyze_writes_an_atlas_and_a_report(run, photos, tmp_path):
-    from vit_sae_plugin import LatentAtlas
-
-    code = vit_sae(
-        *("analyze", run / "sae", "--images", photos, "--n-explained", 2),
-        *("--output-path", tmp_path / "atlas", "--report", tmp_path / "report"),
-    )
-    assert code == 0
-    atlas = LatentAtlas.load(tmp_path / "atlas")
-    assert len(atlas.latents) == 64
-    assert atlas.info.n_images == 12
-    assert (tmp_path / "report" / "index.html").is_file()
-
-
 def test_export_gives_a_plain_sae_with_equal_outputs(run, tmp_path):
     from sae_lens import SAE, StandardSAE
 
@@ -182,7 +168,10 @@ def test_the_presets_are_listed(capsys):
             "there is no setting 'lrr'; near names: lr",
         ),
         (["train", "--images", "shapes", "--model", "ViT-B-17"], "Near names"),
+        (["train", "--images", "shapes", "--device", "cuda:99"], "device 'cuda:99' can't be used"),
         (["eval", "no/sae", "--images", "shapes"], "there is no SAE in no/sae"),
+        (["eval", "no/sae", "--images", "shapes", "--device", "gpu"], "device 'gpu' can't be used"),
+        (["analyze", "no/sae", "--images", "shapes"], "there is no SAE in no/sae"),
         (["export", "no/sae", "out"], "there is no SAE in no/sae"),
     ],
 )

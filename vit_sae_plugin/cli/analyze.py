@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
+
+if TYPE_CHECKING:
+    from vit_sae_plugin.datasets import ImageSource
 
 
 def run(args: argparse.Namespace) -> int:
@@ -13,27 +18,67 @@ def run(args: argparse.Namespace) -> int:
     from vit_sae_plugin.analysis import analyze
     from vit_sae_plugin.datasets import open_images
 
+    report_options = _report_options(args)
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     images = open_images(args.images)
+    if args.report is not None:
+        from vit_sae_plugin.report import check_report_options
+
+        check_report_options(args.report, n_images=images.n_images, **report_options)
     model = load_model(sae, args, device)
-    folder = args.output_path or folder_beside(args.sae, "atlas")
+    folder = args.output_path or folder_beside(args.sae, _folder_name(images))
     atlas = analyze(
         model,
         sae,
         images,
+        aggregations=None if args.aggregations is None else _split(args.aggregations),
         threshold=args.threshold,
+        n_reference_images=args.n_reference_images,
         batch_size_images=args.batch_size_images,
         n_workers=args.n_workers,
         folder=folder,
+        resume=not args.overwrite,
     )
     print(atlas)
     print(f"\nThe atlas is in {folder}; read it by LatentAtlas.load({str(folder)!r})")
     if args.report is not None:
         from vit_sae_plugin.report import write_report
 
-        page = write_report(
-            atlas, images, model, sae, args.report, n_explained_images=args.n_explained
-        )
+        page = write_report(atlas, images, model, sae, args.report, **report_options)
         print(f"Open this page in a browser:  {page.resolve()}")
     return 0
+
+
+def _report_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``write_report`` is told beyond the report's folder."""
+    given = {
+        "n_explained": args.n_explained,
+        "n_latents": args.n_latents,
+        "explain": None if args.explain is None else _indices(args.explain),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.report is None and given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with --report FOLDER")
+    if len(given.keys() & {"n_explained", "explain"}) == 2:
+        raise ValueError("give either --explain or --n-explained, not both")
+    return given
+
+
+def _folder_name(images: ImageSource) -> str:
+    """A name for the atlas of these images: another data set's atlas has another."""
+    plain = re.sub(r"[^\w.-]+", "-", images.name).strip("-")
+    return f"atlas-{plain}-{images.fingerprint()[:8]}"
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _indices(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _split(text)]
+    except ValueError:
+        raise ValueError(
+            f"--explain {text!r}: want indices of images separated by commas, such as 3,14"
+        ) from None

@@ -51,7 +51,15 @@ def run(args: argparse.Namespace) -> int:
     report.save(folder / "evaluation")
 
     _say("3/3  Looking at what its latents respond to")
-    atlas = analyze(model, sae, held_out, folder=folder / "atlas", batch_size_images=64)
+    # by mean rather than by count, the rule saved with the SAE: means are hardly ever equal
+    atlas = analyze(
+        model,
+        sae,
+        held_out,
+        aggregations=("mean", "count", "max"),
+        folder=folder / "atlas",
+        batch_size_images=64,
+    )
     by_entropy = select_showcase_latents(atlas, atlas.d_sae)
     latents = [latent for latent in by_entropy if _fires_on_patches(atlas, latent)]
     latents = latents[:N_LATENTS_SHOWN]

@@ -1,0 +1,202 @@
+"""``vit-sae analyze``: its options, what it says, and what it refuses before any work is done."""
+
+import pytest
+import torch
+
+import vit_sae_cli
+from vit_sae_plugin import LatentAtlas, PatchSAE, PatchSAEConfig, analysis
+from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.datasets import ShapeScenes
+from vit_sae_plugin.hooked_vit import HookedViT
+
+RULE = {"name": "kth_largest", "k": 2}
+
+
+def vit_sae(*args):
+    return vit_sae_cli.main([str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve scenes in two class folders; the first file is no picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    scenes = ShapeScenes(12, seed=5)
+    for index in range(12):
+        place = folder / f"class {index % 2}"
+        place.mkdir(exist_ok=True)
+        scenes.scene(index).image.save(place / f"{index:02d}.png")
+    (folder / "class 0" / "000broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory):
+    """A PatchSAE of random weights on the packaged model, with a rule of its own."""
+    model = HookedViT.from_pretrained("shapes-clip")
+    torch.manual_seed(0)
+    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=48, aggregation=RULE))
+    sae.b_enc.data = -torch.rand(48) * 2
+    source = ActivationSource.from_model(model, "blocks.2.hook_resid_post")
+    for key, value in source.to_metadata().items():
+        sae.cfg.metadata[key] = value
+    folder = tmp_path_factory.mktemp("saes") / "sae"
+    sae.save_model(folder)
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What ``analyze`` was called with."""
+    seen = []
+    real = analysis.analyze
+
+    def recorded(*args, **kwargs):
+        seen.append(kwargs)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(analysis, "analyze", recorded)
+    return seen
+
+
+def test_every_option_arrives(sae, photos, tmp_path, calls, capsys):
+    code = vit_sae(
+        *("analyze", sae, "--images", photos, "--output-path", tmp_path / "atlas"),
+        *("--aggregations", "max, mean", "--n-reference-images", 4, "--threshold", 0.4),
+        *("--batch-size-images", 5, "--n-workers", 1, "--device", "cpu"),
+    )
+    assert code == 0
+    wanted = {
+        "aggregations": ["max", "mean"],
+        "n_reference_images": 4,
+        "threshold": 0.4,
+        "batch_size_images": 5,
+        "n_workers": 1,
+        "resume": True,
+    }
+    assert wanted.items() <= calls[0].items()
+    atlas = LatentAtlas.load(tmp_path / "atlas")
+    assert list(atlas.references) == ["max", "mean"]
+    assert atlas.references["max"].image.shape == (48, 4)
+    assert (atlas.info.threshold, atlas.info.n_images) == (0.4, 12)
+    assert atlas.skipped_images["id"].tolist() == ["class 0/000broken.jpg"]
+    said = capsys.readouterr()
+    assert f"LatentAtlas.load({str(tmp_path / 'atlas')!r})" in said.out
+    assert "13/13" in said.err
+
+
+def test_data_sets_have_atlases_of_their_own(sae, photos, capsys):
+    assert vit_sae("analyze", sae, "--images", photos) == 0
+    assert vit_sae("analyze", sae, "--images", photos / "class 1") == 0
+    folders = {folder.name[:-8]: folder for folder in sae.glob("atlas-*")}
+    assert set(folders) == {f"atlas-{photos.name}-", "atlas-class-1-"}
+    whole = LatentAtlas.load(folders[f"atlas-{photos.name}-"])
+    assert whole.info.data_sha256.startswith(whole.folder.name[-8:])
+    assert list(whole.references) == ["kth_largest", "mean", "count", "max"]
+    assert whole.info.aggregations["kth_largest"].items() >= RULE.items()
+    capsys.readouterr()
+    assert vit_sae("analyze", sae, "--images", photos) == 0
+    assert "opening the finished atlas" in capsys.readouterr().err
+    assert vit_sae("analyze", sae, "--images", photos, "--threshold", 0.3) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "threshold: 0.2 there, 0.3 now" in said
+    assert "--overwrite" in said
+    assert vit_sae("analyze", sae, "--images", photos, "--threshold", 0.3, "--overwrite") == 0
+    assert LatentAtlas.load(whole.folder).info.threshold == 0.3
+
+
+def test_the_report_shows_the_chosen_latents_and_images(sae, photos, tmp_path, monkeypatch):
+    from vit_sae_plugin import report
+
+    told = []
+    real = report.write_report
+    monkeypatch.setattr(
+        report, "write_report", lambda *args, **kw: told.append(kw) or real(*args, **kw)
+    )
+    start = ("analyze", sae, "--images", photos, "--output-path", tmp_path / "atlas")
+    assert vit_sae(*start, "--report", tmp_path / "a", "--explain", "3,8", "--n-latents", 5) == 0
+    assert told.pop() == {"explain": [3, 8], "n_latents": 5}
+    assert len(list((tmp_path / "a" / "data" / "explain").iterdir())) == 2
+    assert vit_sae(*start, "--report", tmp_path / "b", "--n-explained", 1) == 0
+    assert told.pop() == {"n_explained": 1}
+    assert len(list((tmp_path / "b" / "data" / "explain").iterdir())) == 1
+    assert (tmp_path / "b" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:99"], "device 'cuda:99' can't be used here"),
+        (["--device", "foo"], "device 'foo' can't be used here"),
+        (["--aggregations", "mean,maxx"], "did you mean 'max'"),
+        (["--aggregations", ","], "aggregations is empty"),
+        (["--n-reference-images", "0"], "n_reference_images is 0; want 1 or more"),
+        (["--threshold", "-1"], "threshold is -1.0; want 0 or more"),
+        (["--batch-size-images", "0"], "batch_size_images"),
+        (["--pretrained", "openai"], "--pretrained goes with --model"),
+        (["--explain", "3"], "--explain goes with --report FOLDER"),
+        (["--n-explained", "0"], "--n-explained goes with --report FOLDER"),
+        (["--report", "r", "--explain", "3,x"], "--explain '3,x': want indices of images"),
+        (["--report", "r", "--explain", "3", "--n-explained", "2"], "not both"),
+        (["--report", "r", "--explain", "99"], "there is no image 99 to explain"),
+        (["--report", "r", "--n-explained", "-1"], "n_explained is -1; want 0"),
+        (["--report", "r", "--n-latents", "0"], "n_latents is 0; want 1 or more"),
+        (["--report", __file__], "is a file"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_images_are_looked_at(
+    options, message, sae, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert vit_sae("analyze", sae, "--images", photos, "--output-path", "atlas", *options) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("vit-sae analyze: error: ")
+    assert message in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_are_none_are_bad_input(sae, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("no picture")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
+    for name, message in (
+        ("empty", "no image"),
+        ("text", "no image"),
+        ("broken", "None of the 1 images tried in broken can be used"),
+    ):
+        out = ("--output-path", tmp_path / "atlas")
+        assert vit_sae("analyze", sae, "--images", tmp_path / name, *out) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("vit-sae analyze: error: ")
+        assert message.casefold() in said.casefold()
+
+
+def test_damaged_weights_are_bad_input(sae, tmp_path, capsys):
+    for path in sae.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
+    assert vit_sae("analyze", tmp_path, "--images", "shapes") == 2
+    assert "can't be read" in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_is_not_called_bad_input(sae, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(analysis, "analyze", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        vit_sae("analyze", sae, "--images", "shapes:test?n_images=2")
+
+
+def test_help_names_every_default(capsys):
+    with pytest.raises(SystemExit):
+        vit_sae("analyze", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for option in ("--batch-size-images N images that go", "--n-workers N processes that decode"):
+        assert option in text
+    for default in ("default: 64", "default: 10", "default: 0.2", "default: the SAE's own"):
+        assert default in text
+    assert "goes on where it was" in text
+    assert text.count("vit-sae analyze runs/photos/sae") == 3

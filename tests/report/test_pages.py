@@ -63,7 +63,7 @@ def test_the_page_of_a_latent(made, page):
     for label, count in counts.items():
         assert f"{atlas.class_name(label)} {count} of 10" in lead
     # top classes: for each image and in all
-    classes = atlas.top_classes(3)
+    classes = atlas.top_classes(3).sort_values("count_per_image", ascending=False, kind="stable")
     entries = page.run(
         "return [...document.querySelectorAll('#classes .entry:not(.minor)')].map(e => ["
         "e.firstChild.textContent, ...[...e.querySelectorAll('.num')].map(n => n.textContent)])"

@@ -1,5 +1,6 @@
 """The figures show the atlas's numbers."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -19,6 +20,10 @@ from vit_sae_plugin.report import (
 
 def test_the_scatter_leaves_out_the_dead_and_greys_the_unknown():
     figure = plot_latents(make_atlas())
+    assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+    above, beside = figure.axes[1:3]  # counts of the three latents that are alive
+    assert sum(bar.get_height() for bar in above.patches) == 3
+    assert sum(bar.get_width() for bar in beside.patches) == 3
     grey, coloured = figure.axes[0].collections
     np.testing.assert_allclose(grey.get_offsets(), [[2 / 5, 0.125]])  # B has no entropy
     np.testing.assert_allclose(coloured.get_offsets(), [[4 / 5, 1.125 / 4], [4 / 5, 2.5 / 4]])
@@ -71,7 +76,16 @@ def test_reference_grids(analysed, style):
     shown = [len(axes.images) for axes in figure.axes]
     assert shown == [1, 1, 1, 0, 0, 0]  # latent 7 is dead
     assert figure.axes[0].texts[0].get_text().startswith("two\n")
+    assert figure.axes[3].texts[0].get_text() == "latent 7\n0.0% of images"
     figure.canvas.draw()
+
+
+def test_reference_grids_name_the_entropy_where_it_is_known(analysed):
+    model, sae, atlas, images = analysed
+    known = replace(atlas, latents=atlas.latents.assign(label_entropy=0.5))
+    for one, text in [(known, "of images\nentropy 0.50"), (atlas, "of images")]:
+        figure = plot_reference_images(model, sae, one, images, [2], n_images=1)
+        assert figure.axes[0].texts[0].get_text().endswith(text)
 
 
 def test_wrong_grids_are_explained(analysed):

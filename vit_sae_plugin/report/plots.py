@@ -169,8 +169,9 @@ def new_figure(width: float, height: float) -> NotebookFigure:
 
 
 def _log_bins(values: np.ndarray) -> Any:
-    low, high = np.log10(values.min()), np.log10(values.max())
-    return np.logspace(low, high if high > low else low + 1, 50)
+    low, high = values.min(), values.max()
+    # geomspace ends exactly there: rounding must not lose the smallest or the largest value
+    return np.geomspace(low, high if high > low else 10 * low, 50)
 
 
 def _tidy(axes: Axes, grid: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,12 +87,13 @@ def plot_reference_images(
         for axes, one in zip(row, maps[latent], strict=False):
             axes.imshow(picture(one))
         name = (names or {}).get(latent) or f"latent {latent}"
-        entropy = atlas.latents.loc[latent, "label_entropy"]
+        entropy = float(atlas.latents.loc[latent, "label_entropy"])
         frequency = atlas.latents.loc[latent, "frequency"]
+        known = f"\nentropy {entropy:.2f}" if math.isfinite(entropy) else ""
         row[0].text(
             -0.08,
             0.5,
-            f"{name}\n{frequency:.1%} of images\nentropy {entropy:.2f}",
+            f"{name}\n{frequency:.1%} of images{known}",
             transform=row[0].transAxes,
             ha="right",
             va="center",

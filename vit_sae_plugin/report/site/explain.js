@@ -119,11 +119,11 @@ report.load("atlas").then((atlas) => {
       patch = next;
       if (patch === null) {
         heading.textContent = "In the whole image";
-        note.replaceChildren(`Its strongest latents by ${atlas.aggregations[0]} over tokens, each with the images and the class that activate it most. Click a patch for the latents there.`);
+        note.replaceChildren(`Its strongest latents by ${atlas.aggregations[0]} over tokens, each with its reference images and the class that leads among them. Click a patch for the latents there.`);
         list.replaceChildren(...data.image.map(line));
       } else {
         heading.textContent = `In the patch of row ${Math.floor(patch / nColumns) + 1}, column ${patch % nColumns + 1}`;
-        note.replaceChildren("The latents most active there, each with the images and the class that activate it most, and its activation here. ",
+        note.replaceChildren("The latents most active there, each with its reference images, the class that leads among them, and its activation here. ",
           el("button", { type: "button", id: "whole", onclick: () => choose(null) }, "Whole image"));
         list.replaceChildren(...data.patches[patch].map(line));
         if (!data.patches[patch].length) list.append(el("p", { class: "note" }, "No latent is active there."));

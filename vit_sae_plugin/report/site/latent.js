@@ -49,7 +49,7 @@ report.load("atlas").then((atlas) => {
         !hasLabels ? null : fact("label std", format.number(latents.std[position]), "standard deviation of its reference images' label indices")),
       references(details, data.images),
       el("div", { class: "columns" },
-        !hasLabels ? null : section("classes", "Top classes", `Tokens that activate it above ${atlas.facts.threshold}: for each image of the class, and in all its images.`, classBars(details)),
+        !hasLabels ? null : section("classes", "Top classes", `Of the classes with most tokens above ${atlas.facts.threshold}: how many an image has, and all images of the class.`, classBars(details)),
         section("activations", "Activations", "How many tokens activate it, and how strongly.", histogram(details.histogram)),
         section("coactive", "Active together", "Latents that fire on the same images: images with both ÷ images with either.", relatives(details.coactive)),
         section("similar", "Alike in direction", "Latents that write a similar direction: cosine of the decoder rows.", relatives(details.similar))),
@@ -60,8 +60,8 @@ report.load("atlas").then((atlas) => {
   function lead(position, details, images) {
     const name = latents.name[position];
     const labels = details.references[atlas.aggregations[0]].map(([index]) => images[index][1]);
-    const parts = latents.classes[position].map((label) => [
-      name ? report.className(atlas, label) : el("b", {}, report.className(atlas, label)),
+    const parts = latents.classes[position].map((label, k) => [
+      name || k ? report.className(atlas, label) : el("b", {}, report.className(atlas, label)),
       ` ${labels.filter((other) => other === label).length} of ${labels.length}`]);
     const classes = parts.flatMap((part, k) => [k ? ", " : "", ...part]);
     return [name ? el("b", {}, name) : "", name && classes.length ? " · " : "", ...classes,
@@ -102,11 +102,12 @@ report.load("atlas").then((atlas) => {
 
   function classBars(details) {
     if (!details.classes.length) return el("p", { class: "note" }, `No labelled image has a token above ${atlas.facts.threshold}.`);
-    const highest = Math.max(...details.classes.map(([, , perImage]) => perImage));
+    const classes = [...details.classes].sort((a, b) => b[2] - a[2]);
+    const highest = classes[0][2];
     const leading = report.leadingClasses(atlas);
     return el("div", { class: "bars" },
-      el("div", { class: "entry minor" }, el("span"), el("span"), el("span", { class: "num" }, "an image"), el("span", { class: "num" }, "in all")),
-      details.classes.map(([index, count, perImage, share]) =>
+      el("div", { class: "entry minor" }, el("span"), el("span"), el("span", { class: "num" }, "per image"), el("span", { class: "num" }, "in all")),
+      classes.map(([index, count, perImage, share]) =>
         el("div", { class: "entry", title: `${format.share(share)} of the tokens of all classes` },
           leading.has(index) ? el("a", { href: `index.html#class=${index}` }, report.className(atlas, index))
             : el("span", {}, report.className(atlas, index)),
@@ -142,7 +143,8 @@ report.load("atlas").then((atlas) => {
         const x = place(digit * 10 ** power);
         if (x < left - 1 || x > width - 8) continue;
         chart.append(svg("line", { class: "axis", x1: x, x2: x, y1: bottom, y2: bottom + 4 }),
-          svg("text", { x, y: bottom + 17, "text-anchor": "middle" }, format.number(digit * 10 ** power)));
+          svg("text", { x, y: bottom + 17, "text-anchor": "middle" },
+            decades > 2.5 ? format.power(power) : format.number(digit * 10 ** power)));
       }
     }
     chart.append(svg("line", { class: "axis", x1: left, x2: width, y1: bottom, y2: bottom }),

@@ -10,8 +10,9 @@ import pytest
 
 from tests.report.pages import LISTED, SHOWN, TEXT, TEXTS, in_order, open_index, pixels, visit
 from tests.report.reports import HOSTILE, Report, shares_of
-from vit_sae_plugin.analysis import explain
-from vit_sae_plugin.report.site_data import number
+from vit_sae_plugin.analysis import analyze, explain
+from vit_sae_plugin.report import write_report
+from vit_sae_plugin.report.site_data import leading_labels, number
 
 
 def test_nothing_in_names_is_run(made, page):
@@ -254,6 +255,28 @@ def test_pages_without_labels(wide, page):
     assert page.run(TEXT, ".lead") == "image 1"
     assert "entropy" not in page.run(TEXT, "main")
     assert page.messages() == []
+
+
+def test_a_latent_never_above_the_threshold(made, page, tmp_path):
+    """It has no reference images by count, so those by mean stand for it."""
+    arguments = (made.model, made.sae, made.images)
+    rules = ("count", "mean")
+    atlas = analyze(*arguments, aggregations=rules, threshold=50.0, progress=False)
+    model, sae, images = arguments
+    write_report(atlas, images, model, sae, tmp_path, latents=[3], explain=[], progress=False)
+    data = Report(model, sae, atlas, images, tmp_path).data("atlas")["latents"]
+    by_mean = atlas.reference_images(3, "mean")["image"].tolist()
+    assert [i for i, _ in data["previews"][0]] == by_mean[:5]
+    assert data["classes"] == leading_labels(made.atlas, [3])
+    if page is None:
+        return
+    visit(page, tmp_path, "latent.html#3", "#similar")
+    pressed = "return document.querySelector('[data-aggregation][aria-pressed=true]').textContent"
+    assert page.run(pressed) == "mean"
+    assert len(page.run(TEXTS, ".references figure")) == 10
+    assert " of 10 reference images" in page.run(TEXT, ".lead")
+    page.click('[data-aggregation="count"]')
+    assert page.run(TEXT, ".references") == "No image has a positive count."
 
 
 def test_pages_of_an_sae_without_patches(without_patches, page):

@@ -57,10 +57,9 @@ def index_data(
 ) -> dict[str, Any]:
     """What every page loads: one entry for each latent, column by column."""
     info, table = atlas.info, atlas.latents.loc[list(latents)]
-    reference = atlas.references[atlas.default_aggregation]
     previews = []
-    for latent in latents:
-        found = [(int(i), masks.get(latent, int(i))) for i in reference.image[latent] if i >= 0]
+    for latent, images in zip(latents, _references(atlas, latents)[0].tolist(), strict=True):
+        found = [(i, masks.get(latent, i)) for i in images if i >= 0]
         previews.append([[i, preview_string(one.shares)] for i, one in found if one][:_PREVIEWS])
     return {
         "title": title,
@@ -151,6 +150,19 @@ def latent_details(
     return {"images": images, "latents": details}
 
 
+def _references(atlas: LatentAtlas, latents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Reference images of each latent and their values, under the first aggregation that has any.
+
+    A latent that is active, but never above the threshold, has none by count.
+    """
+    first, *others = atlas.references.values()
+    images, values = first.image[list(latents)], first.value[list(latents)]
+    for table in others:
+        none = images[:, 0] < 0
+        images[none], values[none] = (a[list(latents)][none] for a in (table.image, table.value))
+    return images, values
+
+
 def leading_labels(
     atlas: LatentAtlas, latents: Sequence[int], n: int = _LEADING_LABELS
 ) -> list[list[int]]:
@@ -159,8 +171,7 @@ def leading_labels(
     By their share of the reference images' summed activation, the shares that the label entropy is
     made of. Counts over the whole data set would favour large classes.
     """
-    table = atlas.references[atlas.default_aggregation]
-    images, values = table.image[list(latents)], table.value[list(latents)]
+    images, values = _references(atlas, latents)
     labels = atlas.images["label"].reindex(images.ravel()).astype("Int64").fillna(-1)
     leading = []
     for label, value in zip(labels.to_numpy(int).reshape(images.shape), values, strict=True):

@@ -59,7 +59,7 @@ report.load("atlas").then((atlas) => {
   // Its name, or the class that leads among its reference images, and how many of them that is.
   function lead(position, details, images) {
     const name = latents.name[position];
-    const labels = details.references[atlas.aggregations[0]].map(([index]) => images[index][1]);
+    const labels = details.references[firstRule(details)].map(([index]) => images[index][1]);
     const parts = latents.classes[position].map((label, k) => [
       name || k ? report.className(atlas, label) : el("b", {}, report.className(atlas, label)),
       ` ${labels.filter((other) => other === label).length} of ${labels.length}`]);
@@ -71,6 +71,11 @@ report.load("atlas").then((atlas) => {
 
   function section(id, title, note, ...children) {
     return el("section", { id }, el("h2", {}, title), el("p", { class: "note" }, note), ...children);
+  }
+
+  // The first rule under which it has reference images: one that is never above the threshold has none by count.
+  function firstRule(details) {
+    return atlas.aggregations.find((name) => details.references[name].length) ?? atlas.aggregations[0];
   }
 
   function references(details, images) {
@@ -89,8 +94,9 @@ report.load("atlas").then((atlas) => {
           el("div", {}, el("b", {}, format.number(value)), label === null ? "" : ` ${report.className(atlas, label)}`),
           el("div", { title: id }, id));
       }));
+      if (!details.references[name].length) grid.append(el("p", { class: "note" }, `No image has a positive ${name}.`));
     }
-    choose(atlas.aggregations[0]);
+    choose(firstRule(details));
     return el("section", {},
       el("h2", {}, "Reference images"),
       el("div", { class: "tools" },

@@ -177,7 +177,7 @@ def _card(atlas: LatentAtlas, latent: int, pictures: list[Any]) -> LatentCard:
 def _next_commands(folder: Path) -> list[str]:
     sae = folder / "run" / "sae"
     return [
-        f"vit-sae analyze {sae} --images shapes:test --report {folder / 'report'}",
+        f"vit-sae analyze {sae} --images 'shapes:test?n_images=2000' --report {folder / 'report'}",
         "vit-sae train --images photos/ --model ViT-B-16 --pretrained openai "
         "--output-path runs/photos",
     ]

@@ -229,3 +229,26 @@ def test_an_atlas_of_another_sae_explains_nothing(model, finished):
     assert explain(model, copy.deepcopy(make_topk()), atlas, picture).latents
     with pytest.raises(ValueError, match=r"made from the SAE [0-9a-f]{8}, but this one is"):
         explain(model, make_topk(k=3), atlas, picture)
+
+
+def test_an_sae_is_hashed_again_only_when_it_changes(model, finished, monkeypatch):
+    from vit_sae_plugin.analysis import LatentAtlas, fingerprints
+
+    atlas, sae, picture = LatentAtlas.load(finished), make_topk(), NoisePictures(N).picture(0)
+    hashed = []
+    monkeypatch.setattr(
+        fingerprints, "sae_fingerprint", lambda sae: hashed.append(1) or sae_fingerprint(sae)
+    )
+    explain(model, sae, atlas, picture)
+    explain(model, sae, atlas, picture)
+    assert len(hashed) == 1
+    sae.cfg.k = 3
+    with pytest.raises(ValueError, match="its weights or settings are others"):
+        explain(model, sae, atlas, picture)
+    sae.cfg.k = 2
+    explain(model, sae, atlas, picture)
+    with torch.no_grad():
+        sae.W_enc[0, 0] += 1
+    with pytest.raises(ValueError, match="its weights or settings are others"):
+        explain(model, sae, atlas, picture)
+    assert len(hashed) == 4

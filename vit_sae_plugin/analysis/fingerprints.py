@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from sae_lens.saes.sae import TrainingSAE
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
     from vit_sae_plugin.hooked_vit import HookedViT
+
+
+_KNOWN: WeakKeyDictionary[SAE[Any], tuple[Any, str]] = WeakKeyDictionary()
 
 
 def model_fingerprint(model: HookedViT) -> str:
@@ -64,13 +68,23 @@ def check_same_sae(atlas: LatentAtlas, sae: SAE[Any]) -> None:
             f"the atlas describes {atlas.d_sae} latents, but this SAE has {sae.cfg.d_sae}; "
             "use the atlas that was made from it"
         )
-    found = sae_fingerprint(sae)
+    found = _fingerprint_unless_known(sae)
     if found != atlas.info.sae_sha256:
         raise ValueError(
             f"the atlas was made from the SAE {short(atlas.info.sae_sha256)}, but this one is "
             f"{short(found)}: its weights or settings are others. Use the atlas that was made "
             "from it, or make one with analyze()"
         )
+
+
+def _fingerprint_unless_known(sae: SAE[Any]) -> str:
+    """The fingerprint, taken again only when PyTorch has counted a change: hashing takes time."""
+    tensors = sae.state_dict().values()
+    version = (str(sae.cfg.to_dict()), [(t.data_ptr(), t._version) for t in tensors])
+    known = _KNOWN.get(sae)
+    if known is None or known[0] != version:
+        known = _KNOWN[sae] = (version, sae_fingerprint(sae))
+    return known[1]
 
 
 def short(sha256: str) -> str:

@@ -20,7 +20,8 @@ def label_entropy(
     """
     complete = _complete(value, label)
     entropy = np.full(len(value), np.nan)
-    shares = value[complete] / value[complete].sum(axis=1, keepdims=True)
+    whole = value[complete].astype(np.float64)
+    shares = whole / whole.sum(axis=1, keepdims=True)
     same = label[complete, :, None] == label[complete, None, :]
     probability = (same * shares[:, None, :]).sum(axis=2)  # of the label of each image
     # each image contributes its own share of −p ln p, so that a label counts once in all

@@ -111,7 +111,8 @@ def plot_class_latents(
     Args:
         classes: class indices, in this order. None: all that have images.
         latents: in this order. None: the ``n_latents`` of each class of which the largest share
-            falls on it, in the order of the classes.
+            falls on it, among those active at a token of each of its images on average; in the
+            order of the classes.
 
     Raises:
         ValueError: the atlas has no classes, or there are no latents to show.
@@ -121,15 +122,17 @@ def plot_class_latents(
     if not len(classes):
         raise ValueError("this atlas has no image with a class label")
     if latents is None:
-        latents = list(
-            dict.fromkeys(
-                int(latent)
-                for one in classes
-                for latent in atlas.top_latents(one, n_latents, by="share").index
-            )
-        )
+        chosen: dict[int, None] = {}
+        for one in classes:
+            table = atlas.top_latents(one, atlas.d_sae, by="share")
+            often = table.index[table["count_per_image"] >= 1][:n_latents]
+            chosen |= dict.fromkeys(int(latent) for latent in often)
+        latents = list(chosen)
     if not len(latents):
-        raise ValueError("no latent is active above the threshold on images of these classes")
+        raise ValueError(
+            f"no latent is active above {atlas.info.threshold:g} at a token of each image of one "
+            "of these classes, on average; pass latents="
+        )
     counts = atlas.class_counts[np.ix_(list(classes), list(latents))]
     per_image = counts / np.maximum(atlas.class_n_images[list(classes)], 1)[:, None]
     figure = new_figure(2 + 0.16 * len(latents), 1.4 + 0.17 * len(classes))

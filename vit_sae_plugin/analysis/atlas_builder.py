@@ -81,7 +81,8 @@ class AtlasBuilder(nn.Module):
             label: class index of each image, −1 for none.
             ids: name of each image.
         """
-        device = latents_btd.device
+        device = self.histogram.counts.device
+        latents_btd = latents_btd.to(device)
         scan = scan_tokens(
             latents_btd, self._layout.patch_of_token, self._threshold, self.histogram
         )

@@ -171,7 +171,7 @@ def analyze(
         n_reference_images=n_reference_images,
         n_classes=len(images.class_names or ()),
         n_coactivation_images=n_coactivation_images,
-    ).to(sae.W_dec.device)
+    ).to("cpu" if sae.W_dec.device.type == "mps" else sae.W_dec.device)  # MPS lacks float64
 
     start = Snapshot(settings, 0, pd.DataFrame())
     if folder is not None and resume:

@@ -3,7 +3,8 @@
 Prints, for the built-in shape scenes, how well the best latent for each shape, colour, coloured
 shape and texture ranks and marks the patches that show it, beside the same latents before ReLU,
 single neurons, principal components, random directions, and those cut off to be as sparse as the
-latents. Latents are chosen on one half of the scenes and scored on the other.
+latents. Latents are chosen on one half of the scenes, by average precision and by AUROC, and scored
+on the other.
 
     python benchmarks/localization.py                      # trains the SAE first, some minutes
     python benchmarks/localization.py --d-sae 1024 --l1-coefficient 9e-4 --training-tokens 1200000
@@ -32,16 +33,13 @@ from vit_sae_plugin.training import (
 
 
 def train(args: argparse.Namespace, folder: Path) -> SAE[Any]:
-    """The demo's PatchSAE, on patches alone, wider, and in smaller steps."""
-    batch_size = 1024
-    n_steps = args.training_tokens // batch_size
+    """The demo's PatchSAE, on patches alone, and wider."""
     settings = load_preset("patchsae-shapes")
+    n_steps = args.training_tokens // settings["train_batch_size_tokens"]
     settings |= {
         "hook_name": args.hook_name,
         "token_kind": "patches",
         "training_tokens": args.training_tokens,
-        "train_batch_size_tokens": batch_size,
-        "lr": 1e-3,
         "lr_warm_up_steps": min(settings["lr_warm_up_steps"], n_steps // 4),
         "lr_decay_steps": n_steps // 5,
         "output_path": str(folder),
@@ -66,9 +64,8 @@ def main() -> None:
     parser.add_argument("--training-tokens", type=int, default=1_200_000)
     parser.add_argument("--images", default="shapes:test?n_images=2000", help="scenes with masks")
     parser.add_argument("--n-images", type=int, default=1200, help="how many of them")
-    parser.add_argument(
-        "--select-by", default="average_precision", choices=["average_precision", "auroc"]
-    )
+    criteria = ["average_precision", "auroc"]
+    parser.add_argument("--select-by", nargs="+", default=criteria, choices=criteria)
     parser.add_argument("--min-coverage", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -82,23 +79,25 @@ def main() -> None:
         else:
             sae = SAE.load_from_disk(args.sae, device=args.device)
         model = ActivationSource.from_metadata(sae.cfg.metadata).load_model(args.device)
-        report = localize(
-            model,
-            sae,
-            open_images(args.images),
-            n_images=args.n_images,
-            select_by=args.select_by,
-            min_coverage=args.min_coverage,
-            seed=args.seed,
-            progress=True,
-        )
-        print(report.tables["summary"].round(3).to_string())
-        for name, value in report.settings.items():
-            print(f"{name}: {value}")
-        for note in report.notes:
-            print(f"note: {note}")
-        if args.output:
-            print(f"saved in {report.save(folder)}")
+        for criterion in args.select_by:
+            report = localize(
+                model,
+                sae,
+                open_images(args.images),
+                n_images=args.n_images,
+                select_by=criterion,
+                min_coverage=args.min_coverage,
+                seed=args.seed,
+                progress=True,
+            )
+            print(f"\nlatents chosen by {criterion}")
+            print(report.tables["summary"].round(3).to_string())
+            for name, value in report.settings.items():
+                print(f"{name}: {value}")
+            for note in report.notes:
+                print(f"note: {note}")
+            if args.output:
+                print(f"saved in {report.save(folder / criterion)}")
 
 
 if __name__ == "__main__":

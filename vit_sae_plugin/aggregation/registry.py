@@ -98,7 +98,7 @@ def _build(level: str, name: object, settings: dict[str, Any]) -> Any:
         near = difflib.get_close_matches(str(name), classes, n=1)
         raise ValueError(
             f"no {level}-level aggregation is called {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            + (f"; did you mean {near[0]!r}?" if near else ".")
             + f" The registered ones: {', '.join(sorted(classes))}. If it is one of your own, "
             "first import the module that registers it"
         )

@@ -45,9 +45,10 @@ class CoActivation(nn.Module):
         self.sketch = LargestKeys(d_sae, n_sampled_images)
 
     def update(self, batch: LatentBatch) -> None:
-        n_active = batch.scan.n_active
-        # of images with the same value, those with the smallest hashes are kept
-        self.sketch.offer((n_active > 0).float(), scramble(batch.index), n_active)
+        n_active, hashed = batch.scan.n_active, scramble(batch.index)
+        # the smaller the hash, the larger the value; it is positive, and float32 keeps the order
+        value = (INDEX_LIMIT - hashed).float()
+        self.sketch.offer((n_active > 0) * value[:, None], hashed, n_active)
 
     @torch.no_grad()
     def partners(

@@ -4,6 +4,8 @@
 
 #include "cpu_kernels.h"
 
+#define AT_ONCE 4096
+
 /* Puts a key, and its payload, if there is any, where it belongs in a row that falls. Returns
  * whether it was large enough. */
 static int insert(int64_t *row, int32_t *payloads, long k, int64_t key, int32_t payload) {
@@ -26,18 +28,27 @@ static int insert(int64_t *row, int32_t *payloads, long k, int64_t key, int32_t 
 static long images_share(const float *value, const int64_t *index, const int32_t *payload,
                          int64_t *keys, int32_t *payloads, uint8_t *entered, long k,
                          long n_images, long d_sae, long begin, long end) {
-    for (long image = 0; image < n_images; image++)
-        for (long s = begin; s < end; s++) {
-            long cell = image * d_sae + s;
-            uint32_t bits;
-            if (!(value[cell] > 0)) continue;
-            memcpy(&bits, value + cell, sizeof bits);
-            int64_t key = (int64_t)bits << 32 | (UINT32_MAX - index[image]);
-            if (insert(keys + s * k, payloads ? payloads + s * k : NULL, k, key, payload[cell])) {
-#pragma omp atomic write
-                entered[image] = 1;
-            }
+    float bar[AT_ONCE]; /* what a value must reach: side by side, as nearly none does */
+    for (long start = begin; start < end; start += AT_ONCE) {
+        long stop = start + AT_ONCE < end ? start + AT_ONCE : end;
+        for (long s = start; s < stop; s++) {
+            uint32_t bits = keys[s * k + k - 1] >> 32;
+            memcpy(bar + s - start, &bits, sizeof bits);
         }
+        for (long image = 0; image < n_images; image++)
+            for (long s = start; s < stop; s++) {
+                long cell = image * d_sae + s;
+                uint32_t bits;
+                if (!(value[cell] >= bar[s - start] && value[cell] > 0)) continue;
+                memcpy(&bits, value + cell, sizeof bits);
+                int64_t key = (int64_t)bits << 32 | (UINT32_MAX - index[image]);
+                int32_t *beside = payloads ? payloads + s * k : NULL;
+                if (insert(keys + s * k, beside, k, key, payload[cell])) {
+#pragma omp atomic write
+                    entered[image] = 1;
+                }
+            }
+    }
     return 0;
 }
 

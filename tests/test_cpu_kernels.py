@@ -51,4 +51,4 @@ def test_a_kernel_out_of_memory_is_an_error():
         return -1
 
     with pytest.raises(MemoryError, match="smaller batches"):
-        cpu_kernels.run_kernel(function, torch.zeros(2), None, 2, 0.5)
+        cpu_kernels.run_kernel(function, torch.zeros(2), 2, 0.5)

@@ -54,15 +54,15 @@ def load_kernels(module_file: str, real: str = "float") -> ctypes.CDLL | None:
     return None
 
 
-def run_kernel(function: Any, *arguments: Tensor | float | None) -> int:
+def run_kernel(function: Any, *arguments: Tensor | float) -> int:
     """Call a C function of :func:`load_kernels` on as many threads as PyTorch may use.
 
     They are PyTorch's own threads where both use the same OpenMP library: others would have to
     share the processor with threads that PyTorch keeps waiting.
 
     Args:
-        arguments: contiguous CPU tensors for pointers, None for NULL, ints for ``long`` and
-            floats for ``float``. The number of threads is added as the last.
+        arguments: contiguous CPU tensors for pointers (NULL if empty), ints for ``long`` and floats
+            for ``float``. The number of threads is added as the last.
 
     Returns:
         What the function returns, a ``long``.
@@ -77,7 +77,7 @@ def run_kernel(function: Any, *arguments: Tensor | float | None) -> int:
     return result
 
 
-def _as_c(argument: Tensor | float | None) -> Any:
-    if argument is None or isinstance(argument, Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+def _as_c(argument: Tensor | float) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
     return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_float(argument)

@@ -3,30 +3,12 @@
 import pytest
 import torch
 
-import vit_sae_cli
+from tests.cli.command import vit_sae
 from vit_sae_plugin import LatentAtlas, PatchSAE, PatchSAEConfig, analysis
 from vit_sae_plugin.activations import ActivationSource
-from vit_sae_plugin.datasets import ShapeScenes
 from vit_sae_plugin.hooked_vit import HookedViT
 
 RULE = {"name": "kth_largest", "k": 2}
-
-
-def vit_sae(*args):
-    return vit_sae_cli.main([str(arg) for arg in args])
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Twelve scenes in two class folders; the first file is no picture."""
-    folder = tmp_path_factory.mktemp("photos")
-    scenes = ShapeScenes(12, seed=5)
-    for index in range(12):
-        place = folder / f"class {index % 2}"
-        place.mkdir(exist_ok=True)
-        scenes.scene(index).image.save(place / f"{index:02d}.png")
-    (folder / "class 0" / "000broken.jpg").write_bytes(b"no picture")
-    return folder
 
 
 @pytest.fixture(scope="module")

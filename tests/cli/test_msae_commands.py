@@ -10,14 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import vit_sae_cli
+from tests.cli.command import vit_sae
 from vit_sae_plugin.datasets import ShapeScenes, open_images
 
 N_IMAGES = 40
-
-
-def vit_sae(*args):
-    return vit_sae_cli.main([str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import vit_sae_cli
-from vit_sae_plugin.datasets import ShapeScenes
-
-
-def vit_sae(*args):
-    return vit_sae_cli.main([str(arg) for arg in args])
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Twelve scenes in two class folders, and a file that is no picture."""
-    folder = tmp_path_factory.mktemp("photos")
-    scenes = ShapeScenes(12, seed=5)
-    for index in range(12):
-        place = folder / f"class {index % 2}"
-        place.mkdir(exist_ok=True)
-        scenes.scene(index).image.save(place / f"{index}.png")
-    (folder / "class 0" / "broken.jpg").write_bytes(b"no picture")
-    return folder
+from tests.cli.command import vit_sae
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +81,7 @@ def test_train_leaves_a_run_that_says_how_it_was_made(run):
     assert metrics["n_tokens"].iloc[-1] == 6400
     assert metrics["loss"].iloc[-1] < metrics["loss"].iloc[0]
     skipped = pd.read_csv(run / "skipped_images.csv")
-    assert skipped["id"].tolist() == ["class 0/broken.jpg"]
+    assert skipped["id"].tolist() == ["class 0/000broken.jpg"]
 
 
 def test_eval_needs_only_the_folder_and_images(run, photos, tmp_path, capsys):

@@ -19,16 +19,17 @@ class LargestKeys(nn.Module):
     ``[d_sae, k]`` falls along each row; 0 marks an empty place.
 
     Args:
-        with_payload: keep a number with each key, in ``payload`` ``[d_sae, k]``.
+        with_payload: keep a number with each key, in ``payload`` ``[d_sae, k]``; else that is
+            ``[d_sae, 0]``.
     """
 
     keys: Tensor
-    payload: Tensor | None
+    payload: Tensor
 
     def __init__(self, d_sae: int, k: int, *, with_payload: bool = False) -> None:
         super().__init__()
         self.register_buffer("keys", torch.zeros(d_sae, k, dtype=torch.int64))
-        payload = torch.full((d_sae, k), -1, dtype=torch.int32) if with_payload else None
+        payload = torch.full((d_sae, k if with_payload else 0), -1, dtype=torch.int32)
         self.register_buffer("payload", payload)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self._pending_limit = max(2**16, 16 * d_sae)
@@ -55,7 +56,7 @@ class LargestKeys(nn.Module):
             return self._put_off(value, index, payload)
         entered = torch.zeros(len(index), dtype=torch.bool)
         offered = (value.contiguous(), index.contiguous(), payload.int().contiguous())
-        tensors = (*offered, self.keys, self.payload, entered)
+        tensors = (*offered, self.keys, self.payload, entered)  # an empty payload is NULL in C
         d_sae, k = self.keys.shape
         run_kernel(kernels.insert_images, *tensors, k, len(index), d_sae)
         return entered.nonzero().flatten()
@@ -107,7 +108,7 @@ class LargestKeys(nn.Module):
 
         largest, place = beside(self.keys, key).topk(k, dim=1)
         self.keys[rows] = largest
-        if self.payload is not None:
+        if self.payload.numel():
             self.payload[rows] = beside(self.payload, payload).gather(1, place)
 
 

@@ -49,6 +49,5 @@ class ReferenceImages(nn.Module):
     def table(self) -> ReferenceTable:
         self.largest.settle()
         value, image = unpack(self.largest.keys)
-        assert self.largest.payload is not None
         peak_patch = self.largest.payload.masked_fill(image < 0, -1)
         return ReferenceTable(image.cpu().numpy(), value.cpu().numpy(), peak_patch.cpu().numpy())

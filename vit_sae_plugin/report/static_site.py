@@ -184,10 +184,7 @@ def _shown_latents(
     if latents is None:
         chosen = [int(i) for i in np.flatnonzero(~atlas.latents["is_dead"].to_numpy())]
     else:
-        for latent in latents:
-            if not 0 <= latent < atlas.d_sae:
-                raise ValueError(f"there is no latent {latent}; want 0 to {atlas.d_sae - 1}")
-        chosen = sorted({int(i) for i in latents})
+        chosen = sorted({atlas.check_latent(latent) for latent in latents})
     if n_latents is None or n_latents >= len(chosen):
         return chosen
     ranked = atlas.latents.loc[chosen].sort_values(

@@ -20,7 +20,7 @@ from vit_sae_plugin import (
     PatchTrainingSAEConfig,
 )
 from vit_sae_plugin.analysis import AtlasInfo, analyze, explain
-from vit_sae_plugin.analysis.fingerprints import model_fingerprint, sae_fingerprint
+from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint
 from vit_sae_plugin.hooked_vit import HookedViT
 
 N = 12
@@ -232,7 +232,8 @@ def test_an_atlas_of_another_sae_explains_nothing(model, finished):
 
 
 def test_an_sae_is_hashed_again_only_when_it_changes(model, finished, monkeypatch):
-    from vit_sae_plugin.analysis import LatentAtlas, fingerprints
+    from vit_sae_plugin import fingerprints
+    from vit_sae_plugin.analysis import LatentAtlas
 
     atlas, sae, picture = LatentAtlas.load(finished), make_topk(), NoisePictures(N).picture(0)
     hashed = []

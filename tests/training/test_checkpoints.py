@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.training import CheckpointFolder, DamagedCheckpointError
-from vit_sae_plugin.training.atomic_files import write_text_atomically
 from vit_sae_plugin.training.checkpoints import find_damage, read_state
 from vit_sae_plugin.training.training_metrics import MetricsFile
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from torch import nn
+
+from vit_sae_plugin.near_names import near_names
 
 if TYPE_CHECKING:
     from vit_sae_plugin.aggregation.class_aggregation import ClassAggregation
@@ -95,7 +96,7 @@ def make_class_aggregation(name: str, *, n_classes: int, d_sae: int) -> ClassAgg
 def _build(level: str, name: object, settings: dict[str, Any]) -> Any:
     classes = _CLASSES[level]
     if not isinstance(name, str) or name not in classes:
-        near = difflib.get_close_matches(str(name), classes, n=1)
+        near = near_names(str(name), classes, n=1)
         raise ValueError(
             f"no {level}-level aggregation is called {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else ".")

@@ -13,11 +13,11 @@ from PIL import Image
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.aggregation import make_aggregation
-from vit_sae_plugin.analysis.fingerprints import check_same_sae
 from vit_sae_plugin.analysis.heatmaps import Heatmap, encode_images, layout_of
 from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
+from vit_sae_plugin.analysis.same_sae import check_same_sae
 from vit_sae_plugin.analysis.seen_region import Region, seen_region
 from vit_sae_plugin.analysis.shown_list import ShownList
 from vit_sae_plugin.datasets.image_decoding import decode_image

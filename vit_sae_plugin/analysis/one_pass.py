@@ -37,7 +37,6 @@ from vit_sae_plugin.activations.activation_source import (
 from vit_sae_plugin.aggregation import AggregationRule, ImageAggregation, make_aggregation
 from vit_sae_plugin.analysis.atlas_builder import AtlasBuilder
 from vit_sae_plugin.analysis.atlas_folder import holds_atlas, load_atlas, read_info, save_atlas
-from vit_sae_plugin.analysis.fingerprints import model_fingerprint, sae_fingerprint, short
 from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
 from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
 from vit_sae_plugin.analysis.patch_layout import PatchLayout
@@ -49,6 +48,7 @@ from vit_sae_plugin.analysis.snapshot import (
     snapshot_settings,
 )
 from vit_sae_plugin.datasets import ImageBatch, ImageLoader, open_images
+from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint, short
 from vit_sae_plugin.saes.image_aggregation import plain_rule
 
 if TYPE_CHECKING:

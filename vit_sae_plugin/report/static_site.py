@@ -19,9 +19,10 @@ from PIL import Image
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis import LatentAtlas
-from vit_sae_plugin.analysis.fingerprints import check_same_sae, model_fingerprint, short
+from vit_sae_plugin.analysis.same_sae import check_same_sae
 from vit_sae_plugin.datasets import ImageSource, UnreadableImageError, open_images
 from vit_sae_plugin.datasets.image_decoding import decode_image
+from vit_sae_plugin.fingerprints import model_fingerprint, short
 from vit_sae_plugin.report.explained_images import images_to_explain, write_explained_images
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 from vit_sae_plugin.report.reference_pictures import write_reference_pictures

@@ -9,7 +9,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from vit_sae_plugin.training.atomic_files import (
+from vit_sae_plugin.atomic_files import (
     delete_folder,
     delete_leftovers,
     write_folder_atomically,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import types
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vit_sae_plugin.near_names import near_names
 
 _HOOKS_OUTSIDE_BLOCKS = (
     "hook_embed hook_pos_embed hook_full_embed ln_final.hook_scale ln_final.hook_normalized "
@@ -40,7 +41,7 @@ def check_positive(**values: float) -> None:
 def unknown_name_message(what: str, name: str, known: Iterable[str]) -> str:
     """One line that says there is no such name and lists near ones."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    near = near_names(name, known, n=3) or known
     return f"there is no {what} {name!r}; near names: {', '.join(near)}"
 
 

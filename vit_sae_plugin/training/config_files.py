@@ -14,7 +14,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from vit_sae_plugin.training.atomic_files import write_text_atomically
+from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.training.config_checks import unknown_name_message
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.activations_store import ViTActivationsStore
 from vit_sae_plugin.activations.embedding_store import EmbeddingStore
+from vit_sae_plugin.atomic_files import delete_leftovers, write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.training.atomic_files import delete_leftovers, write_folder_atomically
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
 from vit_sae_plugin.training.language_model_config import (
     check_context_size,

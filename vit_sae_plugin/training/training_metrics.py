@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from sae_lens.saes.sae import TrainStepOutput
 
-from vit_sae_plugin.training.atomic_files import write_text_atomically
+from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 METRICS_FILE = "metrics.jsonl"

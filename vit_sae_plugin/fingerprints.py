@@ -1,4 +1,4 @@
-"""Hashes that tell whether an atlas belongs to a model, an SAE and a data set."""
+"""Hashes that tell whether a file belongs to a model, an SAE and a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
     from vit_sae_plugin.hooked_vit import HookedViT
 
 
@@ -57,28 +56,8 @@ def sae_fingerprint(sae: SAE[Any]) -> str:
     return _hash(weights, json.dumps(kept, sort_keys=True, default=str))
 
 
-def check_same_sae(atlas: LatentAtlas, sae: SAE[Any]) -> None:
-    """Raise unless an atlas was made from this SAE.
-
-    Raises:
-        ValueError: it was made from an SAE with other weights or settings.
-    """
-    if atlas.d_sae != sae.cfg.d_sae:
-        raise ValueError(
-            f"the atlas describes {atlas.d_sae} latents, but this SAE has {sae.cfg.d_sae}; "
-            "use the atlas that was made from it"
-        )
-    found = _fingerprint_unless_known(sae)
-    if found != atlas.info.sae_sha256:
-        raise ValueError(
-            f"the atlas was made from the SAE {short(atlas.info.sae_sha256)}, but this one is "
-            f"{short(found)}: its weights or settings are others. Use the atlas that was made "
-            "from it, or make one with analyze()"
-        )
-
-
-def _fingerprint_unless_known(sae: SAE[Any]) -> str:
-    """The fingerprint, taken again only when PyTorch has counted a change: hashing takes time."""
+def known_sae_fingerprint(sae: SAE[Any]) -> str:
+    """An SAE's fingerprint, hashed again only when PyTorch has counted a change."""
     tensors = sae.state_dict().values()
     version = (str(sae.cfg.to_dict()), [(t.data_ptr(), t._version) for t in tensors])
     known = _KNOWN.get(sae)

@@ -16,6 +16,7 @@ from vit_sae_plugin.datasets import (
     NoReadableImagesError,
     ShapeScenes,
     WebDatasetImages,
+    check_source_from_file,
     open_images,
 )
 
@@ -74,6 +75,53 @@ def test_shards(tmp_path: Path) -> None:
     assert matched.shards == source.shards
 
 
+@pytest.mark.parametrize(
+    "shards",
+    [
+        "pipe:touch {ran}",
+        "pipe:touch {ran}?label_key=cls",
+        "a.tar::pipe:touch {ran}",
+        "{{pipe:touch ,}}{ran}",
+        "a.tar::https://example.org/b.tar",
+        "PIPE:touch {ran}",
+        "-",
+    ],
+)
+def test_what_a_file_names_starts_no_program(shards: str, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    text = "wds:" + shards.format(ran=ran)
+    for refuse in (lambda: open_images(text, from_file=True), lambda: check_source_from_file(text)):
+        with pytest.raises(ValueError, match=r"start a program.*name them yourself: --images"):
+            refuse()
+    assert not ran.exists()
+
+
+def test_what_the_user_types_may_run_a_command(tmp_path: Path) -> None:
+    sources.write_shards(tmp_path)
+    typed = open_images(f"wds:pipe:cat {tmp_path}/part-0.tar")
+    assert next(iter(typed.records())).load().size == sources.picture(0).size
+
+
+def test_what_a_file_names_is_opened_where_it_is_local(tmp_path: Path) -> None:
+    pattern = sources.write_shards(tmp_path)
+    for text in ("shapes:test", tmp_path, f"wds:{pattern}?image_key=png", "wds:file:///x/a.tar"):
+        check_source_from_file(text)
+    records = open_images(f"wds:{pattern}", from_file=True).records()
+    assert len(list(records)) == sources.N_IMAGES
+
+
+def test_a_shard_may_be_called_like_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources.write_shards(tmp_path)
+    (tmp_path / "part-0.tar").rename(tmp_path / "pipe:touch ran;.tar")
+    monkeypatch.chdir(tmp_path)
+    for from_file in (False, True):
+        source = open_images("wds:pipe*.tar", from_file=from_file)
+        assert next(iter(source.records())).load().size == sources.picture(0).size
+    assert not (tmp_path / "ran").exists()
+
+
 def test_objects() -> None:
     source = ArrayImages(sources.arrays())
     assert open_images(source) is source
@@ -94,6 +142,8 @@ def test_objects() -> None:
         ("shape:train", FileNotFoundError, "none of the other forms"),
         ("folder:no/such", FileNotFoundError, "no folder"),
         ("wds:", ValueError, "names no images"),
+        ("wds:${NOT_SET}.tar", ValueError, "cannot be expanded.*NOT_SET"),
+        ("wds:{a.tar", ValueError, "cannot be expanded"),
         ("", ValueError, "names no images"),
         ("shapes:valid", ValueError, "split='valid'"),
         ("shapes?n_image=5", ValueError, "'n_image'; shapes has n_images, n_objects, seed"),

@@ -10,7 +10,7 @@ from vit_sae_plugin.datasets.image_source import (
     ImageSource,
     NoReadableImagesError,
 )
-from vit_sae_plugin.datasets.open_images import open_images
+from vit_sae_plugin.datasets.open_images import check_source_from_file, open_images
 from vit_sae_plugin.datasets.shape_scenes import Scene, SceneObject, ShapeScenes
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
 from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages
@@ -32,5 +32,6 @@ __all__ = [
     "UnreadableImageError",
     "WebDatasetImages",
     "WorkerDiedError",
+    "check_source_from_file",
     "open_images",
 ]

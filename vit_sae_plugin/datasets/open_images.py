@@ -17,7 +17,7 @@ from vit_sae_plugin.datasets.hugging_face_images import HuggingFaceImages, is_sa
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits
 from vit_sae_plugin.datasets.image_source import ImageSource
 from vit_sae_plugin.datasets.shape_scenes import ShapeScenes
-from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages
+from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages, check_only_local_files
 
 FORMS = (
     "'path/to/folder', 'folder:PATH', 'hf:NAME[:SPLIT]', 'wds:SHARDS-{000..010}.tar', "
@@ -29,7 +29,7 @@ N_SHAPE_SCENES = 100_000
 """Scenes of "shapes" when the text gives no n_images."""
 
 
-def open_images(images: Any, **options: Any) -> ImageSource:
+def open_images(images: Any, *, from_file: bool = False, **options: Any) -> ImageSource:
     """Make an image source.
 
     Args:
@@ -46,10 +46,13 @@ def open_images(images: Any, **options: Any) -> ImageSource:
 
             A text with a prefix may end in options: "shapes:test?n_images=2000&n_objects=1-3",
             "hf:cifar10?streaming=true&label_column=fine_label", "folder:photos?max_pixels=1000000".
+        from_file: the text was read from a file (a run's configuration, an SAE folder, a
+            checkpoint) that someone else may have written: see `check_source_from_file`.
         **options: further arguments of the source, see its class.
 
     Raises:
-        ValueError: a text of no known form, or an option the source does not have.
+        ValueError: a text of no known form, an option the source does not have, or a text from a
+            file that would run a command.
         FileNotFoundError: there is no such folder.
     """
     if isinstance(images, ImageSource):
@@ -59,6 +62,8 @@ def open_images(images: Any, **options: Any) -> ImageSource:
             )
         return images
     if isinstance(images, (str, Path)):
+        if from_file:
+            check_source_from_file(images)
         return _open_text(images, options)
     datasets = sys.modules.get("datasets")  # not loaded: then it is not one of its objects
     if datasets is not None and isinstance(
@@ -71,6 +76,28 @@ def open_images(images: Any, **options: Any) -> ImageSource:
         f"Images cannot be taken from a {type(images).__name__}; wanted: a text ({FORMS}), a "
         "datasets.Dataset, an array, or a list of arrays or PIL pictures."
     )
+
+
+def check_source_from_file(text: str | Path) -> None:
+    """Refuse a text that runs a command when opened; commands are run only if the user types them.
+
+    "wds:pipe:COMMAND" runs one in a shell, and "wds:https://…" starts a download program.
+
+    Raises:
+        ValueError: the text would start a program; says how to allow it.
+    """
+    kind, place = _kind_and_place(text)
+    if kind != "wds":
+        return
+    shards = _split_options(kind, place, str(text))[0]
+    try:
+        check_only_local_files(shards)
+    except ValueError as error:
+        raise ValueError(
+            f"The images {str(text)!r} are named in a file, not by you, and opening them would "
+            f"start a program: {error}. If you trust the file, name them yourself: --images on the "
+            "command line, or override_images=open_images(…) in code."
+        ) from None
 
 
 def _open_text(text: str | Path, options: dict[str, Any]) -> ImageSource:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from glob import glob, has_magic
 from typing import Any
+from urllib.parse import urlparse
 
 from vit_sae_plugin.datasets.folder_images import IMAGE_SUFFIXES
 from vit_sae_plugin.datasets.image_decoding import (
@@ -147,13 +148,42 @@ def _expanded(shards: Sequence[str]) -> list[str]:
             "Reading WebDataset shards needs the webdataset library: "
             "pip install 'vit-sae-plugin[webdataset]'."
         ) from error
-    urls = [url for shard in shards for url in expand_urls(str(shard))]
+    urls = []
+    for shard in shards:
+        try:
+            urls += expand_urls(str(shard))
+        except (AssertionError, ValueError) as error:  # a variable not set, braces not closed
+            raise ValueError(f"The shards {str(shard)!r} cannot be expanded: {error}.") from None
     found: list[str] = []
     for url in urls:
         is_local = "://" not in url and not url.startswith("pipe:")
         is_pattern = is_local and has_magic(url) and not os.path.exists(url)
-        found += sorted(glob(url)) if is_pattern else [url]
+        found += sorted(map(_as_path, glob(url))) if is_pattern else [url]
     return found
+
+
+def _as_path(name: str) -> str:
+    """A file's own name must not be taken for a URL: one can be called "pipe:rm x;.tar"."""
+    return os.path.join(os.curdir, name) if urlparse(name).scheme else name
+
+
+def check_only_local_files(shards: str) -> None:
+    """Refuse shards that webdataset would open by starting a program.
+
+    It runs `pipe:` in a shell and reads every URL through a pipe from `curl` and the like, so what
+    a file names may be nothing but local files. The test is webdataset's own: the URL's scheme,
+    after braces, `::` and variables are expanded.
+
+    Raises:
+        ValueError: a shard is standard input, or has a scheme other than `file`.
+    """
+    for shard in _expanded([shards]):
+        if shard == "-" or urlparse(shard).scheme not in ("", "file"):
+            raise ValueError(f"{_shown(shard)} is no local file")
+
+
+def _shown(shard: str) -> str:
+    return repr(shard if len(shard) <= 80 else f"{shard[:79]}…")
 
 
 def _short(shard: str) -> str:

@@ -11,7 +11,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from tests.tiny_models import tiny_open_clip
 from vit_sae_plugin.activations import ActivationSource, token_positions
-from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.hooked_vit import HookedViT, TokenLayout
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,19 @@ def _to_pixels(image):
 
 
 def test_positions_by_hand(model: HookedViT) -> None:
-    cfg = dataclasses.replace(model.cfg, n_prefix_tokens=3, grid=(2, 2), n_tokens=9)
-    # class token, two registers, four patches, two prompt tokens behind
+    front, back = ("class", "register", "register"), ("prompt", "prompt")
+    tokens = TokenLayout.of_grid((2, 2), front, back)
+    cfg = dataclasses.replace(model.cfg, tokens=tokens)
     assert token_positions(cfg, "cls").tolist() == [0]
     assert token_positions(cfg, "patches").tolist() == [3, 4, 5, 6]
     assert token_positions(cfg, "all").tolist() == list(range(9))
 
 
 def test_a_model_without_class_token_has_none(model: HookedViT) -> None:
-    cfg = dataclasses.replace(model.cfg, n_prefix_tokens=0, n_tokens=16)
-    with pytest.raises(ValueError, match="has no class token; want 'all' or 'patches'"):
+    cfg = dataclasses.replace(model.cfg, tokens=TokenLayout.of_grid((4, 4)))
+    with pytest.raises(
+        ValueError, match="no class token among these 16 tokens; want 'all' or 'patches'"
+    ):
         token_positions(cfg, "cls")
     with pytest.raises(ValueError, match="'class'; want 'all', 'patches' or 'cls'"):
         token_positions(cfg, "class")

@@ -133,7 +133,7 @@ def test_eval_train_and_device_follow(open_clip_case: Case):
 def test_pixels_of_another_kind_are_refused(open_clip_case: Case):
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*unsqueeze"):
         open_clip_case.hooked(open_clip_case.pixels[0])
-    with pytest.raises(ValueError, match="got list"):
+    with pytest.raises(ValueError, match="pixels is a list; want a tensor"):
         open_clip_case.hooked([open_clip_case.pixels])
 
 

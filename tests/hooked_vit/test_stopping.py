@@ -80,7 +80,7 @@ def test_permanent_hooks_behind_the_stop_rest(open_clip_case: Case):
 
 @pytest.mark.parametrize("stop", [4, -4])
 def test_a_layer_that_is_not_there(open_clip_case: Case, stop: int):
-    with pytest.raises(ValueError, match=f"stop_at_layer={stop}, but the model has 3 blocks"):
+    with pytest.raises(ValueError, match=f"stop_at_layer is {stop}, but the model has 3 blocks"):
         open_clip_case.hooked(open_clip_case.pixels, stop_at_layer=stop)
 
 

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vit_sae_plugin.hooked_vit.token_layout import TOKEN_KINDS, TokenKind, check_token_kind
+
 if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViTConfig
 
-TokenKind = Literal["all", "patches", "cls"]
-TOKEN_KINDS: tuple[str, ...] = get_args(TokenKind)
+__all__ = [
+    "TOKEN_KINDS",
+    "TokenKind",
+    "canonical_selection",
+    "check_token_kind",
+    "sliced_positions",
+    "token_positions",
+]
 
 
 def token_positions(cfg: HookedViTConfig, token_kind: str) -> Int[Tensor, " n_selected"]:
-    """Where the tokens of a kind stand on the token axis.
-
-    ``"all"`` is every token the blocks see, ``"patches"`` those on the patch grid in row-major
-    order, ``"cls"`` the class token. Register tokens (in front) and prompt tokens (behind) belong
-    to ``"all"`` only.
+    """Where the tokens of a kind stand on the token axis of a model's blocks.
 
     Args:
-        cfg: of the :class:`HookedViT`; ``n_prefix_tokens``, ``grid`` and ``n_tokens`` are read.
+        cfg: of the :class:`HookedViT`.
         token_kind: ``"all"``, ``"patches"`` or ``"cls"``.
 
     Raises:
-        ValueError: the kind is unknown, or the model has no class token.
+        ValueError: the kind is unknown, or the model has no such token.
     """
-    check_token_kind(token_kind)
-    if token_kind == "all":
-        return torch.arange(cfg.n_tokens)
-    if token_kind == "patches":
-        n_rows, n_columns = cfg.grid
-        return cfg.n_prefix_tokens + torch.arange(n_rows * n_columns)
-    if cfg.n_prefix_tokens == 0:
-        raise ValueError(
-            f"token_kind is 'cls', but {cfg.model_name or 'this model'} has no class token; "
-            "want 'all' or 'patches'"
-        )
-    return torch.zeros(1, dtype=torch.long)
-
-
-def check_token_kind(token_kind: str) -> None:
-    """Raise a ValueError unless ``token_kind`` is one that :func:`token_positions` knows."""
-    if token_kind not in TOKEN_KINDS:
-        raise ValueError(f"token_kind is {token_kind!r}; want 'all', 'patches' or 'cls'")
+    return cfg.tokens.positions(token_kind)
 
 
 def sliced_positions(
@@ -82,7 +69,7 @@ def canonical_selection(
     """
     positions = sliced_positions(cfg, token_kind, seqpos_slice)
     for kind in TOKEN_KINDS:
-        if kind == "cls" and cfg.n_prefix_tokens == 0:
+        if kind == "cls" and not cfg.tokens.has("class"):
             continue
         if torch.equal(positions, token_positions(cfg, kind)):
             return kind, (None,)

@@ -8,6 +8,7 @@ from vit_sae_plugin.hooked_vit.errors import (
 )
 from vit_sae_plugin.hooked_vit.hooked_sae_vit import HookedSAEViT
 from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
+from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import (
     AttentionDescription,
     BlockDescription,
@@ -24,6 +25,7 @@ __all__ = [
     "HookedViT",
     "HookedViTConfig",
     "ModelNameError",
+    "TokenLayout",
     "TowerDescription",
     "UnsupportedTowerError",
 ]

@@ -11,9 +11,9 @@ from vit_sae_plugin.hooked_vit.scope import Scope
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
 
 
-def attach_block(run: ForwardRun, tower: TowerDescription, layer: int) -> None:
+def attach_block(run: ForwardRun, tower: TowerDescription, layer: int, path: str) -> None:
     """Attach what the live points of block ``layer`` need, in the order in which values arise."""
-    scope = Scope(run, f"blocks.{layer}.", f"{tower.blocks}.{layer}")
+    scope = Scope(run, f"blocks.{layer}.", path)
     block = tower.block
     if scope.live("hook_resid_pre"):
         scope.before("", lambda x: scope.fire("hook_resid_pre", x))

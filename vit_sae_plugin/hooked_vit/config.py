@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
+
 
 @dataclass
 class HookedViTConfig:
@@ -41,14 +43,8 @@ class HookedViTConfig:
     patch_size: tuple[int, int]
     """Height and width of one patch, in pixels."""
 
-    grid: tuple[int, int]
-    """Rows and columns of patches."""
-
-    n_prefix_tokens: int
-    """Class and register tokens in front of the patches."""
-
-    n_tokens: int
-    """Prefix tokens and patches together: the length of the token axis."""
+    tokens: TokenLayout
+    """Which token of the blocks is what; the grid of patches."""
 
     device: torch.device
     """Where the tower's weights are."""
@@ -61,3 +57,18 @@ class HookedViTConfig:
 
     attn_only: bool = False
     """Always false: every block has an MLP. Read by TransformerLens's ``ActivationCache``."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.tokens.grid
+
+    @property
+    def n_prefix_tokens(self) -> int:
+        """Tokens in front of the patches: class token and registers."""
+        return self.tokens.n_prefix_tokens
+
+    @property
+    def n_tokens(self) -> int:
+        """The length of the blocks' token axis."""
+        return len(self.tokens)

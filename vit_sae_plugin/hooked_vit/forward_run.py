@@ -46,7 +46,7 @@ class ForwardRun:
 
     def __exit__(self, *_: object) -> None:
         _current.run = self._outer
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
 
     @contextmanager
@@ -139,6 +139,42 @@ class ForwardRun:
 
         module = self.bare_model.get_submodule(path)
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    def bypass(self, path: str, replace: Callable[[Tensor], Tensor], as_tuple: bool) -> None:
+        """Let ``replace`` stand in for a module: it is called with the module's first tensor input
+        and gives its output; the module itself does not run.
+
+        Args:
+            path: the module.
+            replace: from its input to its output.
+            as_tuple: whether the module returns a tuple, of which this is the first item.
+        """
+        module = self.bare_model.get_submodule(path)
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if getattr(_current, "run", None) is not self:
+                return own(*args, **kwargs)
+            key = _first_tensor(args, kwargs)
+            value = replace(args[key] if isinstance(key, int) else kwargs[key])
+            return (value,) if as_tuple else value
+
+        self._handles.append(_Bypass(module, forward))
+
+
+class _Bypass:
+    """Another ``forward`` on one module, until it is removed; as a hook's handle."""
+
+    def __init__(self, module: nn.Module, forward: Callable) -> None:
+        self.module = module
+        self.before = module.__dict__.get("forward")
+        module.forward = forward  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        if self.before is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.forward = self.before  # type: ignore[method-assign]
 
 
 def _first_tensor(args: tuple, kwargs: dict) -> int | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from vit_sae_plugin.hooked_vit.errors import HookNameError
 
@@ -17,14 +18,42 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def is_before_stop(name: str, stop_at_layer: int | None) -> bool:
-    """Whether a forward pass that stops in front of block ``stop_at_layer`` reaches the hook."""
-    if stop_at_layer is None:
-        return True
-    layer = layer_of(name)
-    if layer is None:
-        return name in ("hook_embed", "hook_pos_embed", "hook_full_embed")
-    return layer < stop_at_layer
+class Reach(NamedTuple):
+    """The part of the model that a forward pass runs."""
+
+    start_at_layer: int | None = None
+    """The first block that runs; None: the embedding and all blocks from the first."""
+
+    stop_at_layer: int | None = None
+    """The first block that does not; None: all blocks run, and the head."""
+
+    def reaches(self, name: str) -> bool:
+        """Whether the forward pass comes by the hook of this name."""
+        layer = layer_of(name)
+        if layer is None:
+            if name in ("hook_embed", "hook_pos_embed", "hook_full_embed"):
+                return self.start_at_layer is None
+            return self.stop_at_layer is None
+        starts_before = self.start_at_layer is None or layer >= self.start_at_layer
+        return starts_before and (self.stop_at_layer is None or layer < self.stop_at_layer)
+
+    def why_not(self, name: str) -> str:
+        """In words, why a hook that exists is not reached."""
+        start, stop = self
+        layer = layer_of(name)
+        before = name in ("hook_embed", "hook_pos_embed", "hook_full_embed")
+        if start is not None and (before or (layer is not None and layer < start)):
+            return (
+                f"lies in front of start_at_layer={start}: the forward pass begins with block "
+                f"{start}. Lower start_at_layer, or use a hook that is reached"
+            )
+        return (
+            f"lies beyond stop_at_layer={stop}: the forward pass ends in front of block {stop}. "
+            "Raise stop_at_layer, or use a hook that is reached"
+        )
+
+
+WHOLE_PASS = Reach()
 
 
 def near_names(name: str, names: Iterable[str], n: int = 5) -> list[str]:
@@ -38,7 +67,7 @@ def near_names(name: str, names: Iterable[str], n: int = 5) -> list[str]:
 def require_names(
     wanted: Sequence[str],
     existing: Iterable[str],
-    stop_at_layer: int | None = None,
+    reach: Reach = WHOLE_PASS,
     missing_reasons: dict[str, str] | None = None,
 ) -> None:
     """Check that all names exist and are reached.
@@ -58,19 +87,17 @@ def require_names(
                 f"There is no hook named {name!r}.{why} Near names: "
                 f"{', '.join(near_names(name, existing))}. All names: list(model.hook_dict)."
             )
-        if not is_before_stop(name, stop_at_layer):
-            reached = [other for other in existing if is_before_stop(other, stop_at_layer)]
+        if not reach.reaches(name):
+            reached = [other for other in existing if reach.reaches(other)]
             raise HookNameError(
-                f"Hook {name!r} lies beyond stop_at_layer={stop_at_layer}: the forward pass ends "
-                f"in front of block {stop_at_layer}. Raise stop_at_layer, or use a hook that is "
-                f"reached: {', '.join(near_names(name, reached))}."
+                f"Hook {name!r} {reach.why_not(name)}: {', '.join(near_names(name, reached))}."
             )
 
 
 def select_names(
     names_filter: NamesFilter,
     existing: Iterable[str],
-    stop_at_layer: int | None = None,
+    reach: Reach = WHOLE_PASS,
     missing_reasons: dict[str, str] | None = None,
 ) -> list[str]:
     """The hook names that a filter asks for, in the order in which they fire.
@@ -79,7 +106,8 @@ def select_names(
         names_filter: a name, any collection of names, a function from name to bool, or None
             for every hook that is reached.
         existing: all hook names, in firing order.
-        stop_at_layer: block in front of which the forward pass ends.
+        reach: the blocks that the forward pass runs.
+        missing_reasons: why hooks of the vocabulary are not there, by name.
 
     Raises:
         HookNameError: a name does not exist or is not reached, or a function matches nothing.
@@ -87,15 +115,15 @@ def select_names(
     """
     existing = list(existing)
     if names_filter is None:
-        return [name for name in existing if is_before_stop(name, stop_at_layer)]
+        return [name for name in existing if reach.reaches(name)]
     if callable(names_filter):
         matching = [name for name in existing if names_filter(name)]
-        chosen = [name for name in matching if is_before_stop(name, stop_at_layer)]
+        chosen = [name for name in matching if reach.reaches(name)]
         if not chosen:
             raise HookNameError(
-                f"names_filter matches {len(matching)} hooks, of which none is reached"
-                f" (stop_at_layer={stop_at_layer}). Some names: {', '.join(existing[:6])}, … "
-                f"All names: list(model.hook_dict)."
+                f"names_filter matches {len(matching)} hooks, of which none is reached "
+                f"(start_at_layer={reach.start_at_layer}, stop_at_layer={reach.stop_at_layer}). "
+                f"Some names: {', '.join(existing[:6])}, … All names: list(model.hook_dict)."
             )
         return chosen
     if isinstance(names_filter, str):
@@ -106,5 +134,5 @@ def select_names(
             f"names_filter must be a hook name, a collection of names, a function from name to "
             f"bool, or None; got {names_filter!r}."
         )
-    require_names(wanted, existing, stop_at_layer, missing_reasons)
+    require_names(wanted, existing, reach, missing_reasons)
     return [name for name in existing if name in set(wanted)]

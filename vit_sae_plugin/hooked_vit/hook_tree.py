@@ -5,6 +5,7 @@ The tree holds no weights of the model: its nodes only say where a value is offe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -80,11 +81,12 @@ def plant_hook_tree(root: nn.Module, tower: TowerDescription, n_layers: int) -> 
     root.hook_image_embed = HookPoint()
 
 
-def place_hook_tree(root: Any, bare_model: nn.Module, tower: TowerDescription) -> None:
+def place_hook_tree(
+    root: Any, bare_model: nn.Module, tower: TowerDescription, block_paths: Sequence[str]
+) -> None:
     """Tell the nodes that offer weights which parts of the wrapped model they stand for."""
     block = tower.block
-    for layer, hooks in enumerate(root.blocks):
-        path = f"{tower.blocks}.{layer}"
+    for path, hooks in zip(block_paths, root.blocks, strict=True):
         hooks.ln1.place(bare_model, f"{path}.{block.ln1}", block)
         hooks.ln2.place(bare_model, f"{path}.{block.ln2}", block)
         hooks.mlp.place(bare_model, path, block)

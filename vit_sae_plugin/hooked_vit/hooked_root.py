@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from vit_sae_plugin.hooked_vit.hook_names import NamesFilter, require_names, select_names
+from vit_sae_plugin.hooked_vit.hook_names import (
+    WHOLE_PASS,
+    NamesFilter,
+    Reach,
+    require_names,
+    select_names,
+)
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable]]
 
@@ -45,27 +51,42 @@ class StrictHookedRoot(HookedRootModule):
         super()._enable_hook(name, hook, dir)
 
     def _check_hook_names(
-        self, names: Sequence[str | Callable[[str], bool]], stop_at_layer: int | None = None
+        self, names: Sequence[str | Callable[[str], bool]], reach: Reach = WHOLE_PASS
     ) -> None:
         wanted = [name for name in names if isinstance(name, str)]
-        require_names(wanted, self.hook_dict, stop_at_layer, self.missing_hooks)
+        require_names(wanted, self.hook_dict, reach, self.missing_hooks)
 
-    def resolve_stop(self, stop_at_layer: int | None) -> int | None:
-        """A non-negative layer; negative ones count from the end, as in TransformerLens.
+    def resolve_reach(
+        self, start_at_layer: int | None = None, stop_at_layer: int | None = None
+    ) -> Reach:
+        """The blocks to run; negative layers count from the end, as in TransformerLens.
 
         Raises:
-            ValueError: there is no such block.
+            ValueError: there is no such block, or the pass stops in front of where it starts.
         """
-        if stop_at_layer is None:
+        start = self._resolve_layer("start_at_layer", start_at_layer)
+        stop = self._resolve_layer("stop_at_layer", stop_at_layer)
+        if start is not None and stop is not None and stop < start:
+            raise ValueError(
+                f"stop_at_layer is {stop_at_layer} and start_at_layer {start_at_layer}; want a "
+                "stop that is not in front of the start"
+            )
+        return Reach(start, stop)
+
+    def _resolve_layer(self, argument: str, layer: int | None) -> int | None:
+        if layer is None:
             return None
         n_layers = self.cfg.n_layers
-        layer = stop_at_layer + n_layers if stop_at_layer < 0 else stop_at_layer
-        if not 0 <= layer <= n_layers:
+        resolved = layer + n_layers if layer < 0 else layer
+        if not 0 <= resolved <= n_layers:
             raise ValueError(
-                f"stop_at_layer={stop_at_layer}, but the model has {n_layers} blocks: give 0 (stop "
-                f"in front of the first block) to {n_layers} (after the last), or None."
+                f"{argument} is {layer}, but the model has {n_layers} blocks; want 0 (in front of "
+                f"the first) to {n_layers} (after the last), or None"
             )
-        return layer
+        return resolved
+
+    def _reach_of(self, kwargs: dict[str, Any]) -> Reach:
+        return self.resolve_reach(kwargs.get("start_at_layer"), kwargs.get("stop_at_layer"))
 
     def run_with_hooks(  # type: ignore[override]
         self,
@@ -79,10 +100,10 @@ class StrictHookedRoot(HookedRootModule):
         """Run with temporary hooks ``(name or function of names, hook)``, as in TransformerLens.
 
         Raises:
-            HookNameError: a named hook does not exist, or lies beyond ``stop_at_layer``.
+            HookNameError: a named hook does not exist, or is not reached.
         """
-        stop = self.resolve_stop(model_kwargs.get("stop_at_layer"))
-        self._check_hook_names([name for name, _ in (*fwd_hooks, *bwd_hooks)], stop)
+        reach = self._reach_of(model_kwargs)
+        self._check_hook_names([name for name, _ in (*fwd_hooks, *bwd_hooks)], reach)
         return super().run_with_hooks(
             *model_args,
             fwd_hooks=list(fwd_hooks),
@@ -105,7 +126,7 @@ class StrictHookedRoot(HookedRootModule):
         """Run and keep activations.
 
         Args:
-            model_args: the pixels.
+            model_args: the pixels; a residual stream, with ``start_at_layer``.
             names_filter: a hook name, a list, set or other collection of names, a function from
                 name to bool, or None for every hook. The cache holds exactly these.
             device: where the cache is kept (None: where the values are).
@@ -113,18 +134,18 @@ class StrictHookedRoot(HookedRootModule):
             incl_bwd: also run ``backward`` and keep gradients as ``name_grad``; the output must
                 be a single number.
             return_cache_object: False for a plain dict.
-            kwargs: ``stop_at_layer`` and what else ``forward`` and TransformerLens's
-                ``run_with_cache`` accept (``pos_slice``, ``reset_hooks_end``, …).
+            kwargs: ``start_at_layer``, ``stop_at_layer`` and what else ``forward`` and
+                TransformerLens's ``run_with_cache`` accept (``pos_slice``, ``reset_hooks_end``, …).
 
         Returns:
             The output (the residual stream, with ``stop_at_layer``) and the cache.
 
         Raises:
-            HookNameError: a name does not exist, or lies beyond ``stop_at_layer``.
+            HookNameError: a name does not exist, or is not reached.
             TypeError: ``names_filter`` is none of the above.
         """
-        stop = self.resolve_stop(kwargs.get("stop_at_layer"))
-        names = select_names(names_filter, self.hook_dict, stop, self.missing_hooks)
+        reach = self._reach_of(kwargs)
+        names = select_names(names_filter, self.hook_dict, reach, self.missing_hooks)
         output, cache = super().run_with_cache(
             *model_args,
             names_filter=set(names).__contains__,

@@ -14,7 +14,7 @@ from vit_sae_plugin.hooked_vit.config import HookedViTConfig
 from vit_sae_plugin.hooked_vit.embedding_hooks import attach_embedding
 from vit_sae_plugin.hooked_vit.forward_lock import forward_lock
 from vit_sae_plugin.hooked_vit.forward_run import ForwardRun, StopForward
-from vit_sae_plugin.hooked_vit.hook_names import is_before_stop
+from vit_sae_plugin.hooked_vit.hook_names import WHOLE_PASS, Reach
 from vit_sae_plugin.hooked_vit.hook_tree import (
     is_live,
     missing_reasons,
@@ -27,7 +27,7 @@ from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
 from vit_sae_plugin.hooked_vit.running_conditions import eager_if_compiled, refuse_checkpointing
 from vit_sae_plugin.hooked_vit.scope import Scope
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
-from vit_sae_plugin.hooked_vit.tower_facts import check_tower, read_config, tower_dtype
+from vit_sae_plugin.hooked_vit.tower_facts import block_paths, check_tower, read_config, tower_dtype
 from vit_sae_plugin.hooked_vit.weight_views import StackedWeights
 from vit_sae_plugin.hooked_vit.zero_shot import zero_shot_classifier
 
@@ -71,7 +71,8 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         self.missing_hooks = missing_reasons(tower)
         self.bare_model = module
         plant_hook_tree(self, tower, self.cfg.n_layers)
-        place_hook_tree(self, module, tower)
+        self._block_paths = block_paths(module, tower)
+        place_hook_tree(self, module, tower, self._block_paths)
         self.training = module.training
         self.setup()
         self._site_names = tuple(self.hook_dict)
@@ -180,54 +181,137 @@ class HookedViT(StackedWeights, StrictHookedRoot):
 
     def forward(
         self,
-        pixels: Float[Tensor, "batch channel height width"],
+        pixels: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch token d_model"],
         *,
+        start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "..."]:
         """What the bare model returns for images: the embedding (not normalised), or class logits.
 
         Args:
-            pixels: preprocessed images.
+            pixels: preprocessed images; with ``start_at_layer`` a residual stream.
+            start_at_layer: go on from the residual stream ``[batch, token, d_model]`` in front of
+                this block, as ``stop_at_layer`` gives it: no earlier block runs, and what they
+                would have been fed is blank pixels. ``n_layers`` leaves only the head; negative
+                numbers count from the end.
             stop_at_layer: return the residual stream ``[batch, token, d_model]`` in front of this
                 block; no later block, and no head, is computed. ``n_layers`` stops after the last
                 block; negative numbers count from the end.
             kwargs: passed on to the bare model.
 
         Raises:
-            ValueError: ``pixels`` are not a batch of images, or there is no such block.
+            ValueError: ``pixels`` are not a batch of images (or, with ``start_at_layer``, no
+                residual stream), or there is no such block.
             RuntimeError: a hook in use was not reached, or reached twice; or gradient
                 checkpointing would lose the hooks.
         """
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
-            seen = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise ValueError(
-                f"pixels must be a tensor [batch, channel, height, width]; got {seen}. "
-                "For a PIL image: model.preprocess(image).unsqueeze(0)."
-            )
-        if pixels.is_floating_point() and pixels.dtype != self.cfg.dtype:
-            pixels = pixels.to(self.cfg.dtype)
-        stop = self.resolve_stop(stop_at_layer)
+        reach = self.resolve_reach(start_at_layer, stop_at_layer)
+        residual = None
+        if reach.start_at_layer is None:
+            pixels = self._checked_pixels(pixels)
+        else:
+            residual = self._checked_residual(pixels)
+            if reach.stop_at_layer == reach.start_at_layer:
+                return residual
+            pixels = self._blank_pixels(len(residual))
         points = {
             name: point
             for name in self._site_names
-            if is_live(point := self.mod_dict[name]) and is_before_stop(name, stop)
+            if is_live(point := self.mod_dict[name]) and reach.reaches(name)
         }
         with forward_lock(self.bare_model):
-            if not points and stop is None:
-                return self._bare_output(pixels, kwargs)
-            return self._hooked_output(pixels, kwargs, points, stop)
+            if not points and reach == WHOLE_PASS:
+                # A run of its own, for this may be called from a hook within another pass.
+                with ForwardRun(self.bare_model, {}):
+                    return self._bare_output(pixels, kwargs)
+            return self._hooked_output(pixels, kwargs, points, reach, residual)
+
+    def embed_residual(
+        self,
+        residual: Float[Tensor, "batch token d_model"],
+        *,
+        per_token: bool = False,
+        **kwargs: Any,
+    ) -> Float[Tensor, "batch ..."]:
+        """What the head makes of the residual stream behind the last block: the final norm, the
+        pooling and the projection (and the classifier, where the model ends in one).
+
+        Args:
+            residual: the stream behind the last block, as ``stop_at_layer=n_layers`` gives it.
+            per_token: one output a token, ``[batch, token, …]``: what the head makes of a sequence
+                that holds this token alone. For CLIP that is the final norm and the projection of
+                each token (the "logit lens" of its embedding space). No hooks run.
+            kwargs: passed on to the bare model.
+
+        Returns:
+            ``[batch, d_embed]`` (or ``[batch, n_classes]``), equal to
+            ``model(residual, start_at_layer=n_layers)``.
+
+        Raises:
+            ValueError: not a residual stream; or ``per_token`` of a model that pools otherwise than
+                by its class token or by a mean.
+        """
+        if not per_token:
+            return self(residual, start_at_layer=self.cfg.n_layers, **kwargs)
+        if self.tower.pooling is None:
+            raise ValueError(
+                f"per_token is True, but no single token of {self.model_name!r} has an embedding: "
+                f"{self.tower.pooling_missing}; want per_token=False, or a model that pools "
+                "by class token or mean"
+            )
+        residual = self._checked_residual(residual)
+        n_layers, n_tokens = self.cfg.n_layers, residual.shape[1]
+        copies = 1 if self.tower.pooling == "class" else self.cfg.n_prefix_tokens + 1
+        alone = residual.flatten(0, 1).unsqueeze(1).expand(-1, copies, -1)
+        with forward_lock(self.bare_model):
+            # Blank pixels of one image will do: nothing that is computed from them is used.
+            output = self._hooked_output(self._blank_pixels(1), kwargs, {}, Reach(n_layers), alone)
+        return output.unflatten(0, (-1, n_tokens))
+
+    def _checked_pixels(self, pixels: Any) -> Tensor:
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            raise ValueError(
+                f"pixels is {_shape_of(pixels)}; want a tensor [batch, channel, height, width]. "
+                "For a PIL image: model.preprocess(image).unsqueeze(0)"
+            )
+        if pixels.is_floating_point() and pixels.dtype != self.cfg.dtype:
+            return pixels.to(self.cfg.dtype)
+        return pixels
+
+    def _checked_residual(self, residual: Any) -> Tensor:
+        width = self.cfg.d_model
+        if not isinstance(residual, Tensor) or residual.ndim != 3 or residual.shape[2] != width:
+            raise ValueError(
+                f"the residual stream is {_shape_of(residual)}; want a tensor [batch, token, "
+                f"{width}], as model(pixels, stop_at_layer=…) gives it"
+            )
+        return residual.to(self.cfg.dtype)
+
+    def _blank_pixels(self, n_images: int) -> Tensor:
+        """Pixels to call the model with when nothing that it computes from them is used."""
+        cfg = self.cfg
+        tower = self.tower
+        at = tower.blocks if tower.embedding is None else tower.embedding.patch_embed
+        kernels = (p for p in self.bare_model.get_submodule(at).parameters() if p.ndim == 4)
+        kernel = next(kernels, None)
+        n_channels = 3 if kernel is None else kernel.shape[1]
+        shape = (n_images, n_channels, *cfg.image_size)
+        return torch.zeros(shape, device=cfg.device, dtype=cfg.dtype)
 
     def _hooked_output(
         self,
         pixels: Tensor,
         kwargs: dict[str, Any],
         points: dict[str, nn.Module],
-        stop: int | None,
+        reach: Reach,
+        residual: Tensor | None,
     ) -> Tensor:
         refuse_checkpointing(self.bare_model)
         with eager_if_compiled(self.bare_model), ForwardRun(self.bare_model, points) as run:
-            self._attach(run, stop)
+            if residual is not None:
+                self._attach_start(run, reach.start_at_layer or 0, residual)
+            self._attach(run, reach)
             try:
                 output = self._bare_output(pixels, kwargs)
             except StopForward as stopped:
@@ -244,14 +328,25 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             )
         return output
 
-    def _attach(self, run: ForwardRun, stop: int | None) -> None:
+    def _attach_start(self, run: ForwardRun, start: int, residual: Tensor) -> None:
+        """Bypass the blocks in front of ``start``, and put the residual stream where they end."""
+        if start == 0:
+            run.before(self._block_paths[0], lambda _: residual)
+            return
+        as_tuple = self.tower.block.returns_tuple
+        for path in self._block_paths[: start - 1]:
+            run.bypass(path, lambda x: x, as_tuple)
+        run.bypass(self._block_paths[start - 1], lambda _: residual, as_tuple)
+
+    def _attach(self, run: ForwardRun, reach: Reach) -> None:
+        start, stop = reach
         root = Scope(run)
         if self.tower.embedding is not None:
             attach_embedding(root, self.tower.embedding)
         if run.live("hook_full_embed"):
-            run.before(f"{self.tower.blocks}.0", lambda x: run.fire("hook_full_embed", x))
-        for layer in range(self.cfg.n_layers if stop is None else stop):
-            attach_block(run, self.tower, layer)
+            run.before(self._block_paths[0], lambda x: run.fire("hook_full_embed", x))
+        for layer in range(start or 0, self.cfg.n_layers if stop is None else stop):
+            attach_block(run, self.tower, layer, self._block_paths[layer])
         if stop is not None:
             self._attach_stop(run, stop)
             return
@@ -267,9 +362,9 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             raise StopForward(run, residual)
 
         if stop == 0:
-            run.before(f"{self.tower.blocks}.0", leave)
+            run.before(self._block_paths[0], leave)
         else:
-            run.after(f"{self.tower.blocks}.{stop - 1}", leave)
+            run.after(self._block_paths[stop - 1], leave)
 
     def _bare_output(self, pixels: Tensor, kwargs: dict[str, Any]) -> Tensor:
         method = self.tower.image_method
@@ -394,3 +489,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         super()._apply(fn, recurse)
         self.cfg.device, self.cfg.dtype = tower_dtype(self.bare_model, self.tower)
         return self
+
+
+def _shape_of(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+from vit_sae_plugin.hooked_vit.token_layout import TokenRole
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -103,6 +104,9 @@ class BlockDescription:
     mlp_proj: str | None = None
     """The MLP's last linear layer: its input is ``mlp.hook_post``."""
 
+    returns_tuple: bool = False
+    """Whether the block returns a tuple, with the residual stream as its first item."""
+
 
 @dataclass(frozen=True)
 class EmbeddingDescription:
@@ -150,7 +154,21 @@ class TowerDescription:
     """Height and width of one patch, in pixels."""
 
     n_prefix_tokens: int
-    """Class and register tokens in front of the patches."""
+    """Tokens in front of the patches: class token, registers, prompts."""
+
+    prefix_roles: tuple[TokenRole, ...] | None = None
+    """What each of them is, such as ``("class", "prompt", "prompt")`` (None: the class token, then
+    registers)."""
+
+    suffix_roles: tuple[TokenRole, ...] = ()
+    """What the tokens behind the patches are, if there are any."""
+
+    pooling: Literal["class", "patches"] | None = None
+    """How the last residual stream becomes the embedding: by its class token, or by a mean of its
+    patches (None: in another way, see ``pooling_missing``)."""
+
+    pooling_missing: str = "the tower description names no pooling"
+    """Why no single token has an embedding, where ``pooling`` is None."""
 
     embedding: EmbeddingDescription | None = None
     """Patch and position embeddings (None: no ``hook_embed`` and ``hook_pos_embed``)."""
@@ -183,6 +201,20 @@ class TowerDescription:
 
     notes: dict[str, str] = field(default_factory=dict, compare=False)
     """Why an optional hook is missing: hook name to reason, quoted when it is asked for."""
+
+    def __post_init__(self) -> None:
+        roles = self.prefix_roles
+        if roles is not None and len(roles) != self.n_prefix_tokens:
+            raise UnsupportedTowerError(
+                f"prefix_roles names {len(roles)} tokens; want n_prefix_tokens="
+                f"{self.n_prefix_tokens}."
+            )
+
+    def roles_in_front(self) -> tuple[TokenRole, ...]:
+        """What each token in front of the patches is."""
+        if self.prefix_roles is not None:
+            return self.prefix_roles
+        return ("class", *["register"] * self.n_prefix_tokens)[: self.n_prefix_tokens]  # type: ignore[return-value]
 
     def for_image_size(self, image_size: int | Sequence[int]) -> TowerDescription:
         """The same tower, fed with images of another size than its own."""

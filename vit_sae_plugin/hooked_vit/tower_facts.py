@@ -11,6 +11,7 @@ from torch import nn
 from vit_sae_plugin.hooked_vit.config import HookedViTConfig
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.norm_hooks import norm_kind
+from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
 
 
@@ -27,9 +28,8 @@ def check_tower(module: nn.Module, tower: TowerDescription) -> None:
             f"block; it is a {type(blocks).__name__}."
         )
     owner: dict[int, str] = {}
-    for layer in range(len(blocks)):
-        path = f"{tower.blocks}.{layer}"
-        for field, inner in _block_paths(tower).items():
+    for path in block_paths(module, tower):
+        for field, inner in _paths_in_block(tower).items():
             full = f"{path}.{inner}" if inner else path
             part = _module_at(module, full, field)
             first = owner.setdefault(id(part), f"{path} {inner}")
@@ -48,7 +48,13 @@ def check_tower(module: nn.Module, tower: TowerDescription) -> None:
         _module_at(module, tower.embedding.embedded, "embedding.embedded")
 
 
-def _block_paths(tower: TowerDescription) -> dict[str, str]:
+def block_paths(module: nn.Module, tower: TowerDescription) -> tuple[str, ...]:
+    """The path of each block, in order: some containers name them otherwise than 0, 1, 2."""
+    # named_children would leave out a block that stands there twice, which check_tower refuses
+    return tuple(f"{tower.blocks}.{name}" for name in module.get_submodule(tower.blocks)._modules)
+
+
+def _paths_in_block(tower: TowerDescription) -> dict[str, str]:
     block = tower.block
     paths = {"block": "", "ln1": block.ln1, "attn": block.attn, "ln2": block.ln2}
     paths |= {"attn_out": block.attn_out, "mlp_out": block.mlp_out}
@@ -85,8 +91,6 @@ def read_config(module: nn.Module, tower: TowerDescription, model_name: str) -> 
     d_head = d_model // tower.n_heads
     if block.attention is not None:
         d_head = int(_linear(blocks[0], block.attention.out_proj).weight.shape[1]) // tower.n_heads
-    (height, width), (patch_height, patch_width) = tower.image_size, tower.patch_size
-    grid = (height // patch_height, width // patch_width)
     device, dtype = tower_dtype(module, tower)
     return HookedViTConfig(
         model_name=model_name,
@@ -98,12 +102,20 @@ def read_config(module: nn.Module, tower: TowerDescription, model_name: str) -> 
         d_embed=tower.d_embed or d_model,
         image_size=tower.image_size,
         patch_size=tower.patch_size,
-        grid=grid,
-        n_prefix_tokens=tower.n_prefix_tokens,
-        n_tokens=tower.n_prefix_tokens + grid[0] * grid[1],
+        tokens=token_layout(tower),
         device=device,
         dtype=dtype,
         normalization_type=norm_kind(ln1) or "LN",
+    )
+
+
+def token_layout(tower: TowerDescription) -> TokenLayout:
+    """Which token of the blocks is what."""
+    (height, width), (patch_height, patch_width) = tower.image_size, tower.patch_size
+    return TokenLayout.of_grid(
+        (height // patch_height, width // patch_width),
+        front=tower.roles_in_front(),
+        back=tower.suffix_roles,
     )
 
 

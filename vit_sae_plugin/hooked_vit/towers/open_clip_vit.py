@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.transformer import Attention, VisionTransformer
@@ -14,6 +14,8 @@ from vit_sae_plugin.hooked_vit.tower_description import (
     EmbeddingDescription,
     TowerDescription,
 )
+
+POOLING: dict[str, Literal["class", "patches"]] = {"tok": "class", "avg": "patches"}
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
@@ -49,6 +51,8 @@ def describe(model: nn.Module) -> TowerDescription | None:
         image_size=tuple(visual.image_size),
         patch_size=tuple(visual.patch_size),
         n_prefix_tokens=1,
+        pooling=None if visual.attn_pool is not None else POOLING.get(visual.pool_type),
+        pooling_missing="its attention pooling weighs the tokens against each other",
         d_embed=visual.output_dim,
         image_method="encode_image",
         text_method="encode_text",

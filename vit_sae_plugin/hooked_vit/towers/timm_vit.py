@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -16,6 +16,13 @@ from vit_sae_plugin.hooked_vit.tower_description import (
     TowerDescription,
     as_pair,
 )
+
+POOLING: dict[str, Literal["class", "patches"]] = {
+    "token": "class",
+    "avg": "patches",
+    "avgmax": "patches",
+    "max": "patches",
+}
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
@@ -72,6 +79,12 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
         image_size=image_size,
         patch_size=(image_size[0] // grid[0], image_size[1] // grid[1]),
         n_prefix_tokens=trunk.num_prefix_tokens,
+        prefix_roles=(
+            *(["class"] if trunk.cls_token is not None else []),
+            *["register"] * trunk.num_reg_tokens,
+        ),
+        pooling=POOLING.get(trunk.global_pool),
+        pooling_missing=f"its pooling {trunk.global_pool!r} is no class token and no mean",
         d_embed=trunk.num_features,
     )
 

@@ -57,6 +57,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
         image_size=as_pair(vision.image_size),
         patch_size=as_pair(vision.patch_size),
         n_prefix_tokens=1,
+        pooling="class",
         d_embed=config.projection_dim if projected else vision.hidden_size,
         image_method="get_image_features" if isinstance(model, CLIPModel) else None,
         image_output=("image_embeds", "pooler_output"),

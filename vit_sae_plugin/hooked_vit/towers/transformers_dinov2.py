@@ -66,6 +66,8 @@ def describe(model: nn.Module) -> TowerDescription | None:
         image_size=as_pair(config.image_size),
         patch_size=as_pair(config.patch_size),
         n_prefix_tokens=1 + n_registers,
+        pooling=None if at else "class",
+        pooling_missing="its classifier sees the class token beside the mean of the patches",
         d_embed=config.hidden_size * (2 if at else 1),
         image_output=("logits", "pooler_output"),
     )

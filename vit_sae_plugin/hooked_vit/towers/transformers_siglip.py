@@ -38,6 +38,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
         image_size=as_pair(vision.image_size),
         patch_size=as_pair(vision.patch_size),
         n_prefix_tokens=0,
+        pooling_missing="its attention pooling weighs the tokens against each other",
         image_method="get_image_features" if both else None,
         image_output=("pooler_output",),
         text_method="get_text_features" if both else None,

@@ -57,6 +57,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
         image_size=as_pair(config.image_size),
         patch_size=as_pair(config.patch_size),
         n_prefix_tokens=1,
+        pooling="class",
         d_embed=config.pooler_output_size if pooled else config.hidden_size,
         image_output=("logits",) if classifies else ("pooler_output", "last_hidden_state[cls]"),
     )

@@ -1,11 +1,12 @@
-"""Hashes that tell whether a file belongs to a model, an SAE and a data set."""
+"""Hashes that tell whether a file belongs to a model, an SAE and a data set, and is undamaged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from vit_sae_plugin.hooked_vit import HookedViT
 
+MANIFEST = "manifest.json"
+"""Beside the files of an SAE or a checkpoint: size and SHA-256 of each of them."""
+FileHashes = dict[str, dict[str, Any]]
+"""File name → ``{"size": bytes, "sha256": hex}``."""
 
 _KNOWN: WeakKeyDictionary[SAE[Any], tuple[Any, str]] = WeakKeyDictionary()
 
@@ -69,6 +74,75 @@ def known_sae_fingerprint(sae: SAE[Any]) -> str:
 def short(sha256: str) -> str:
     """A hash's first eight digits, for people."""
     return sha256[:8]
+
+
+class DamagedFileError(ValueError):
+    """A file is not as it was written."""
+
+
+def file_hashes(folder: Path, names: Iterable[str] | None = None) -> FileHashes:
+    """Size and SHA-256 of files in a folder, as plain values to keep in its metadata.
+
+    Args:
+        folder: the folder.
+        names: which files; None: all that lie directly in it, but for the manifest itself.
+    """
+    if names is None:
+        found = (path.name for path in folder.iterdir() if path.is_file())
+        names = sorted(name for name in found if name != MANIFEST)
+    return {
+        name: {"size": (folder / name).stat().st_size, "sha256": _file_sha256(folder / name)}
+        for name in names
+    }
+
+
+def find_file_damage(folder: Path, hashes: Any) -> str | None:
+    """What is wrong with the files that :func:`file_hashes` described; None if nothing is.
+
+    ``hashes`` may have come from a file: anything but hashes of files in this folder is damage.
+    """
+    try:
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in hashes.items()}
+    except (TypeError, KeyError, AttributeError):
+        return "the hashes of its files are unreadable"
+    for name, (size, sha256) in expected.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes where {size} were written"
+        if _file_sha256(path) != sha256:
+            return f"the contents of {name} have changed"
+    return None
+
+
+def check_file_hashes(folder: Path, hashes: Any) -> None:
+    """Raise unless the files are those that :func:`file_hashes` described.
+
+    Raises:
+        DamagedFileError: one is missing or has changed; the message names it.
+    """
+    damage = find_file_damage(folder, hashes)
+    if damage is not None:
+        raise DamagedFileError(f"{folder} is damaged: {damage}; make it again or restore a copy")
+
+
+def write_manifest(folder: Path) -> None:
+    """Keep size and SHA-256 of a folder's files beside them, in ``manifest.json``."""
+    (folder / MANIFEST).write_text(json.dumps(file_hashes(folder), indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Any:
+    """What :func:`write_manifest` kept; None if it is missing or no JSON."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(weights: Mapping[str, Tensor], settings: str = "") -> str:

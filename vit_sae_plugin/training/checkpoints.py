@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,20 @@ from vit_sae_plugin.atomic_files import (
     delete_leftovers,
     write_folder_atomically,
 )
+from vit_sae_plugin.fingerprints import (
+    MANIFEST,
+    DamagedFileError,
+    find_file_damage,
+    read_manifest,
+    write_manifest,
+)
 
-MANIFEST = "manifest.json"
 STATE = "run_state.json"
 N_NEWEST_KEPT = 2
 _STEP_FOLDER = "step_*"
 
 
-class DamagedCheckpointError(RuntimeError):
+class DamagedCheckpointError(DamagedFileError):
     """No checkpoint of a run is intact."""
 
 
@@ -57,11 +62,7 @@ class CheckpointFolder:
         def write(folder: Path) -> None:
             write_files(folder)
             (folder / STATE).write_text(json.dumps({**state, "keep": keep}))
-            manifest = {
-                path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-                for path in sorted(folder.iterdir())
-            }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_manifest(folder)
 
         target = self.folder_of(step)
         write_folder_atomically(target, write)
@@ -117,22 +118,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if nothing is."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    manifest = read_manifest(checkpoint)
+    if not isinstance(manifest, dict):
         return f"{MANIFEST} is missing or unreadable"
-    if STATE not in expected:
+    if STATE not in manifest:
         return f"{MANIFEST} is incomplete"
-    for name, (size, sha256) in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes where {size} were written"
-        if _sha256(path) != sha256:
-            return f"the contents of {name} have changed"
-    return None
+    return find_file_damage(checkpoint, manifest)
 
 
 def _is_kept(checkpoint: Path) -> bool:
@@ -140,8 +131,3 @@ def _is_kept(checkpoint: Path) -> bool:
         return bool(read_state(checkpoint)["keep"])
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

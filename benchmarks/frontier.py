@@ -2,16 +2,18 @@
 
     python benchmarks/frontier.py --output-path frontier/
     python benchmarks/frontier.py --output-path frontier/ --families TopK "MSAE RW"
+    python benchmarks/frontier.py --output-path frontier/ --seeds 3 4
     python benchmarks/frontier.py --output-path frontier/ --sweep
 
-The first trains every contender on the same pooled embeddings of ``shapes-clip`` (same rows, same
-order, same steps) and measures it on held-out scenes: fidelity against sparsity, alignment (CKNNA),
-decoder orthogonality, dead latents, and how well single latents tell the concepts of a scene. The
-second does a part: embeddings and contenders that are in the folder are never made again, and the
-tables and pictures are of all that are there. The third tunes the learning rate: for each family
-it trains one member (``Family.tuned_on``) at the same five rates and prints its training objective
-on validation scenes, which are neither trained on nor part of the results. ``Family.lr`` is the
-rate with the lowest.
+The first trains every contender three times, on the same pooled embeddings of ``shapes-clip`` (same
+rows, same steps; the seed fixes initial weights, the order of rows and CKNNA's sample), and
+measures it on held-out scenes: fidelity against sparsity, alignment (CKNNA on rows as they are and
+on unit rows), decoder orthogonality, dead latents, and how well single latents tell the concepts of
+a scene. The second and third do a part: embeddings and contenders that are in the folder are never
+made again, and the tables and pictures are of all that are there, so an interrupted run goes on.
+The fourth tunes the learning rate: for each family it trains one member (``Family.tuned_on``) at
+the same five rates and prints its training objective on validation scenes, which are neither
+trained on nor part of the results. ``Family.lr`` is the rate with the lowest.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from vit_sae_plugin.evaluation import (
     evaluate_embeddings,
     fit_linear_probe,
 )
+from vit_sae_plugin.evaluation.evaluation_report import REPORT_FILE
 from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 from vit_sae_plugin.evaluation.ranking import Ranks
 from vit_sae_plugin.report.recovery_plots import plot_frontier, plot_progressive_recovery
@@ -50,6 +53,10 @@ IN_RECOVERY_PLOT = (
     "BatchTopK k=8",
     "matryoshka_batchtopk k=8",
 )
+NESTED = ("MSAE UW", "MSAE RW")
+ALIGNMENT = ["cknna_latents_raw", "cknna_latents_unit"]
+SHOWN = ["l0", "fvu", "cosine_similarity", *ALIGNMENT, "probe_agreement"]
+SHOWN += ["decoder_orthogonality", "n_dead"]
 SWEPT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BATCH_SIZE = 512
 N_VALIDATION = 2_000
@@ -116,8 +123,8 @@ class Data:
     def prepare(cls, args: argparse.Namespace) -> Data:
         """Read the embeddings from the folder, or make them."""
         n = args.n_training_images
-        images = ShapeScenes(n + N_VALIDATION, seed=args.seed)
-        held_out_images = ShapeScenes(args.n_held_out_images, seed=args.seed, split="test")
+        images = ShapeScenes(n + N_VALIDATION, seed=args.data_seed)
+        held_out_images = ShapeScenes(args.n_held_out_images, seed=args.data_seed, split="test")
         rows = _embedded(args.output_path / "training.safetensors", images)
         training = EmbeddingRows(rows.rows[:n], rows.ids[:n])
         return cls(
@@ -125,7 +132,7 @@ class Data:
             EmbeddingRows(rows.rows[n:]),
             _embedded(args.output_path / "held_out.safetensors", held_out_images),
             EmbeddingStatistics.from_rows(training.batches()),
-            labels_of(ShapeScenes(n, seed=args.seed)),
+            labels_of(ShapeScenes(n, seed=args.data_seed)),
             scene_concepts(held_out_images),
         )
 
@@ -147,7 +154,8 @@ def main() -> None:
     parser.add_argument("--n-held-out-images", type=int, default=4_000)
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--expansion-factor", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data-seed", type=int, default=0, help="of the scenes")
     args = parser.parse_args()
     args.output_path.mkdir(parents=True, exist_ok=True)
     check_settings(args)
@@ -156,21 +164,27 @@ def main() -> None:
         sweep(data, args)
         return
     probe = fit_linear_probe(data.training.tensor(slice(None)), data.training_labels)
-    for name in args.families:
-        family = FAMILIES[name]
-        for contender, settings in family.members(name).items():
-            folder = args.output_path / "evaluations" / contender
-            if not folder.exists():
-                saved = args.output_path / "saes" / contender
-                train(settings, family.lr, data, args).save_inference_model(saved)
-                measure(SAE.load_from_disk(saved), data, probe).save(folder)
-            print(f"{contender}: done", flush=True)
+    for seed in args.seeds:
+        for name in args.families:
+            family = FAMILIES[name]
+            for contender, settings in family.members(name).items():
+                folder = evaluation_folder(args.output_path, contender, seed)
+                if not (folder / REPORT_FILE).exists():
+                    saved = args.output_path / "saes" / f"seed-{seed}" / contender
+                    train(settings, family.lr, data, args, seed).save_inference_model(saved)
+                    measure(SAE.load_from_disk(saved), data, probe, seed).save(folder)
+                print(f"{contender}, seed {seed}: done", flush=True)
     write_results(args.output_path)
+
+
+def evaluation_folder(folder: Path, contender: str, seed: int) -> Path:
+    """Where the report on one contender is."""
+    return folder / "evaluations" / f"seed-{seed}" / contender
 
 
 def check_settings(args: argparse.Namespace) -> None:
     """Refuse to mix results of different budgets in one folder."""
-    names = ("n_training_images", "n_held_out_images", "epochs", "expansion_factor", "seed")
+    names = ("n_training_images", "n_held_out_images", "epochs", "expansion_factor", "data_seed")
     settings = {name: getattr(args, name) for name in names}
     path = args.output_path / "settings.json"
     if path.is_file() and (found := json.loads(path.read_text())) != settings:
@@ -179,9 +193,9 @@ def check_settings(args: argparse.Namespace) -> None:
 
 
 def train(
-    settings: dict[str, Any], lr: float, data: Data, args: argparse.Namespace
+    settings: dict[str, Any], lr: float, data: Data, args: argparse.Namespace, seed: int
 ) -> TrainingSAE[Any]:
-    """One contender, trained on the same rows in the same order as all others."""
+    """One contender, trained on the same rows in the same order as all others of this seed."""
     d_in = data.training.d_in
     n_steps = int(args.epochs * len(data.training)) // BATCH_SIZE
     d_sae = d_in * args.expansion_factor
@@ -199,7 +213,7 @@ def train(
             "lr": lr,
             "lr_decay_steps": n_steps // 5,
             "dead_feature_window": n_steps // 10,
-            "seed": args.seed,
+            "seed": seed,
             "output_path": None,
             "verbose": False,
         }
@@ -207,7 +221,7 @@ def train(
     store = EmbeddingStore(
         data.training,
         train_batch_size_tokens=BATCH_SIZE,
-        seed=args.seed,
+        seed=seed,
         statistics=data.statistics,
     )
     return ViTSAETrainingRunner(cfg, override_store=store).run()
@@ -219,7 +233,7 @@ def sweep(data: Data, args: argparse.Namespace) -> None:
         family = FAMILIES[name]
         varied = {} if family.varied is None else {family.varied: family.tuned_on}
         for lr in SWEPT_RATES:
-            sae = train({**family.settings, **varied}, lr, data, args)
+            sae = train({**family.settings, **varied}, lr, data, args, args.seeds[0])
             print(f"{name:22} lr={lr:<7g} {objective(sae, data):.5g}", flush=True)
 
 
@@ -233,10 +247,10 @@ def objective(sae: TrainingSAE[Any], data: Data) -> float:
 
 
 @torch.no_grad()
-def measure(sae: SAE[Any], data: Data, probe: LinearProbe) -> EvaluationReport:
+def measure(sae: SAE[Any], data: Data, probe: LinearProbe, seed: int) -> EvaluationReport:
     """The suite of MSAE on held-out scenes, and the concepts that single latents tell."""
     k_list = [*(2**i for i in range(sae.cfg.d_sae.bit_length() - 1)), sae.cfg.d_sae]
-    report = evaluate_embeddings(sae, data.held_out, probe=probe, k_list=k_list)
+    report = evaluate_embeddings(sae, data.held_out, probe=probe, k_list=k_list, seed=seed)
     own, recovery = report.embeddings, report.progressive_recovery
     for kind, score in concept_scores(sae, data.held_out, data.concepts).items():
         own[kind] = score
@@ -287,26 +301,71 @@ def labels_of(images: ShapeScenes) -> torch.Tensor:
 
 
 def write_results(folder: Path) -> None:
-    """The table of all contenders in the folder as CSV and on screen, and the pictures as PNG."""
-    names = [name for family, value in FAMILIES.items() for name in value.members(family)]
-    found = [name for name in names if (folder / "evaluations" / name).exists()]
-    reports = {name: EvaluationReport.load(folder / "evaluations" / name) for name in found}
-    nested = [name for name in reports if name.startswith("MSAE")]
-    rows = {name: report.embeddings.loc["image"] for name, report in reports.items()}
-    for name in nested:
-        for k in KS:
-            rows[f"{name} at k={k}"] = reports[name].progressive_recovery.loc[("image", k)]
-    table = pd.DataFrame(rows).T.rename_axis("sae")
+    """Tables of all contenders in the folder, as CSV and on screen, and the pictures as PNG.
+
+    ``frontier.csv`` has a row for each contender and seed, ``frontier_means.csv`` means over seeds
+    with the lowest and highest, ``frontier_differences.csv`` how far ``MSAE UW`` is above each
+    other SAE of its k, seed by seed.
+    """
+    reports = read_reports(folder)
+    rows: dict[tuple[str, int], pd.Series] = {}
+    for name, of_seeds in reports.items():
+        for seed, report in of_seeds.items():
+            rows[name, seed] = report.embeddings.loc["image"]
+            for k in KS if name in NESTED else ():
+                rows[f"{name} at k={k}", seed] = report.progressive_recovery.loc[("image", k)]
+    table = pd.DataFrame(rows).T.rename_axis(["sae", "seed"]).astype(float)
     table.to_csv(folder / "frontier.csv")
-    shown = "l0 fvu cosine_similarity cknna_latents probe_agreement decoder_orthogonality n_dead"
-    columns = [*shown.split(), *[name for name in table.columns if name.startswith("auroc")]]
-    print(table[columns].astype(float).round(4).to_string())
-    plot_frontier(reports, curves=nested).savefig(folder / "frontier.png", dpi=200)
+    by_sae = table.groupby(level="sae", sort=False)
+    spread = by_sae.agg(["mean", "min", "max"])
+    spread.columns = [f"{metric}_{what}" for metric, what in spread.columns]
+    spread.insert(0, "n_seeds", by_sae.size())
+    spread.to_csv(folder / "frontier_means.csv")
+    columns = [*SHOWN, *[name for name in table.columns if name.startswith("auroc")]]
+    print(by_sae[columns].mean().round(4).to_string())
+    print("\nlowest and highest over seeds")
+    print(by_sae[["fvu", *ALIGNMENT]].agg(["min", "max"]).round(3).to_string())
+    differences = paired_differences(table)
+    differences.to_csv(folder / "frontier_differences.csv")
+    print("\nMSAE UW less the other SAE of its k: mean, lowest and highest over seeds")
+    print(differences.round(3).to_string())
+
+    lists = {name: list(of_seeds.values()) for name, of_seeds in reports.items()}
+    nested = [name for name in lists if name in NESTED]
+    plot_frontier(lists, curves=nested).savefig(folder / "frontier.png", dpi=200)
     # One of each family at least, in the families' order: so colours are those of the other plot.
     chosen = [name for name in reports if name in IN_RECOVERY_PLOT or name in nested]
     if chosen:
-        some = {name: reports[name] for name in chosen}
+        some = {name: lists[name] for name in chosen}
         plot_progressive_recovery(some).savefig(folder / "progressive_recovery.png", dpi=200)
+
+
+def read_reports(folder: Path) -> dict[str, dict[int, EvaluationReport]]:
+    """Contender → seed → its report, of all that are finished."""
+    names = [name for family, value in FAMILIES.items() for name in value.members(family)]
+    seeds = sorted(int(path.name[5:]) for path in (folder / "evaluations").glob("seed-*"))
+    reports: dict[str, dict[int, EvaluationReport]] = {}
+    for name in names:
+        for seed in seeds:
+            found = evaluation_folder(folder, name, seed)
+            if (found / REPORT_FILE).exists():
+                reports.setdefault(name, {})[seed] = EvaluationReport.load(found)
+    return reports
+
+
+def paired_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """``MSAE UW`` at each k less the others of that k, trained with the same seed."""
+    rows = {}
+    for k in KS:
+        ours, others = f"MSAE UW at k={k}", list(table.index.unique("sae"))
+        if ours not in others:
+            continue
+        for other in others:
+            if other != ours and other.endswith(f"k={k}"):
+                difference = (table.loc[ours] - table.loc[other])[["fvu", *ALIGNMENT]].dropna()
+                rows[k, other] = difference.agg(["mean", "min", "max"]).unstack()
+    index = ["k", "other"]
+    return pd.DataFrame(rows).T.rename_axis(index) if rows else pd.DataFrame()
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_the_suite_measures_images_and_captions_at_every_k(run, photos, tmp_path
     own = pd.read_csv(tmp_path / "embeddings.csv", index_col="modality")
     assert own["n_rows"].to_dict() == {"image": N_IMAGES, "text": N_IMAGES}
     assert own.notna().all(axis=None)
-    assert {"fvu", "cosine_similarity", "cknna_latents", "probe_kl"} <= set(own.columns)
+    assert {"fvu", "cosine_similarity", "cknna_latents_raw", "probe_kl"} <= set(own.columns)
     recovery = pd.read_csv(tmp_path / "progressive_recovery.csv", index_col=["modality", "k"])
     assert recovery.index.to_list() == [
         (m, k) for m in ("image", "text") for k in (16, 32, 64, 128)

@@ -95,5 +95,21 @@ def test_cknna_of_independent_spaces_is_near_zero():
 def test_cknna_says_when_rows_are_too_few():
     with pytest.raises(ValueError, match="10 rows are too few for 10 neighbours"):
         cknna(torch.randn(10, 2), torch.randn(10, 2))
-    with pytest.raises(ValueError, match="x has 3 rows and y 4"):
-        cknna(torch.randn(3, 2), torch.randn(4, 2), n_neighbors=1)
+    with pytest.raises(ValueError, match="x has 5 rows and y 6"):
+        cknna(torch.randn(5, 2), torch.randn(6, 2), n_neighbors=1)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        cknna(torch.full((12, 2), torch.inf), torch.randn(12, 2))
+
+
+def test_long_rows_are_everyones_neighbours_unless_rows_are_made_unit():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 6, generator=generator)
+    lengths = torch.rand(60, 1, generator=generator) * 9 + 1
+    # the same directions at other lengths: unit rows see no difference, rows as they are do
+    assert cknna(x, lengths * x, unit_rows=True) == pytest.approx(1, abs=1e-5)
+    assert cknna(x, lengths * x) < 0.8
+    unit = torch.nn.functional.normalize(x)
+    assert cknna(unit, lengths * x, unit_rows=True) == pytest.approx(cknna(unit, unit))
+    with_silent_row = lengths * x
+    with_silent_row[3] = 0  # no latent is active: no length to divide by
+    assert 0.5 < cknna(x, with_silent_row, unit_rows=True) < 1

@@ -39,7 +39,8 @@ def test_a_perfect_sae_scores_perfectly(rows):
     assert table["n_dead"] == 0
     assert table[["fvu_per_sample", "fvu", "nmae", "nmse", "euclidean"]].to_list() == [0] * 5
     assert table["cosine_similarity"] == pytest.approx(1, abs=1e-6)
-    assert table["cknna_reconstruction"] == pytest.approx(1, abs=1e-6)
+    for name in ("raw", "unit"):
+        assert table[f"cknna_reconstruction_{name}"] == pytest.approx(1, abs=1e-6)
     # each row is opposite to one other: 16 of 16² products are (−1)² = 1
     assert table["decoder_orthogonality"] == pytest.approx(16 / 16**2)
 

@@ -11,9 +11,10 @@ from vit_sae_plugin.activations import EmbeddingRows
 from vit_sae_plugin.datasets import ShapeScenes
 
 
-def run(monkeypatch, folder, *families, n_held_out=60):
+def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60):
     settings = ["--n-training-images", 600, "--n-held-out-images", n_held_out, "--epochs", 10]
     settings += ["--expansion-factor", 1, "--output-path", folder, "--families", *families]
+    settings += ["--seeds", *seeds]
     monkeypatch.setattr(frontier, "N_VALIDATION", 20)
     monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, settings)])
     frontier.main()
@@ -21,22 +22,47 @@ def run(monkeypatch, folder, *families, n_held_out=60):
 
 def test_parts_are_joined_and_never_made_twice(monkeypatch, tmp_path, capsys):
     run(monkeypatch, tmp_path, "TopK")
-    trained = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "saes").iterdir()}
+    saes = tmp_path / "saes"
+    trained = {path: path.stat().st_mtime_ns for path in (saes / "seed-0").iterdir()}
     members = list(frontier.FAMILIES["TopK"].members("TopK"))
-    assert sorted(trained) == sorted(members)
-    run(monkeypatch, tmp_path, "TopK", "MSAE RW")
-    table = pd.read_csv(tmp_path / "frontier.csv", index_col="sae")
+    assert sorted(path.name for path in trained) == sorted(members)
+    run(monkeypatch, tmp_path, "MSAE RW", seeds=(0, 1))
+    table = pd.read_csv(tmp_path / "frontier.csv", index_col=["sae", "seed"])
     nested = [f"MSAE RW at k={k}" for k in frontier.KS]
-    assert table.index.to_list() == [*members, "MSAE RW", *nested]
-    assert table.loc["TopK k=8", "l0"] == table.loc["MSAE RW at k=8", "l0"] == 8
+    expected = [(name, 0) for name in members]
+    expected += [(name, seed) for seed in (0, 1) for name in ("MSAE RW", *nested)]
+    assert table.index.to_list() == expected
+    assert table.loc[("TopK k=8", 0), "l0"] == table.loc[("MSAE RW at k=8", 1), "l0"] == 8
     assert table["auroc_color"].between(0, 1).all()
-    for name, changed in trained.items():
-        assert (tmp_path / "saes" / name).stat().st_mtime_ns == changed
+    assert {"cknna_latents_raw", "cknna_latents_unit"} <= set(table.columns)
+    means = pd.read_csv(tmp_path / "frontier_means.csv", index_col="sae")
+    fvu = table.loc["MSAE RW", "fvu"]
+    assert means.loc["MSAE RW", "n_seeds"] == 2
+    assert means.loc["MSAE RW", "fvu_mean"] == pytest.approx(fvu.mean())
+    assert means.loc["MSAE RW", "fvu_max"] == fvu.max() > fvu.min()
+    for path, changed in trained.items():
+        assert path.stat().st_mtime_ns == changed
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     assert (tmp_path / "progressive_recovery.png").stat().st_size > 10_000
     assert "MSAE RW at k=32" in capsys.readouterr().out
+    # an evaluation that was killed halfway is made again
+    unfinished = frontier.evaluation_folder(tmp_path, "TopK k=2", 0) / "evaluation.json"
+    unfinished.unlink()
+    run(monkeypatch, tmp_path, "TopK")
+    assert unfinished.exists()
     with pytest.raises(SystemExit, match="want another folder"):
         run(monkeypatch, tmp_path, "TopK", n_held_out=50)
+
+
+def test_differences_are_between_saes_of_one_k_and_one_seed():
+    index = pd.MultiIndex.from_product(
+        [["TopK k=2", "TopK k=32", "MSAE UW at k=2"], [0, 1]], names=["sae", "seed"]
+    )
+    table = pd.DataFrame({"fvu": [1.0, 4, 0, 0, 3, 8]}, index=index)
+    table[frontier.ALIGNMENT] = 0.5
+    differences = frontier.paired_differences(table)
+    assert differences.index.to_list() == [(2, "TopK k=2")]
+    assert differences.loc[(2, "TopK k=2"), "fvu"].to_dict() == {"mean": 3, "min": 2, "max": 4}
 
 
 def test_a_concept_scores_what_its_best_latent_scores_on_the_other_half():

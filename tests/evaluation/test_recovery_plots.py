@@ -55,6 +55,23 @@ def test_progressive_recovery_has_a_line_for_each_sae(reports):
     assert plot_progressive_recovery(reports, ["fvu"], x="l0").axes[0].get_xlabel().endswith("(L0)")
 
 
+def test_several_seeds_are_a_mean_and_a_range(reports):
+    pair = [reports["topk k=4"], reports["topk k=2"]]
+    figure = plot_progressive_recovery({"both": pair}, ["fvu"])
+    tables = [report.progressive_recovery.loc["image", "fvu"] for report in pair]
+    (axes,) = figure.axes
+    mean = (tables[0] + tables[1]) / 2
+    assert axes.get_lines()[0].get_ydata().tolist() == pytest.approx(mean.to_list())
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(max(table.max() for table in tables))
+    assert band.min() == pytest.approx(min(table.min() for table in tables))
+    points = plot_frontier({"both": pair}, ["fvu"]).axes[0]
+    assert len(points.get_lines()[0].get_xdata()) == 1
+    (bar,) = points.collections[0].get_segments()
+    values = sorted(report.embeddings.loc["image", "fvu"] for report in pair)
+    assert bar[:, 1].tolist() == pytest.approx(values)
+
+
 def test_what_cannot_be_plotted_is_said(reports):
     with pytest.raises(ValueError, match="no 'text' rows"):
         plot_frontier(reports, modality="text")

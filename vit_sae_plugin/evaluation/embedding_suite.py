@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
 from vit_sae_plugin.evaluation.activation_histogram import ActivationHistogram
-from vit_sae_plugin.evaluation.cknna import cknna
+from vit_sae_plugin.evaluation.cknna import Neighbours, alignment
 from vit_sae_plugin.evaluation.embedding_metrics import EmbeddingTotals, decoder_orthogonality
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.linear_probe import LinearProbe, ProbeTotals
@@ -46,9 +46,10 @@ def evaluate_embeddings(
     before. The report's tables:
 
     - ``embeddings``: a row for each modality, under the SAE's own rule for its latents. Metrics of
-      [`EmbeddingTotals.compute`][]; CKNNA between inputs and latents (unbiased and biased) and
-      between inputs and reconstructions; probe agreement and KL; decoder orthogonality (of unit
-      decoder rows).
+      [`EmbeddingTotals.compute`][]; CKNNA between inputs and latents or reconstructions, on rows as
+      they are (``_raw``, as MSAE's authors; unbiased and biased) and on rows of unit length
+      (``_unit``, as Huh et al.); probe agreement and KL; decoder orthogonality (of unit decoder
+      rows).
     - ``progressive_recovery``: the same for each (modality, k).
     - ``activation_histogram``: see [`ActivationHistogram.compute`][].
 
@@ -90,8 +91,9 @@ def evaluate_embeddings(
             sample.update(batch)
         if measured.totals[None].basic.n_tokens == 0:
             raise ValueError(f"there are no {modality} rows to evaluate")
+        aligned = _Alignment(coder, sample.rows, n_neighbors)
         for k in measured.totals:
-            result = measured.compute(k) | _alignment(coder, sample.rows, k, n_neighbors)
+            result = measured.compute(k) | aligned.compute(k)
             if k is None:
                 own[modality] = result | {"decoder_orthogonality": orthogonality}
             else:
@@ -138,22 +140,47 @@ class _Measured:
         return self.totals[k].compute() | probe
 
 
-def _alignment(
-    coder: ModelSpaceSAE, x: Tensor, k: int | None, n_neighbors: int
-) -> dict[str, float]:
-    """CKNNA on the sampled rows; NaN where they are too few."""
-    names = ("cknna_latents", "cknna_latents_biased", "cknna_reconstruction")
-    if len(x) <= max(n_neighbors, 3):
-        return dict.fromkeys(names, float("nan"))
-    x = x.to(coder.sae.W_dec.device)
-    n_at_a_time = max(1, MAX_LATENT_VALUES // coder.d_sae)
-    latents = torch.cat([coder.encode(part, k) for part in x.split(n_at_a_time)])
-    x_hat = torch.cat([coder.decode(part) for part in latents.split(n_at_a_time)])
-    return {
-        names[0]: cknna(x, latents, n_neighbors=n_neighbors),
-        names[1]: cknna(x, latents, n_neighbors=n_neighbors, unbiased=False),
-        names[2]: cknna(x, x_hat, n_neighbors=n_neighbors),
-    }
+ALIGNMENT_COLUMNS = (
+    "cknna_latents_raw",
+    "cknna_latents_unit",
+    "cknna_latents_raw_biased",
+    "cknna_reconstruction_raw",
+    "cknna_reconstruction_unit",
+)
+
+
+class _Alignment:
+    """CKNNA of sampled inputs with what the SAE makes of them at any k."""
+
+    def __init__(self, coder: ModelSpaceSAE, x: Tensor, n_neighbors: int):
+        self.coder = coder
+        self.n_neighbors = n_neighbors
+        self.x = x.to(coder.sae.W_dec.device)
+        self.is_possible = len(x) > max(n_neighbors, 3)
+        if self.is_possible:
+            self.of_raw, self.of_unit = self._neighbours(self.x)
+
+    def _neighbours(self, rows: Tensor) -> tuple[Neighbours, Neighbours]:
+        raw, unit = (Neighbours(rows, self.n_neighbors, unit_rows=unit) for unit in (False, True))
+        return raw, unit
+
+    def compute(self, k: int | None) -> dict[str, float]:
+        """NaN where the rows are too few."""
+        if not self.is_possible:
+            return dict.fromkeys(ALIGNMENT_COLUMNS, float("nan"))
+        n_at_a_time = max(1, MAX_LATENT_VALUES // self.coder.d_sae)
+        latents = torch.cat([self.coder.encode(part, k) for part in self.x.split(n_at_a_time)])
+        x_hat = torch.cat([self.coder.decode(part) for part in latents.split(n_at_a_time)])
+        latents_raw, latents_unit = self._neighbours(latents)
+        x_hat_raw, x_hat_unit = self._neighbours(x_hat)
+        values = (
+            alignment(self.of_raw, latents_raw),
+            alignment(self.of_unit, latents_unit),
+            alignment(self.of_raw, latents_raw, unbiased=False),
+            alignment(self.of_raw, x_hat_raw),
+            alignment(self.of_unit, x_hat_unit),
+        )
+        return dict(zip(ALIGNMENT_COLUMNS, values, strict=True))
 
 
 def iterate_rows(rows: Rows, batch_size_rows: int, d_sae: int) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LOG_METRICS = ("fvu", "fvu_per_sample", "nmse", "nmae", "probe_kl")
+METRICS = ("cosine_similarity", "fvu", "cknna_latents_raw", "cknna_latents_unit")
 LABELS = {
     "l0": "active latents a row (L0)",
     "k": "latents kept (k)",
@@ -29,9 +30,11 @@ LABELS = {
     "nmae": "normalised absolute error",
     "nmse": "normalised squared error",
     "euclidean": "Euclidean distance",
-    "cknna_latents": "CKNNA of latents with inputs",
-    "cknna_latents_biased": "CKNNA of latents with inputs (biased)",
-    "cknna_reconstruction": "CKNNA of reconstructions with inputs",
+    "cknna_latents_raw": "CKNNA of latents, rows as they are",
+    "cknna_latents_unit": "CKNNA of latents, unit rows",
+    "cknna_latents_raw_biased": "CKNNA of latents, rows as they are (biased)",
+    "cknna_reconstruction_raw": "CKNNA of reconstructions, rows as they are",
+    "cknna_reconstruction_unit": "CKNNA of reconstructions, unit rows",
     "probe_agreement": "same answer of the linear probe",
     "probe_kl": "KL of the probe's answers (nats)",
     "decoder_orthogonality": "decoder's mean squared overlap",
@@ -39,9 +42,14 @@ LABELS = {
 }
 
 
+Reports = EvaluationReport | Sequence[EvaluationReport]
+"""Of one SAE; or of several that differ in their seed alone: then lines are means, and bars and
+bands reach from the lowest to the highest."""
+
+
 def plot_frontier(
-    reports: Mapping[str, EvaluationReport],
-    metrics: Sequence[str] = ("cosine_similarity", "fvu", "cknna_latents"),
+    reports: Mapping[str, Reports],
+    metrics: Sequence[str] = METRICS,
     *,
     curves: Collection[str] = (),
     modality: str = "image",
@@ -49,29 +57,33 @@ def plot_frontier(
     """Fidelity against sparsity: a point for each SAE by its own rule, or a curve over k.
 
     Args:
-        reports: name of an SAE → its report of ``evaluate_embeddings``. SAEs whose names differ
-            only in a last ``NAME=VALUE``, such as ``"TopK k=8"``, share a colour and a line.
+        reports: name of an SAE → its report of ``evaluate_embeddings``, or one a seed. SAEs whose
+            names differ only in a last ``NAME=VALUE``, such as ``"TopK k=8"``, share a colour and a
+            line.
         metrics: columns of the tables, a panel each.
         curves: names of SAEs that work at any sparsity: drawn at every k of their
             ``progressive_recovery`` table, at the L0 they really have there.
         modality: which rows of the tables.
+
+    Raises:
+        ValueError: nothing to plot, or a report without this modality or a column asked for.
     """
     lines: dict[str, pd.DataFrame] = {}
-    for name, report in reports.items():
+    for name, of_seeds in reports.items():
         if name in curves:
-            lines[name] = _rows(report, "progressive_recovery", modality).reset_index()
+            lines[name] = _line(name, of_seeds, "progressive_recovery", modality, "l0", metrics)
         else:
-            point = _rows(report, "embeddings", modality).to_frame().T
+            point = _line(name, of_seeds, "embeddings", modality, "l0", metrics)
             family = family_of(name)
             lines[family] = pd.concat([lines[family], point]) if family in lines else point
-    lines = {name: line.astype(float).sort_values("l0") for name, line in lines.items()}
+    lines = {name: line.sort_values("l0") for name, line in lines.items()}
     styles = {name: _Style(number, dense=name in curves) for number, name in enumerate(lines)}
     return _panels(lines, styles, "l0", metrics, modality)
 
 
 def plot_progressive_recovery(
-    reports: Mapping[str, EvaluationReport],
-    metrics: Sequence[str] = ("cosine_similarity", "fvu", "cknna_latents"),
+    reports: Mapping[str, Reports],
+    metrics: Sequence[str] = METRICS,
     *,
     modality: str = "image",
     x: str = "k",
@@ -79,15 +91,18 @@ def plot_progressive_recovery(
     """How reconstructions get better as more latents are kept: a line for each SAE.
 
     Args:
-        reports: name of an SAE → its report of ``evaluate_embeddings``. Names that differ only in
-            a last ``NAME=VALUE`` share a colour and differ in their dashes.
+        reports: name of an SAE → its report of ``evaluate_embeddings``, or one a seed. Names that
+            differ only in a last ``NAME=VALUE`` share a colour and differ in their dashes.
         metrics: columns of the ``progressive_recovery`` table, a panel each.
         modality: which of its rows.
         x: ``"k"``, latents allowed, or ``"l0"``, latents that are really active.
+
+    Raises:
+        ValueError: nothing to plot, or a report without this modality or a column asked for.
     """
     lines = {
-        name: _rows(report, "progressive_recovery", modality).reset_index()
-        for name, report in reports.items()
+        name: _line(name, of_seeds, "progressive_recovery", modality, x, metrics)
+        for name, of_seeds in reports.items()
     }
     members: dict[str, list[str]] = {}
     for name in lines:
@@ -113,9 +128,13 @@ class _Style:
     dash: int = 0
     dense: bool = False
 
+    @property
+    def color(self) -> str:
+        return COLORS[self.number % len(COLORS)]
+
     def settings(self) -> dict[str, Any]:
         return {
-            "color": COLORS[self.number % len(COLORS)],
+            "color": self.color,
             "marker": MARKERS[self.number % len(MARKERS)],
             "linestyle": DASHES[self.dash % len(DASHES)],
             "markersize": 3.5 if self.dense else 6,
@@ -123,12 +142,30 @@ class _Style:
         }
 
 
-def _rows(report: EvaluationReport, table_name: str, modality: str) -> pd.DataFrame | pd.Series:
-    table = getattr(report, table_name)
-    known = table.index.get_level_values("modality").unique().to_list()
-    if modality not in known:
-        raise ValueError(f"the report has no {modality!r} rows in {table_name}; it has {known}")
-    return table.loc[modality]
+def _line(
+    name: str, reports: Reports, table_name: str, modality: str, x: str, metrics: Sequence[str]
+) -> pd.DataFrame:
+    """``x`` and ``metrics`` of one SAE, means over seeds; ``(metric, "low")`` and ``"high"``."""
+    of_seeds = [reports] if isinstance(reports, EvaluationReport) else list(reports)
+    rows = []
+    for report in of_seeds:
+        table = getattr(report, table_name)
+        known = table.index.get_level_values("modality").unique().to_list()
+        if modality not in known:
+            raise ValueError(f"the report has no {modality!r} rows in {table_name}; it has {known}")
+        found = table.loc[[modality]].reset_index()
+        if missing := {x, *metrics} - set(found.columns):
+            raise ValueError(
+                f"{name!r} has no column {sorted(missing)}; it has {list(found.columns)}"
+            )
+        rows.append(found[[x, *metrics]].astype(float))
+    if not rows:
+        raise ValueError(f"{name!r} has no report; want at least one")
+    at_each = pd.concat(rows).groupby(level=0)
+    line = at_each.mean()
+    for metric in metrics:
+        line[metric, "low"], line[metric, "high"] = at_each[metric].min(), at_each[metric].max()
+    return line
 
 
 def _panels(
@@ -140,17 +177,17 @@ def _panels(
 ) -> Figure:
     if not lines or not metrics:
         raise ValueError("nothing to plot: want at least one report and one metric")
-    for name, line in lines.items():
-        missing = {x, *metrics} - set(line.columns)
-        if missing:
-            raise ValueError(
-                f"{name!r} has no column {sorted(missing)}; it has {list(line.columns)}"
-            )
     figure = Figure(figsize=(3.9 * len(metrics) + 0.4, 4.3), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
         for name, line in lines.items():
-            ax.plot(line[x], line[metric], label=name, **styles[name].settings())
+            style = styles[name]
+            ax.plot(line[x], line[metric], label=name, **style.settings())
+            low, high = line[metric, "low"], line[metric, "high"]
+            if style.dense:
+                ax.fill_between(line[x], low, high, color=style.color, alpha=0.2, linewidth=0)
+            else:
+                ax.vlines(line[x], low, high, color=style.color, linewidth=1.8)
         _dress(ax, x, metric, pd.concat([line[metric] for line in lines.values()]))
     handles, labels = axes[0].get_legend_handles_labels()
     n_columns = min(len(labels), max(2, 2 * len(metrics)))

@@ -15,6 +15,7 @@ from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.image_activations import ImageActivations
 from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceSAE
+from vit_sae_plugin.evaluation.per_token_variance import PerTokenVariance
 from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
 from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
 from vit_sae_plugin.evaluation.splicing import TOKEN_GROUPS, run_spliced, token_groups
@@ -50,11 +51,12 @@ def evaluate_sae(
 ) -> EvaluationReport:
     """Measure an SAE on images, in one pass and constant memory, on the model's device.
 
-    The report has two tables. ``reconstruction`` (see [`ReconstructionTotals.compute`][]) has a row
-    for all tokens the SAE reads, for the class token and for patches; a row is empty where the SAE
-    doesn't read such tokens. ``splicing`` (see [`SplicingTotals.compute`][]) has a row for the
-    model as it is, for the SAE's reconstruction put in place of the tokens it reads, for zeros
-    there, and the share recovered. What cannot be measured is NaN, with the reason in ``notes``.
+    The report has two tables. ``reconstruction`` (see [`ReconstructionTotals.compute`][] and
+    [`PerTokenVariance`][]) has a row for all tokens the SAE reads, for the class token and for
+    patches; a row is empty where the SAE doesn't read such tokens. ``splicing`` (see
+    [`SplicingTotals.compute`][]) has a row for the model as it is, for the SAE's reconstruction put
+    in place of the tokens it reads, for zeros there, and the share recovered. What cannot be
+    measured is NaN, with the reason in ``notes``.
 
     Args:
         model: the model whose activations the SAE reads.
@@ -113,13 +115,19 @@ def evaluate_sae(
             model, images, class_names, templates, captions, batch_size_contrastive, notes
         )
 
+    per_token = PerTokenVariance(seed)
+    groups: dict[str, slice | Tensor] = {}
     for batch in walk.batches():
         output, cache = model.run_with_cache(
             batch.pixels,
             names_filter=source.hook_name,
             stop_at_layer=None if splicing else source.stop_at_layer,
         )
-        x_hat = _reconstruct(coder, source, model.cfg, cache[source.hook_name], totals)
+        hook_value = cache[source.hook_name]
+        groups = token_groups(source, model.cfg, hook_value)
+        acts_btd = source.select(model.cfg, hook_value).to(sae.W_dec.device)
+        x_hat = _reconstruct(coder, acts_btd, groups, totals)
+        per_token.update(batch.index, acts_btd, x_hat)
         if splicing is not None:
             outputs = {
                 "original": output,
@@ -130,6 +138,14 @@ def evaluate_sae(
 
     rows = {name: totals[name].compute() for name in TOKEN_GROUPS}
     reconstruction = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens")
+    legacy = [per_token.compute(groups[name], totals[name].mean) for name in TOKEN_GROUPS]
+    at = reconstruction.columns.get_loc("explained_variance") + 1
+    reconstruction.insert(at, "explained_variance_per_token", legacy)
+    if per_token.n_sampled < per_token.n_images:
+        notes.append(
+            f"explained_variance_per_token: of {per_token.n_sampled} of the {per_token.n_images} "
+            "images, as many as fit in memory"
+        )
     tables = {"reconstruction": reconstruction.astype({"n_tokens": int})}
     settings = {
         "images": images.name,
@@ -150,14 +166,11 @@ def evaluate_sae(
 
 def _reconstruct(
     coder: ModelSpaceSAE,
-    source: ActivationSource,
-    cfg: Any,
-    hook_value: Tensor,
+    acts_btd: Tensor,
+    groups: dict[str, slice | Tensor],
     totals: dict[str, ReconstructionTotals],
 ) -> Tensor:
     """The SAE's reconstruction of what it reads; adds it to the totals of each token group."""
-    acts_btd = source.select(cfg, hook_value).to(coder.sae.W_dec.device)
-    groups = token_groups(source, cfg, hook_value)
     # A few images at a time: the latents of a whole batch can be far larger than its activations.
     n_at_a_time = max(1, MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
     x_hat = []

@@ -14,7 +14,6 @@ RECONSTRUCTION_COLUMNS = (
     "l1",
     "mse",
     "explained_variance",
-    "explained_variance_per_token",
     "explained_variance_uncentred",
     "cosine_similarity",
     "dead_share",
@@ -26,8 +25,7 @@ class ReconstructionTotals:
     """Sums from which every reconstruction and sparsity metric follows; memory O(d_in + d_sae).
 
     Sums are float64 on the CPU, so a data set of any length can be added, and the result does not
-    depend on how it was cut into batches. ``explained_variance_per_token`` alone does, slightly:
-    see [`compute`][].
+    depend on how it was cut into batches, nor on their order.
 
     Args:
         d_in: width of the SAE's input.
@@ -47,8 +45,6 @@ class ReconstructionTotals:
         self.squared_deviation = 0.0
         self.squared_norm = 0.0
         self.squared_residual = 0.0
-        self.residual_ratio = 0.0
-        self.n_ratios = 0
         self.cosine = 0.0
         self.l0 = 0.0
         self.l1 = 0.0
@@ -60,38 +56,43 @@ class ReconstructionTotals:
         x_hat: Float[Tensor, "... d_in"],
         latents: Float[Tensor, "... d_sae"],
     ) -> None:
-        """Add tokens: the SAE's input, its reconstruction and its latents."""
+        """Add tokens: the SAE's input, its reconstruction and its latents.
+
+        Raises:
+            ValueError: any of them holds NaN or infinity.
+        """
         n_new = x.numel() // self.d_in
         if n_new == 0:
             return
         x, x_hat = at_least_float32(x), at_least_float32(x_hat)
-        squared_residual = (x - x_hat).square().sum(-1)
-        self._update_spread(x, squared_residual, n_new)
+        squared_residual = _total((x - x_hat).square().sum(-1))
+        l1 = _total(at_least_float32(latents).abs().sum(-1))
+        if not math.isfinite(squared_residual + l1):
+            check_finite(x, latents, x_hat)
+        self._update_spread(x, n_new)
         self.squared_norm += _total(x.square().sum(-1))
-        self.squared_residual += _total(squared_residual)
+        self.squared_residual += squared_residual
         self.cosine += _total(torch.cosine_similarity(x, x_hat, dim=-1))
 
         active = latents != 0
         self.l0 += _total(active.sum(-1))
-        self.l1 += _total(at_least_float32(latents).abs().sum(-1))
+        self.l1 += l1
         self.n_active_tokens += active.sum(tuple(range(active.ndim - 1))).cpu()
 
-    def _update_spread(self, x: Tensor, squared_residual: Tensor, n_new: int) -> None:
+    def _update_spread(self, x: Tensor, n_new: int) -> None:
         """Merge mean and squared deviation (Chan et al. 1979, stable where the mean is large)."""
         rows = x.flatten(0, -2)
-        batch_mean = rows.mean(0)
-        self.squared_deviation += _total((rows - batch_mean).square().sum(-1))
-        shift = batch_mean.cpu().double() - self.mean
+        near_mean = rows.mean(0)
+        centred = rows - near_mean
+        # A mean in float32 is off by its last bits, which count if it is far from zero.
+        correction = centred.mean(0).cpu().double()
+        squared_deviation = _total(centred.square().sum(-1)) - n_new * _squared(correction)
+        shift = near_mean.cpu().double() + correction - self.mean
         n_total = self.n_tokens + n_new
-        self.squared_deviation += shift.square().sum().item() * self.n_tokens * n_new / n_total
+        self.squared_deviation += squared_deviation
+        self.squared_deviation += _squared(shift) * self.n_tokens * n_new / n_total
         self.mean += shift * (n_new / n_total)
         self.n_tokens = n_total
-
-        distance = (rows - self.mean.to(rows)).square().sum(-1)
-        ratio = squared_residual.flatten() / distance
-        ratio = ratio[distance > 0]
-        self.residual_ratio += _total(ratio)
-        self.n_ratios += ratio.numel()
 
     def compute(self) -> dict[str, float]:
         """The metrics, by name; NaN (never 0) where no token was added.
@@ -99,9 +100,6 @@ class ReconstructionTotals:
         - ``l0``, ``l1``: mean over tokens of the number of active latents, and of ``Σ|h|``.
         - ``mse``: mean over tokens *and* features. (SAELens's ``mse`` sums over features.)
         - ``explained_variance``: ``1 − Σ‖z − ẑ‖² / Σ‖z − mean z‖²`` over the data set.
-        - ``explained_variance_per_token``: SAELens's legacy definition, the mean over tokens of
-          ``1 − ‖z − ẑ‖² / ‖z − mean z‖²``. SAELens takes the mean of the batch; this takes that of
-          all tokens seen so far, which is the same for one batch and approaches the data set's.
         - ``explained_variance_uncentred``: PatchSAE's, ``1 − Σ‖z − ẑ‖² / Σ‖z‖²``.
         - ``dead_share``, ``dense_share``: share of latents active on no token, and on more than
           ``dense_threshold`` of the tokens.
@@ -116,7 +114,6 @@ class ReconstructionTotals:
             self.l1 / n,
             self.squared_residual / (n * self.d_in),
             1 - _ratio(self.squared_residual, self.squared_deviation),
-            1 - _ratio(self.residual_ratio, self.n_ratios),
             1 - _ratio(self.squared_residual, self.squared_norm),
             self.cosine / n,
             (self.n_active_tokens == 0).double().mean().item(),
@@ -128,6 +125,26 @@ class ReconstructionTotals:
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision is too coarse for sums of squares."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def check_finite(acts: Tensor, latents: Tensor, x_hat: Tensor) -> None:
+    """Say which of an SAE's input, latents and reconstructions hold NaN or infinity.
+
+    Raises:
+        ValueError: any of them does.
+    """
+    blame = {
+        "the model's activations": (acts, "check its weights, its precision and the images"),
+        "the SAE's latents": (latents, "check its weights and input scaling"),
+        "the SAE's reconstructions": (x_hat, "check its weights and input scaling"),
+    }
+    for what, (values, advice) in blame.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{what} hold NaN or infinity; want finite numbers: {advice}")
+
+
+def _squared(vector: Tensor) -> float:
+    return vector.square().sum().item()
 
 
 def _total(per_token: Tensor) -> float:

@@ -16,7 +16,8 @@ register()
 _HOME_OF = {
     "HookedViT": "hooked_vit",
     "HookedViTConfig": "hooked_vit",
-    "HookedSAEViT": "hooked_vit",
+    "AttachedSAE": "attached_sae",
+    "HookedSAEViT": "attached_sae",
     "PatchSAE": "saes",
     "PatchSAEConfig": "saes",
     "PatchTrainingSAE": "saes",

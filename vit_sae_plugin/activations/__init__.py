@@ -6,19 +6,17 @@ from vit_sae_plugin.activations.embed import embed_images, embed_texts
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics, fold_statistics
 from vit_sae_plugin.activations.embedding_store import EmbeddingStore
-from vit_sae_plugin.activations.token_selection import TOKEN_KINDS, TokenKind, token_positions
+from vit_sae_plugin.activations.image_walk import ImageWalk
 
 __all__ = [
-    "TOKEN_KINDS",
     "ActivationSource",
     "EmbeddingRows",
     "EmbeddingStatistics",
     "EmbeddingStore",
-    "TokenKind",
+    "ImageWalk",
     "ViTActivationsStore",
     "embed_images",
     "embed_texts",
     "fold_statistics",
     "load_embedding_rows",
-    "token_positions",
 ]

@@ -12,16 +12,21 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from vit_sae_plugin.activations.token_selection import canonical_selection, sliced_positions
+from vit_sae_plugin.activations.token_selection import (
+    canonical_selection,
+    selected_index,
+    selected_positions,
+)
 from vit_sae_plugin.hooked_vit.hook_names import layer_of
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAEMetadata
 
     from vit_sae_plugin.hooked_vit import HookedViT, HookedViTConfig
+    from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 
 MODEL_CLASS_NAME = "HookedViT"
 EVERY_TOKEN: tuple[int | None, ...] = (None,)
@@ -81,7 +86,7 @@ class ActivationSource:
                 "want 'all'"
             )
         cfg = model.cfg
-        kind, positions = canonical_selection(cfg, token_kind, seqpos_slice)
+        kind, positions = canonical_selection(cfg.tokens, token_kind, seqpos_slice)
         return cls(
             hook_name=hook_name,
             token_kind=kind,
@@ -184,25 +189,15 @@ class ActivationSource:
             return self.hook_name
         return "hook_full_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
 
-    def positions(self, cfg: HookedViTConfig) -> Int[Tensor, " n_selected"]:
-        """Where the selected tokens stand on the token axis of this model."""
-        return sliced_positions(cfg, self.token_kind, self.seqpos_slice)
-
     @torch.no_grad()
-    def activations(
-        self, model: HookedViT, pixels: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch token d_in"]:
-        """The selected tokens' activations, heads flattened, in the model's precision.
+    def value(self, model: HookedViT, pixels: Float[Tensor, "batch 3 height width"]) -> Tensor:
+        """All that the hook holds, in the model's precision.
 
-        Only the blocks up to the hook run, and the text tower never. A hook without a token axis
-        (``hook_image_embed``) gives one row for each image. :attr:`input_scaling` is not applied.
+        Only the blocks up to the hook run, and the text tower never.
 
         Args:
             model: the model, on any device.
             pixels: preprocessed images; moved to the model's device and precision.
-
-        Raises:
-            ValueError: the hook has fewer tokens than the kind asks for.
         """
         kept: list[Tensor] = []
         # run_with_cache would visit every hook point twice, which small towers feel
@@ -213,32 +208,79 @@ class ActivationSource:
             model(pixels.to(model.cfg.device), stop_at_layer=self.stop_at_layer)
         finally:
             handle.remove()
-        return self.select(model.cfg, kept[0])
+        return kept[0]
+
+    def activations(
+        self, model: HookedViT, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch token d_in"]:
+        """The selected tokens' activations, heads flattened, in the model's precision.
+
+        A hook without a token axis (``hook_image_embed``) gives one row for each image.
+        :attr:`input_scaling` is not applied.
+
+        Args:
+            model, pixels: as :meth:`value` takes them.
+
+        Raises:
+            ValueError: the hook has no token of this kind.
+        """
+        return self.select(model.cfg, self.value(model, pixels))
 
     def select(
         self, cfg: HookedViTConfig, hook_value: Float[Tensor, "batch ..."]
     ) -> Float[Tensor, "batch token d_in"]:
         """The selected tokens of what the hook holds, heads flattened."""
+        self._check_pooled(hook_value)
         if hook_value.ndim == 2:
-            if self.token_kind == "patches":
-                raise ValueError(
-                    f"token_kind is 'patches', but {self.hook_name} has one vector for each "
-                    "image; want 'all'"
-                )
             return hook_value.unsqueeze(1)
         acts_btd = hook_value.flatten(start_dim=2)
-        if self.token_kind == "all" and self.seqpos_slice == EVERY_TOKEN:
-            return acts_btd
-        if acts_btd.shape[1] != cfg.n_tokens:
+        chosen = self._chosen(cfg, hook_value)
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(acts_btd.device)
+        return acts_btd[:, chosen]
+
+    def replace(self, cfg: HookedViTConfig, hook_value: Tensor, acts_btd: Tensor | float) -> Tensor:
+        """What the hook holds, with the selected tokens replaced and all others as they were.
+
+        Args:
+            cfg: of the model.
+            hook_value: ``[batch, token, ...]``, or ``[batch, d]`` of a pooled hook.
+            acts_btd: what to put there, heads flattened; or one number for all of it.
+        """
+        self._check_pooled(hook_value)
+        if isinstance(acts_btd, Tensor):
+            n_tokens = () if hook_value.ndim == 2 else (acts_btd.shape[1],)
+            shape = (len(hook_value), *n_tokens, *hook_value.shape[len(n_tokens) + 1 :])
+            acts_btd = acts_btd.reshape(shape).to(hook_value)
+        edited = hook_value.clone()
+        if hook_value.ndim == 2:
+            edited[:] = acts_btd
+            return edited
+        chosen = self._chosen(cfg, hook_value)
+        edited[:, chosen.to(edited.device) if isinstance(chosen, Tensor) else chosen] = acts_btd
+        return edited
+
+    def layout(self, cfg: HookedViTConfig, hook_value: Tensor) -> TokenLayout:
+        """Which of the selected tokens is what."""
+        self._check_pooled(hook_value)
+        at_hook = cfg.tokens.at_hook(hook_value.shape)
+        if hook_value.ndim == 2:
+            return at_hook
+        return at_hook.select(selected_positions(at_hook, self.token_kind, self.seqpos_slice))
+
+    def _chosen(self, cfg: HookedViTConfig, hook_value: Tensor) -> slice | Tensor:
+        """The selected positions on the hook's token axis; a slice where one will do."""
+        if self.token_kind == "all":
+            return slice(*self.seqpos_slice)
+        at_hook = cfg.tokens.at_hook(hook_value.shape)
+        return selected_index(at_hook, self.token_kind, tuple(self.seqpos_slice))
+
+    def _check_pooled(self, hook_value: Tensor) -> None:
+        if hook_value.ndim == 2 and self.token_kind == "patches":
             raise ValueError(
-                f"{self.hook_name} has {acts_btd.shape[1]} tokens where the blocks have "
-                f"{cfg.n_tokens}, so {self.token_kind!r} can't be selected; want 'all'"
+                f"token_kind is 'patches', but {self.hook_name} has one vector for each image; "
+                "want 'all'"
             )
-        positions = self.positions(cfg)
-        start, stop = int(positions[0]), int(positions[-1]) + 1
-        if stop - start == len(positions):
-            return acts_btd[:, start:stop]  # a view: what follows copies it anyway
-        return acts_btd[:, positions.to(acts_btd.device)]
 
 
 def describe_preprocessing(preprocess: Any) -> str | None:

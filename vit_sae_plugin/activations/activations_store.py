@@ -112,12 +112,7 @@ class ViTActivationsStore(Iterator[Tensor]):
                 raise ValueError(f"{name} is {size}; want 1 or more")
         self.model = model.eval()  # dropout would make the rows random
         self.images = images
-        if model.preprocess is None:
-            raise ValueError(
-                "the model has no preprocessing, so images can't become pixels; pass preprocess= "
-                "to HookedViT.from_module"
-            )
-        self.preprocess = model.preprocess
+        self.preprocess = model.require_preprocess()
         self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
         self.d_in: int = model.hook_width(hook_name)
         self.train_batch_size_tokens = train_batch_size_tokens

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
-from vit_sae_plugin.datasets import ImageLoader
+from vit_sae_plugin.activations.image_walk import ImageWalk
 
 if TYPE_CHECKING:
     from vit_sae_plugin.datasets import ImageSource
@@ -38,30 +38,27 @@ def embed_images(
         ValueError: the hook gives more than one row for each image, or the model has no
             ``preprocess``.
     """
-    if model.preprocess is None:
-        raise ValueError(
-            "this model has no preprocess, so images can't become its pixels; pass one to "
-            "HookedViT.from_module(module, preprocess=...)"
-        )
     source = ActivationSource.from_model(model, hook_name, "all")
-    loader = ImageLoader(
-        images, model.preprocess, batch_size_images=batch_size_images, n_workers=n_workers
+    walk = ImageWalk(
+        model,
+        images,
+        batch_size_images=batch_size_images,
+        n_workers=n_workers,
+        progress=progress,
+        description="Embedding images",
     )
     rows, ids = [], []
-    total = images.n_images
-    with tqdm(total=total, desc="Embedding images", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            acts_btd = source.activations(model, batch.pixels)
-            if acts_btd.shape[1] != 1:
-                raise ValueError(
-                    f"{hook_name} has {acts_btd.shape[1]} tokens for each image; "
-                    "want a hook with one row for each, such as hook_image_embed"
-                )
-            rows.append(acts_btd[:, 0].float().cpu().numpy())
-            ids.extend(batch.ids)
-            bar.update(len(batch.ids))
-    if len(loader.skipped) > 0:
-        table = loader.skipped.to_frame()
+    for batch in walk:
+        acts_btd = source.activations(model, batch.pixels)
+        if acts_btd.shape[1] != 1:
+            raise ValueError(
+                f"{hook_name} has {acts_btd.shape[1]} tokens for each image; "
+                "want a hook with one row for each, such as hook_image_embed"
+            )
+        rows.append(acts_btd[:, 0].float().cpu().numpy())
+        ids.extend(batch.ids)
+    if len(walk.skipped) > 0:
+        table = walk.skipped.to_frame()
         warnings.warn(
             f"{images.name}: {len(table)} images could not be used and have no row, the first "
             f"{table['id'].iloc[0]}: {table['reason'].iloc[0]}",

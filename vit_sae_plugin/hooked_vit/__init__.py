@@ -6,7 +6,6 @@ from vit_sae_plugin.hooked_vit.errors import (
     ModelNameError,
     UnsupportedTowerError,
 )
-from vit_sae_plugin.hooked_vit.hooked_sae_vit import HookedSAEViT
 from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
 from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import (
@@ -21,7 +20,6 @@ __all__ = [
     "BlockDescription",
     "EmbeddingDescription",
     "HookNameError",
-    "HookedSAEViT",
     "HookedViT",
     "HookedViTConfig",
     "ModelNameError",

@@ -426,6 +426,19 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         embeds = field_of(output, self.tower.text_output)
         return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
 
+    def require_preprocess(self) -> Callable[[Any], Tensor]:
+        """``preprocess``: from a PIL image to pixels ``[3, height, width]``.
+
+        Raises:
+            ValueError: this model has none.
+        """
+        if self.preprocess is None:
+            raise ValueError(
+                f"{self.model_name} has no preprocessing, so images can't become pixels; pass "
+                "preprocess= to HookedViT.from_module"
+            )
+        return self.preprocess
+
     def zero_shot_classifier(
         self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]]
     ) -> Float[Tensor, "d_embed n_classes"]:

@@ -10,7 +10,8 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from torch import Tensor
 
 from tests.hooked_vit.conftest import Case
-from vit_sae_plugin.hooked_vit import HookedSAEViT, HookNameError
+from vit_sae_plugin.attached_sae import HookedSAEViT
+from vit_sae_plugin.hooked_vit import HookNameError
 
 HOOKS = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z", "blocks.1.mlp.hook_post"]
 
@@ -106,7 +107,7 @@ def test_splices_are_gone_after_an_exception(open_clip_case: Case):
 
 def test_saes_that_do_not_fit(open_clip_case: Case):
     model = HookedSAEViT.from_hooked_vit(open_clip_case.hooked)
-    with pytest.raises(ValueError, match=r"d_in=16, but .* is 32 wide"):
+    with pytest.raises(ValueError, match=r"is 32 wide, but the SAE.s d_in is 16"):
         model.add_sae(make_sae(16, HOOKS[0]))
     with pytest.raises(HookNameError, match=r"Near names: blocks\.1\.hook_resid_post"):
         model.add_sae(make_sae(32, "blocks.1.hook_resid_pst"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -10,8 +9,8 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 from tests.tiny_models import tiny_open_clip
-from vit_sae_plugin.activations import ActivationSource, token_positions
-from vit_sae_plugin.hooked_vit import HookedViT, TokenLayout
+from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.hooked_vit import HookedViT
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +25,6 @@ def pixels() -> torch.Tensor:
 
 def _to_pixels(image):
     raise AssertionError("not used here")
-
-
-def test_positions_by_hand(model: HookedViT) -> None:
-    front, back = ("class", "register", "register"), ("prompt", "prompt")
-    tokens = TokenLayout.of_grid((2, 2), front, back)
-    cfg = dataclasses.replace(model.cfg, tokens=tokens)
-    assert token_positions(cfg, "cls").tolist() == [0]
-    assert token_positions(cfg, "patches").tolist() == [3, 4, 5, 6]
-    assert token_positions(cfg, "all").tolist() == list(range(9))
-
-
-def test_a_model_without_class_token_has_none(model: HookedViT) -> None:
-    cfg = dataclasses.replace(model.cfg, tokens=TokenLayout.of_grid((4, 4)))
-    with pytest.raises(
-        ValueError, match="no class token among these 16 tokens; want 'all' or 'patches'"
-    ):
-        token_positions(cfg, "cls")
-    with pytest.raises(ValueError, match="'class'; want 'all', 'patches' or 'cls'"):
-        token_positions(cfg, "class")
 
 
 @pytest.mark.parametrize(

@@ -50,5 +50,5 @@ def test_what_gives_no_row_for_each_is_refused(model):
     with pytest.raises(ValueError, match="there are no captions to embed"):
         embed_texts(model, [])
     without = tiny_hooked_vit(preprocess=None)
-    with pytest.raises(ValueError, match="this model has no preprocess"):
+    with pytest.raises(ValueError, match="tiny has no preprocessing"):
         embed_images(without, Pictures(2))

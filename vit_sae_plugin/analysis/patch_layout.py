@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.activations.token_selection import selected_positions
 from vit_sae_plugin.hooked_vit import HookedViTConfig
 
 
@@ -32,7 +33,7 @@ class PatchLayout:
         """
         n_rows, n_columns = cfg.grid
         n_patches = n_rows * n_columns
-        positions = source.positions(cfg)
+        positions = selected_positions(cfg.tokens, source.token_kind, source.seqpos_slice)
         if len(positions) == n_tokens:
             patch = positions - cfg.n_prefix_tokens
             patch = torch.where((patch >= 0) & (patch < n_patches), patch, -1)

@@ -166,11 +166,10 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
 
 
 def _rows_per_epoch(model: Any, images: Any, settings: dict[str, Any]) -> int | None:
-    from vit_sae_plugin.activations import token_positions
 
     if images.n_images is None:
         return None
     if settings["hook_name"] == "hook_image_embed":
         return images.n_images
-    n_tokens = len(token_positions(model.cfg, settings.get("token_kind", "all")))
+    n_tokens = len(model.cfg.tokens.positions(settings.get("token_kind", "all")))
     return images.n_images * n_tokens

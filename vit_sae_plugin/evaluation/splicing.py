@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_sae_plugin.activations import token_selection
+
 if TYPE_CHECKING:
     from vit_sae_plugin.activations.activation_source import ActivationSource
     from vit_sae_plugin.hooked_vit import HookedViT
@@ -41,18 +43,7 @@ def replace_selected(
     """A forward hook that puts ``acts_btd`` where ``source.select`` reads."""
 
     def hook_fn(value: Tensor, hook: Any = None) -> Tensor:
-        if not isinstance(acts_btd, Tensor):
-            new: Any = acts_btd
-        elif value.ndim == 2:
-            new = acts_btd.squeeze(1).to(value)
-        else:
-            new = acts_btd.reshape(*acts_btd.shape[:2], *value.shape[2:]).to(value)
-        edited = value.clone()
-        if value.ndim == 2:
-            edited[:] = new
-        else:
-            edited[:, selected_positions(source, cfg, value).to(value.device)] = new
-        return edited
+        return source.replace(cfg, value, acts_btd)
 
     return hook_fn
 
@@ -61,7 +52,7 @@ def selected_positions(source: ActivationSource, cfg: Any, hook_value: Tensor) -
     """Positions on the hook's own token axis that ``source.select`` reads."""
     if source.token_kind == "all" and tuple(source.seqpos_slice) == (None,):
         return torch.arange(hook_value.shape[1])
-    return source.positions(cfg)
+    return token_selection.selected_positions(cfg.tokens, source.token_kind, source.seqpos_slice)
 
 
 def token_groups(

@@ -12,7 +12,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
-from vit_sae_plugin.activations.token_selection import check_token_kind
+from vit_sae_plugin.hooked_vit.token_layout import check_token_kind
 from vit_sae_plugin.training.config_checks import (
     check_choice,
     check_field_types,

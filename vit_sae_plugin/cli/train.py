@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from vit_sae_plugin.cli.devices import chosen_device
+from vit_sae_plugin.cli.output_folders import check_output_folder
 
 _OWN_FLAGS = (
     "hook_name token_kind training_tokens lr n_workers seed output_path".split()
@@ -137,6 +138,8 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
     sae = settings["sae"]
     if sae.get("d_sae") is None and sae.get("expansion_factor") is None:
         sae["expansion_factor"] = _FIRST_EXPANSION_FACTOR
+    if settings.get("output_path") is not None:
+        check_output_folder(settings["output_path"])
     settings["device"] = chosen_device(device or settings.get("device"))
     model = images = None
     n_rows: int | None

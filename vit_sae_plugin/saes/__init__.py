@@ -16,6 +16,7 @@ from .matryoshka_topk_training import (
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
+from .saved_sae import load_saved_sae
 
 __all__ = [
     "MatryoshkaTopKSAE",
@@ -35,6 +36,7 @@ __all__ = [
     "export_as_standard",
     "export_as_topk",
     "ghost_gradient_error",
+    "load_saved_sae",
     "register",
     "save_exported",
 ]

@@ -25,6 +25,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.atomic_files import delete_leftovers, write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
+from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
 from vit_sae_plugin.training.language_model_config import (
@@ -319,6 +320,7 @@ class ViTSAETrainingRunner:
             sae.save_inference_model(folder)
             save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
             (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
+            write_manifest(folder)
 
         folder = self.cfg.run_folder / SAE_FOLDER
         write_folder_atomically(folder, write)

@@ -228,8 +228,8 @@ def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
     command.add_argument(
         "--pretrained",
         metavar="TAG",
-        help="the weights, as open_clip names them (openai, laion2b_s34b_b79k, a file); "
-        "without it an open_clip model has random weights",
+        help="the weights, as open_clip names them (openai, laion2b_s34b_b79k, a file), or none "
+        "for random ones; without it, those the model's name stands for (OpenAI's, if it has them)",
     )
 
 

@@ -36,7 +36,7 @@ class HookedSAEViT(HookedViT):
     @classmethod
     def from_hooked_vit(cls, model: HookedViT) -> Self:
         """The same wrapped model, with hook points of its own."""
-        return cls(
+        same = cls(
             model.bare_model,
             model.tower,
             preprocess=model.preprocess,
@@ -44,6 +44,8 @@ class HookedSAEViT(HookedViT):
             model_name=model.model_name,
             from_pretrained_kwargs=model.from_pretrained_kwargs,
         )
+        same.has_pretrained_weights = model.has_pretrained_weights
+        return same
 
     def add_sae(
         self,

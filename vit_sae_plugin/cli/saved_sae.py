@@ -28,8 +28,14 @@ def load_model(sae: SAE[Any], args: argparse.Namespace, device: str) -> HookedVi
         if args.pretrained is not None:
             raise ValueError("--pretrained goes with --model")
         return ActivationSource.from_metadata(sae.cfg.metadata).load_model(device)
-    kwargs = {} if args.pretrained is None else {"pretrained": args.pretrained}
-    return HookedViT.from_pretrained(args.model, device=device, **kwargs)
+    return HookedViT.from_pretrained(args.model, device=device, **weights_flag(args.pretrained))
+
+
+def weights_flag(pretrained: str | None) -> dict[str, Any]:
+    """What ``--pretrained`` says, as an argument of ``HookedViT.from_pretrained``."""
+    if pretrained is None:
+        return {}
+    return {"pretrained": False if pretrained.lower() == "none" else pretrained}
 
 
 def folder_beside(sae_folder: str, name: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_sae_plugin.cli.devices import chosen_device
 from vit_sae_plugin.cli.output_folders import check_output_folder
+from vit_sae_plugin.cli.saved_sae import weights_flag
 
 _OWN_FLAGS = (
     "hook_name token_kind training_tokens lr n_workers seed output_path".split()
@@ -104,7 +105,7 @@ def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str,
         settings["model_name"] = args.model
         settings["model_from_pretrained_kwargs"] = {}
     if args.pretrained is not None:
-        settings["model_from_pretrained_kwargs"] = {"pretrained": args.pretrained}
+        settings["model_from_pretrained_kwargs"] = weights_flag(args.pretrained)
     if args.images is not None:
         settings["dataset_path"] = args.images
     if args.embeddings is not None:

@@ -17,6 +17,7 @@ from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
 from .saved_sae import load_saved_sae
+from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
 
 __all__ = [
     "MatryoshkaTopKSAE",
@@ -29,6 +30,8 @@ __all__ = [
     "PatchSAEConfig",
     "PatchTrainingSAE",
     "PatchTrainingSAEConfig",
+    "SignedTopKSAE",
+    "SignedTopKSAEConfig",
     "StandardGhostTrainingSAE",
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",

@@ -33,17 +33,19 @@ from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.aggregation import make_aggregation
-from vit_sae_plugin.analysis.atlas_builder import AtlasBuilder
-from vit_sae_plugin.analysis.one_pass import DEFAULT_AGGREGATIONS, take_in
-from vit_sae_plugin.analysis.patch_layout import PatchLayout
+from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
+from vit_sae_plugin.analysis.latent_feeds import take_in
+from vit_sae_plugin.analysis.ranking_rules import DEFAULT_AGGREGATIONS
+from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageBatch
 from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 
 # name, from_pretrained arguments, layer, d_sae, L0, images a batch, batches
 CASES = [
     ("shapes-clip", {}, None, 1024, 23, 32, 60),
-    ("ViT-B-32", {"pretrained": False}, 10, 6144, 64, 8, 40),
-    ("ViT-B-32", {"pretrained": False}, 10, 49152, 150, 4, 40),
+    ("ViT-B-32", {}, 10, 6144, 64, 8, 40),
+    ("ViT-B-32", {}, 10, 49152, 150, 4, 40),
 ]
 
 
@@ -101,10 +103,10 @@ def measure(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -
         for key, value in source.to_metadata().items():
             sae.cfg.metadata[key] = value
         reached = (sae.encode(acts[:4]) > 0).float().sum(dim=-1).mean().item()
-    layout = PatchLayout.of(source, model.cfg, acts.shape[1])
+    attached = AttachedSAE(model, sae, source)
     builder = AtlasBuilder(
         d_sae,
-        layout,
+        attached.layout,
         {rule: make_aggregation(rule) for rule in DEFAULT_AGGREGATIONS},
         threshold=0.2,
         n_reference_images=10,
@@ -125,7 +127,7 @@ def measure(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -
 
     @torch.no_grad()
     def ours(batch: ImageBatch) -> None:
-        take_in(builder, model, sae, source, batch)
+        take_in(builder, attached, batch)
 
     def seconds(run: Callable[[ImageBatch], None], batch: ImageBatch) -> float:
         if device == "cuda":
@@ -155,7 +157,7 @@ def measure(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -
 def measure_memory(n_images: int, device: str) -> None:
     """ImageNet's latents and classes with as many images as one has the patience for."""
     d_sae, n_tokens, n_classes, batch_size = 49152, 197, 1000, 4
-    layout = PatchLayout((14, 14), torch.arange(n_tokens) - 1)
+    layout = TokenLayout.of_grid((14, 14), front=("class",))
     builder = AtlasBuilder(
         d_sae,
         layout,

@@ -17,6 +17,7 @@ from vit_sae_plugin.atomic_files import (
     path_beside,
     write_file_atomically,
     write_folder_atomically,
+    write_into_folder,
     write_text_atomically,
 )
 
@@ -97,3 +98,34 @@ def test_weights_are_as_readable_as_other_files(tmp_path) -> None:
         os.umask(former)
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "sae" / "w.st").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_files_take_their_places_among_others(tmp_path, monkeypatch, can_swap) -> None:
+    if not can_swap:
+        monkeypatch.setattr(atomic_files, "_swap", lambda one, other: False)
+    (tmp_path / "others").write_text("mine")
+
+    def fill(text: str, n: int):
+        def write(aside: Path) -> None:
+            (aside / "mark").write_text(text)
+            (aside / "data").mkdir()
+            for i in range(n):
+                (aside / f"data/{i}").write_text(text)
+
+        return write
+
+    write_into_folder(tmp_path, fill("old", 3), last="mark")
+    write_into_folder(tmp_path, fill("new", 2), last="mark")
+    assert _names(tmp_path) == ["data", "mark", "others"]
+    assert _names(tmp_path / "data") == ["0", "1"]
+    assert {p.read_text() for p in (tmp_path / "data").iterdir()} == {"new"}
+
+    def fail(aside: Path) -> None:
+        fill("broken", 1)(aside)
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_into_folder(tmp_path, fail, last="mark")
+    assert _names(tmp_path) == ["data", "mark", "others"]
+    assert (tmp_path / "mark").read_text() == "new"

@@ -43,24 +43,36 @@ def folder_beside(target: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        for path in aside.rglob("*"):
-            if path.is_file():
-                _give_usual_mode(path)
-            _sync(path)
-        _sync(aside)
-        if not target.exists():
-            aside.rename(target)
-        elif _swap(aside, target):
-            shutil.rmtree(aside)
-        else:
-            former = path_beside(target)
-            target.rename(former)
-            aside.rename(target)
-            shutil.rmtree(former)
+        _settle(aside)
+        _move_folder(aside, target)
         _sync(target.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def write_into_folder(folder: Path, write: Callable[[Path], None], *, last: str) -> None:
+    """Let ``write`` fill a folder, whose contents then take their places in ``folder``.
+
+    Other files in ``folder`` stay, and it is never moved itself, so it may be a mounted volume. If
+    ``write`` fails, nothing has changed. Each file and folder is moved in one step, ``last`` after
+    all others: with hashes in it, it shows whether the others belong to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = path_beside(folder / last).with_suffix("")
+    aside.mkdir()
+    try:
+        write(aside)
+        _settle(aside)
+        for path in sorted(aside.iterdir(), key=lambda path: (path.name == last, path.name)):
+            target = folder / path.name
+            if path.is_dir():
+                _move_folder(path, target)
+            else:
+                path.replace(target)
+        _sync(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_file_atomically(target: Path, write: Callable[[Path], None]) -> None:
@@ -92,16 +104,10 @@ def path_beside(target: Path) -> Path:
     return target.with_name(f"{_ASIDE}{unique}{target.suffix}")
 
 
-def delete_leftovers(folder: Path, exclusive: bool = False) -> None:
-    """Delete what writing that was cut off left in ``folder``; what is being written stays.
-
-    Args:
-        folder: where to look.
-        exclusive: nobody else writes there, and the caller doesn't either now. Then nothing need be
-            asked of processes, whose numbers come again: in a container every time.
-    """
+def delete_leftovers(folder: Path) -> None:
+    """Delete what writing that was cut off left in ``folder``; what is being written stays."""
     for path in folder.glob(f"{_ASIDE}*"):
-        if not exclusive and not _is_left_over(path):
+        if not _is_left_over(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -128,6 +134,11 @@ def _is_left_over(path: Path) -> bool:
     return int(parts[1]) != os.getpid() and not is_running(int(parts[1]))
 
 
+def is_aside(path: Path) -> bool:
+    """Whether a file or folder is one that is being written, or was when its process ended."""
+    return path.name.startswith(_ASIDE)
+
+
 def is_running(process_id: int) -> bool:
     """Whether a process of this machine is running."""
     if os.name == "nt":
@@ -139,6 +150,28 @@ def is_running(process_id: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _settle(folder: Path) -> None:
+    """Give all that a folder holds its usual mode, and wait until it is on disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _give_usual_mode(path)
+        _sync(path)
+    _sync(folder)
+
+
+def _move_folder(aside: Path, target: Path) -> None:
+    """Put a folder in the place of another, which is deleted."""
+    if not target.exists():
+        aside.rename(target)
+    elif _swap(aside, target):
+        shutil.rmtree(aside)
+    else:
+        former = path_beside(target)
+        target.rename(former)
+        aside.rename(target)
+        shutil.rmtree(former)
 
 
 def _machine() -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 
 from vit_sae_plugin.aggregation import make_aggregation
-from vit_sae_plugin.analysis.atlas_builder import AtlasBuilder
-from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
-from vit_sae_plugin.analysis.patch_layout import PatchLayout
+from vit_sae_plugin.analysis import AtlasInfo, LatentAtlas
+from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
+from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 
 A, B, C, D = range(4)
 LATENTS = torch.zeros(5, 3, 4)
@@ -26,7 +26,7 @@ LATENTS[:, :, C] = torch.tensor(
 LABELS = torch.tensor([0, 0, 1, 1, -1])
 IDS = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 W_DEC = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]])
-LAYOUT = PatchLayout((1, 2), torch.tensor([-1, 0, 1]))
+LAYOUT = TokenLayout.of_grid((1, 2), front=("class",))
 
 
 def make_builder(n_reference_images: int = 3, **settings) -> AtlasBuilder:

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -11,16 +13,27 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from tests.analysis.test_streaming import assert_same_atlas
-from tests.analysis.tiny_pipeline import HOOK, NoisePictures, make_model, make_sae
+from tests.analysis.tiny_pipeline import HOOK, NoisePictures, make_model, make_sae, preprocess_to
 from vit_sae_plugin import PatchAggregatedSAE
 from vit_sae_plugin.activations import (
     ActivationSource,
     EmbeddingStatistics,
     fold_statistics,
+    image_walk,
 )
 from vit_sae_plugin.aggregation import MeanOverTokens, register_aggregation
-from vit_sae_plugin.analysis import LatentAtlas, analyze, explain, one_pass
-from vit_sae_plugin.analysis.heatmaps import encode_images
+from vit_sae_plugin.analysis import (
+    AnalysisInterruptedError,
+    LatentAtlas,
+    analyze,
+    explain,
+    heatmap,
+)
+from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
+from vit_sae_plugin.analysis.counting.coactivation import CoActivation
+from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
+from vit_sae_plugin.analysis.typical_activation import RELATIVE_THRESHOLD
+from vit_sae_plugin.attached_sae import AttachedSAE, row_coder
 
 N = 26
 
@@ -38,6 +51,11 @@ def sae(model):
 @pytest.fixture(scope="module")
 def atlas(model, sae):
     return analyze(model, sae, NoisePictures(N), batch_size_images=8, progress=False)
+
+
+def latents_of(model, sae, indices):
+    pictures = [NoisePictures(N).picture(index) for index in indices]
+    return torch.stack(list(encode_images(AttachedSAE(model, sae), pictures)))
 
 
 def assert_close_atlas(one, other):
@@ -66,8 +84,7 @@ def test_batches_workers_and_order_do_not_show(model, sae, atlas, changes):
 
 
 def test_it_agrees_with_a_plain_computation(model, sae, atlas):
-    images = NoisePictures(N)
-    latents = torch.stack(list(encode_images(model, sae, [images.picture(i) for i in range(N)])))
+    latents = latents_of(model, sae, range(N))
     assert latents.shape == (N, 17, 40)
     table = atlas.latents
     active = (latents > 0).any(dim=1)
@@ -86,7 +103,7 @@ def test_it_agrees_with_a_plain_computation(model, sae, atlas):
         best = means[:, latent].topk(10)
         found = atlas.reference_images(latent)
         assert found["image"].tolist() == best.indices[: len(found)].tolist()
-        counts = (latents[:, :, latent] > 0.2).sum(dim=1)
+        counts = (latents[:, :, latent] > atlas.info.threshold).sum(dim=1)
         assert table["dataset_count"].loc[latent] == counts.sum()
         labels = torch.tensor([-1 if i % 4 == 3 else i % 4 for i in range(N)])
         for label in range(3):
@@ -94,7 +111,7 @@ def test_it_agrees_with_a_plain_computation(model, sae, atlas):
 
 
 def test_many_small_pieces_give_the_same(model, sae, atlas, monkeypatch):
-    monkeypatch.setitem(one_pass._ENTRIES, "cpu", 17 * 40 * 3)
+    monkeypatch.setitem(row_coder.MAX_LATENT_VALUES, "cpu", 17 * 40 * 3)
     again = analyze(model, sae, NoisePictures(N), batch_size_images=8, progress=False)
     assert_close_atlas(again, atlas)
 
@@ -115,12 +132,12 @@ def test_it_goes_on_after_an_interruption(model, sae, atlas, tmp_path):
         "batch_size_images": 8,
         "progress": False,
         "folder": tmp_path,
-        "snapshot_every_batches": 1,
+        "snapshot_seconds": 0,
     }
     with pytest.raises(PowerCutError):
         analyze(model, sae, FailingPictures(N), **settings)
-    assert (tmp_path / "unfinished.json").exists()
-    with pytest.raises(ValueError, match="batch_size_images: 8 there, 4 now"):
+    assert (tmp_path / "unfinished/snapshot.json").exists()
+    with pytest.raises(ValueError, match="batch_size: 8 there, 4 now"):
         analyze(model, sae, NoisePictures(N), **{**settings, "batch_size_images": 4})
 
     seen = []
@@ -146,8 +163,46 @@ def test_it_goes_on_after_an_interruption(model, sae, atlas, tmp_path):
     other.b_enc.data[0] += 1
     with pytest.raises(ValueError, match="sae_sha256"):
         analyze(model, other, NoisePictures(N), **settings)
-    fewer = analyze(model, sae, NoisePictures(N - 1), resume=False, **settings)
+    fewer = analyze(model, sae, NoisePictures(N - 1), overwrite=True, **settings)
     assert LatentAtlas.load(tmp_path).info.n_images == fewer.info.n_images == N - 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_saved_whatever_the_time(model, sae, atlas, tmp_path, number):
+    class Interrupted(NoisePictures):
+        def record(self, index):
+            if index == 19:
+                os.kill(os.getpid(), number)
+            seen.append(index)
+            return super().record(index)
+
+    seen = []
+    settings = {"batch_size_images": 8, "progress": False, "folder": tmp_path}
+    with pytest.raises(AnalysisInterruptedError, match="stopped after 16 images; the same command"):
+        analyze(model, sae, Interrupted(N), **settings)
+    assert not (tmp_path / "atlas.json").exists()
+    seen.clear()
+    assert_same_atlas(analyze(model, sae, NoisePictures(N), **settings), atlas)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "un"))] == []
+
+
+def test_a_last_step_that_fails_is_repeated_without_the_images(
+    model, sae, atlas, tmp_path, monkeypatch
+):
+    settings = {"batch_size_images": 8, "progress": False, "folder": tmp_path}
+
+    def cut_off(*args, **kwargs):
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CoActivation, "partners", cut_off)
+        with pytest.raises(PowerCutError):
+            analyze(model, sae, NoisePictures(N), **settings)
+    (tmp_path / ".aside-left-by-a-kill").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(AtlasBuilder, "update", cut_off)
+        assert_same_atlas(analyze(model, sae, NoisePictures(N), **settings), atlas)
+    assert not list(tmp_path.glob(".aside*"))
 
 
 def test_user_chosen_aggregations(model, sae):
@@ -160,9 +215,7 @@ def test_user_chosen_aggregations(model, sae):
         model, sae, NoisePictures(N), aggregations=chosen, n_reference_images=4, progress=False
     )
     assert atlas.default_aggregation == "patches_only"
-    latents = torch.stack(
-        list(encode_images(model, sae, [NoisePictures(N).picture(i) for i in range(N)]))
-    )
+    latents = latents_of(model, sae, range(N))
     latent = int((latents[:, 0] > 0).sum(dim=0).argmax())
     for name, values in {
         "patches_only": latents[:, 1:].mean(dim=1),
@@ -210,7 +263,7 @@ def test_the_rule_saved_with_an_sae_comes_first(model, sae, atlas):
     assert own.info.aggregations["kth_largest"] == {**third, "n_prefix_tokens": 1}
     latent = int(own.latents["frequency"].idxmax())
     image = own.reference_images(latent)["image"].iloc[0]
-    tokens = next(encode_images(model, sae, [NoisePictures(N).picture(image)]))
+    tokens = next(encode_images(AttachedSAE(model, sae), [NoisePictures(N).picture(image)]))
     assert own.reference_images(latent)["value"].iloc[0] == pytest.approx(
         tokens[1:, latent].sort().values[-3].item(), rel=1e-4
     )
@@ -218,8 +271,47 @@ def test_the_rule_saved_with_an_sae_comes_first(model, sae, atlas):
     again = analyze(model, counted, NoisePictures(N), progress=False)
     assert list(again.info.aggregations) == ["count", "mean", "max"]
     assert again.info.aggregations["count"]["threshold"] == 0.7
+    asked = analyze(model, counted, NoisePictures(N), threshold=0.3, progress=False)
+    assert asked.info.aggregations["count"]["threshold"] == 0.3
     told = analyze(model, counted, NoisePictures(N), aggregations=["mean"], progress=False)
     assert list(told.info.aggregations) == ["mean"]
+
+
+def scaled(sae, factor):
+    """The same SAE with all activations, and nothing else, larger or smaller."""
+    other = copy.deepcopy(sae)
+    other.W_enc.data *= factor
+    other.b_enc.data *= factor
+    return other
+
+
+def test_counts_do_not_depend_on_the_scale_of_activations(model, sae, atlas):
+    assert pytest.approx(0.2) == RELATIVE_THRESHOLD * (28.3 / 148.6)
+    sampled = [0, 8, 17, 25]  # four images spread over 26
+    latents = latents_of(model, sae, sampled)
+    typical = float(latents[latents > 0].mean())
+    assert atlas.info.typical_activation == pytest.approx(typical, rel=1e-5)
+    assert atlas.info.threshold == pytest.approx(typical * 0.2 / (28.3 / 148.6), rel=1e-5)
+    small = analyze(model, scaled(sae, 2**-8), NoisePictures(N), progress=False)
+    assert small.info.threshold == atlas.info.threshold * 2**-8
+    np.testing.assert_array_equal(small.class_counts, atlas.class_counts)
+    np.testing.assert_array_equal(small.references["count"].image, atlas.references["count"].image)
+    assert (atlas.class_counts.sum(axis=0) > 0).mean() > 0.5
+
+
+def test_a_threshold_that_blanks_most_latents_is_said(model, sae):
+    """As PatchSAE's 0.2 did on a model of small activations, with an SAE that was saved with it."""
+    patchsae = PatchAggregatedSAE.from_sae(scaled(sae, 2**-8), {"name": "count", "threshold": 0.2})
+    with pytest.warns(UserWarning, match=r"live latents have no .* passes 0.2.* by max"):
+        blank = analyze(model, patchsae, NoisePictures(N), threshold=0.2, progress=False)
+    assert list(blank.references) == list(blank.info.aggregations) == ["max", "count", "mean"]
+    live = blank.latents[~blank.latents["is_dead"]]
+    assert live["n_reference_images"].min() > 0
+    chosen = analyze(model, patchsae, NoisePictures(N), threshold=0.0001, progress=False)
+    assert chosen.info.aggregations["count"]["threshold"] == chosen.info.threshold == 0.0001
+    assert chosen.info.typical_activation is None
+    usual = analyze(model, patchsae, NoisePictures(N), progress=False)
+    assert usual.info.aggregations["count"]["threshold"] == usual.info.threshold < 0.01
 
 
 def test_the_threshold_reaches_counts_and_shares(model, sae):
@@ -227,7 +319,7 @@ def test_the_threshold_reaches_counts_and_shares(model, sae):
     atlas = analyze(
         model, sae, images, aggregations=["share", "count"], threshold=0.5, progress=False
     )
-    latents = torch.stack(list(encode_images(model, sae, [images.picture(i) for i in range(N)])))
+    latents = latents_of(model, sae, range(N))
     share = (latents > 0.5).float().mean(dim=1)
     latent = int(share.mean(dim=0).argmax())
     for name, values in {"share": share, "count": share * 17}.items():
@@ -254,12 +346,12 @@ class UnreadableEnd(NoisePictures):
 def test_the_progress_bar_ends_at_the_number_of_images(model, sae, images, monkeypatch):
     shown = []
 
-    class Recorded(one_pass.tqdm):
+    class Recorded(image_walk.tqdm):
         def display(self, msg=None, pos=None):
             shown.append((self.n, str(self)))
 
     settings = {"mininterval": 0, "miniters": 0}
-    monkeypatch.setattr(one_pass, "tqdm", functools.partial(Recorded, **settings))
+    monkeypatch.setattr(image_walk, "tqdm", functools.partial(Recorded, **settings))
     analyze(model, sae, images, batch_size_images=8)
     assert [n for n, _ in shown][-1] == N
     assert max(n for n, _ in shown) == N
@@ -310,9 +402,34 @@ def test_standardised_embeddings_are_standardised_here_too(model):
         analyze(model, sae, NoisePictures(N), source=source, progress=False)
 
 
+@pytest.mark.parametrize("mode", ["none", "hook_z"])
+def test_an_sae_of_all_heads_is_analysed_and_shown(model, mode):
+    """At split heads the hook is ``[batch, token, head, d_head]``, what the SAE reads is flat."""
+    torch.manual_seed(0)
+    sae = StandardSAE(
+        StandardSAEConfig(d_in=32, d_sae=30, reshape_activations="hook_z" if mode else "none")
+    )
+    source = ActivationSource.from_model(model, "blocks.1.attn.hook_z")
+    for key, value in source.to_metadata().items():
+        sae.cfg.metadata[key] = value
+    atlas = analyze(model, sae, NoisePictures(N), progress=False)
+    assert (atlas.info.n_tokens, atlas.info.grid) == (17, (4, 4))
+    latent = int(atlas.latents["frequency"].idxmax())
+    first = atlas.reference_images(latent, "max").iloc[0]
+    shown = heatmap(model, sae, NoisePictures(N).picture(first["image"]), latent)
+    assert shown.peak == (first["row"], first["column"])
+    _, cache = model.run_with_cache(
+        preprocess_to(32)(NoisePictures(N).picture(first["image"]))[None],
+        names_filter="blocks.1.attn.hook_z",
+    )
+    z = cache["blocks.1.attn.hook_z"].flatten(2)[0, 1:]
+    expected = torch.relu((z - sae.b_dec) @ sae.W_enc + sae.b_enc)[:, latent].view(4, 4)
+    np.testing.assert_allclose(shown.patches, expected.detach(), atol=1e-5)
+
+
 def test_an_sae_of_another_width_is_refused(model, sae):
     narrow = make_sae(model)
     narrow.cfg.metadata.hook_name = "hook_image_embed"
-    with pytest.raises(ValueError, match="hook_image_embed is 24 wide, but the SAE reads 32"):
+    with pytest.raises(ValueError, match=r"is 24 wide, but the SAE's d_in is 32"):
         analyze(model, narrow, NoisePictures(N), progress=False)
     assert sae.cfg.metadata.hook_name == HOOK

@@ -19,9 +19,10 @@ from vit_sae_plugin.analysis import (
     reference_pictures,
     select_showcase_latents,
 )
-from vit_sae_plugin.analysis.heatmaps import encode_images
-from vit_sae_plugin.analysis.image_lookup import images_by_index
-from vit_sae_plugin.analysis.seen_region import Region
+from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
+from vit_sae_plugin.analysis.pictures.seen_region import Region
+from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.datasets.image_lookup import images_by_index
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def analysed():
 def test_the_strongest_latents_of_an_image_and_of_a_patch(analysed):
     model, sae, atlas, images = analysed
     picture = images.picture(3)
-    latents = next(encode_images(model, sae, [picture]))
+    latents = next(encode_images(AttachedSAE(model, sae), [picture]))
     explanation = explain(model, sae, atlas, picture, n_latents=4)
     mean = latents.mean(dim=0)
     assert [one.latent for one in explanation.latents] == mean.topk(4).indices.tolist()

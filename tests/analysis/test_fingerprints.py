@@ -19,7 +19,7 @@ from vit_sae_plugin import (
     PatchAggregatedSAE,
     PatchTrainingSAEConfig,
 )
-from vit_sae_plugin.analysis import AtlasInfo, analyze, explain
+from vit_sae_plugin.analysis import AtlasInfo, LatentAtlas, analyze, explain
 from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint
 from vit_sae_plugin.hooked_vit import HookedViT
 
@@ -102,7 +102,7 @@ class StoppedPictures(NoisePictures):
 @pytest.fixture(scope="module")
 def unfinished(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unfinished")
-    settings = {"batch_size_images": 4, "snapshot_every_batches": 1, "progress": False}
+    settings = {"batch_size_images": 4, "snapshot_seconds": 0, "progress": False}
     with pytest.raises(InterruptedError):
         analyze(model, make_topk(), StoppedPictures(N), folder=folder, **settings)
     return folder
@@ -166,23 +166,55 @@ def test_an_analysis_with_any_other_setting_is_refused(key, state, request):
         analyze(**parts, **settings)
 
 
-NOT_COMPARED = {"n_images", "n_skipped_images", "data_name", "schema_version"}
+NOT_COMPARED = {"n_images", "n_skipped_images", "data_name", "schema_version", "request"}
+NOT_COMPARED |= {"typical_activation"}
 
 
-@pytest.mark.parametrize("key", sorted({f.name for f in fields(AtlasInfo)} - NOT_COMPARED))
-def test_every_field_of_a_finished_atlas_is_compared(key, model, finished, tmp_path):
+def test_every_field_of_a_finished_atlas_is_compared(model, finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    written = (folder / "atlas.json").read_text()
+    for key in sorted({f.name for f in fields(AtlasInfo)} - NOT_COMPARED):
+        values = json.loads(written)
+        other = {"sae_metadata": {**values["request"]["sae_metadata"], "n_tokens": 99}}
+        values["request"][key] = other.get(key, "something else")
+        (folder / "atlas.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=rf"another analysis \({key}"):
+            analyze(model, make_topk(), NoisePictures(N), folder=folder, progress=False)
+
+
+def test_an_atlas_of_an_earlier_release_still_opens(model, finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     values = json.loads((folder / "atlas.json").read_text())
-    other = {
-        "aggregations": {"mean": {"name": "sum"}},
-        "grid": [1, 16],
-        "sae_metadata": {**values["sae_metadata"], "n_tokens": 99},
-    }
-    values[key] = other.get(key, "something else")
+    for name in ("request", "typical_activation", "files"):
+        del values[name]
     (folder / "atlas.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=rf"another analysis \({key}"):
+    assert LatentAtlas.load(folder).info.n_images == N
+    with pytest.raises(ValueError, match=r"of an earlier release, .* LatentAtlas\.load"):
         analyze(model, make_topk(), NoisePictures(N), folder=folder, progress=False)
+
+
+def test_a_damaged_file_is_named(model, finished, tmp_path):
+    names = sorted(path.name for path in finished.iterdir() if path.name != "atlas.json")
+    assert len(names) == 7
+    for name in names:
+        folder = tmp_path / name
+        shutil.copytree(finished, folder)
+        content = bytearray((folder / name).read_bytes())
+        if content:
+            content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(bytes(content) or b"?")
+        with pytest.raises(
+            ValueError, match=rf"is damaged: the contents of {name} have|is damaged: {name} has"
+        ):
+            LatentAtlas.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=rf"is damaged: {name} is missing"):
+        LatentAtlas.load(folder)
+    (folder / "atlas.json").write_text('{"schema_version": 2')
+    with pytest.raises(ValueError, match=r"atlas\.json is damaged"):
+        LatentAtlas.load(folder)
 
 
 def test_messages_show_the_beginning_of_a_hash(model, finished):
@@ -194,7 +226,7 @@ def test_an_interrupted_replacement_goes_on(model, finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     settings = {"batch_size_images": 4, "folder": folder, "progress": False, "threshold": 0.3}
-    replace = {"resume": False, "snapshot_every_batches": 1}
+    replace = {"overwrite": True, "snapshot_seconds": 0}
     with pytest.raises(InterruptedError):
         analyze(model, make_topk(), StoppedPictures(N), **settings, **replace)
     atlas = analyze(model, make_topk(), NoisePictures(N), **settings)
@@ -221,7 +253,6 @@ def test_opening_a_finished_atlas_is_said(model, finished, capsys):
 
 
 def test_an_atlas_of_another_sae_explains_nothing(model, finished):
-    from vit_sae_plugin.analysis import LatentAtlas
 
     atlas = LatentAtlas.load(finished)
     picture = NoisePictures(N).picture(0)
@@ -233,7 +264,6 @@ def test_an_atlas_of_another_sae_explains_nothing(model, finished):
 
 def test_an_sae_is_hashed_again_only_when_it_changes(model, finished, monkeypatch):
     from vit_sae_plugin import fingerprints
-    from vit_sae_plugin.analysis import LatentAtlas
 
     atlas, sae, picture = LatentAtlas.load(finished), make_topk(), NoisePictures(N).picture(0)
     hashed = []
@@ -248,8 +278,16 @@ def test_an_sae_is_hashed_again_only_when_it_changes(model, finished, monkeypatc
         explain(model, sae, atlas, picture)
     sae.cfg.k = 2
     explain(model, sae, atlas, picture)
+    former = sae.W_enc.data.clone()
     with torch.no_grad():
         sae.W_enc[0, 0] += 1
     with pytest.raises(ValueError, match="its weights or settings are others"):
         explain(model, sae, atlas, picture)
-    assert len(hashed) == 4
+    # writes that PyTorch doesn't count: all back, then two rows and two columns exchanged
+    sae.W_enc.data.copy_(former)
+    explain(model, sae, atlas, picture)
+    for exchanged in (former[[1, 0, *range(2, len(former))]], former.roll(1, dims=1)):
+        sae.W_enc.data.copy_(exchanged)
+        with pytest.raises(ValueError, match="its weights or settings are others"):
+            explain(model, sae, atlas, picture)
+    assert len(hashed) == 7

@@ -15,9 +15,10 @@ from tests.analysis.tiny_pipeline import (
     make_wide_model,
     preprocess_to,
 )
-from vit_sae_plugin.analysis.heatmaps import Heatmap, heatmap, segmentation_mask
-from vit_sae_plugin.analysis.overlays import highlight, outline, tint, zoom
-from vit_sae_plugin.analysis.seen_region import Region, seen_region
+from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
+from vit_sae_plugin.analysis.pictures.heatmaps import heatmap, segmentation_mask
+from vit_sae_plugin.analysis.pictures.overlays import outline, tint, zoom
+from vit_sae_plugin.analysis.pictures.seen_region import Region, seen_region
 from vit_sae_plugin.datasets import UnreadableImageError
 
 

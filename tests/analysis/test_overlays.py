@@ -5,7 +5,7 @@ import pytest
 
 from tests.analysis.test_heatmaps import grid_map
 from vit_sae_plugin.analysis import outline, tint
-from vit_sae_plugin.analysis.seen_region import Region
+from vit_sae_plugin.analysis.pictures.seen_region import Region
 
 
 def test_colours_mix_where_latents_overlap_and_do_not_repeat():
@@ -15,7 +15,7 @@ def test_colours_mix_where_latents_overlap_and_do_not_repeat():
         grid_map([[2, 1], [0, 0]], (40, 40), square),
     ]
     colours = ["#ff0000", "#0000ff"]
-    pixels = np.asarray(tint(maps, smooth=False, opacity=1, colours=colours))
+    pixels = np.asarray(tint(maps, smooth=False, opacity=1, colors=colours))
     grey = 128 * 0.85
     assert pixels[30, 30].tolist() == [255, 0, 0]  # only the first
     assert pixels[5, 5].tolist() == [51, 0, 204]  # 1/4 of the first and all of the second: 1 to 4

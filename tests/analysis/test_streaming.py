@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from tests.analysis.five_images import build, feed, make_atlas, make_builder
 from tests.c_compiler import WAYS, doing_it
-from vit_sae_plugin.analysis import largest_keys
-from vit_sae_plugin.analysis.activation_histogram import ActivationHistogram
-from vit_sae_plugin.analysis.coactivation import CoActivation, scramble
-from vit_sae_plugin.analysis.decoder_similarity import decoder_neighbours
-from vit_sae_plugin.analysis.label_statistics import label_entropy
-from vit_sae_plugin.analysis.largest_keys import LargestKeys, pack, unpack
-from vit_sae_plugin.analysis.latent_atlas import LatentAtlas
-from vit_sae_plugin.analysis.latent_batch import LatentBatch
-from vit_sae_plugin.analysis.token_scan import scan_tokens
+from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.counting import largest_keys
+from vit_sae_plugin.analysis.counting.activation_histogram import ActivationHistogram
+from vit_sae_plugin.analysis.counting.coactivation import CoActivation, scramble
+from vit_sae_plugin.analysis.counting.decoder_similarity import decoder_neighbors
+from vit_sae_plugin.analysis.counting.label_statistics import label_entropy
+from vit_sae_plugin.analysis.counting.largest_keys import LargestKeys, pack, unpack
+from vit_sae_plugin.analysis.counting.latent_batch import LatentBatch
+from vit_sae_plugin.analysis.counting.token_scan import scan_tokens
 
 
 def assert_same_atlas(one, other):
@@ -74,6 +74,27 @@ def test_an_atlas_survives_its_folder(tmp_path):
         "partners.safetensors",
         "skipped_images.csv",
     }
+
+
+@pytest.mark.parametrize(
+    "foreign", ["images.parquet", "skipped_images.csv", "unfinished-notes.txt", "run/config.yaml"]
+)
+def test_what_is_no_atlas_is_not_touched(tmp_path, foreign):
+    (tmp_path / foreign).parent.mkdir(exist_ok=True)
+    (tmp_path / foreign).write_text("mine")
+    with pytest.raises(ValueError, match="holds files that are no atlas, such as"):
+        make_atlas().save(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / foreign]
+    assert (tmp_path / foreign).read_text() == "mine"
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        make_atlas().save(tmp_path / foreign)
+
+
+def test_other_files_beside_an_atlas_stay(tmp_path):
+    make_atlas().save(tmp_path)
+    (tmp_path / "names.json").write_text("{}")
+    make_atlas().save(tmp_path)
+    assert (tmp_path / "names.json").read_text() == "{}"
 
 
 def test_folders_of_another_kind_are_refused(tmp_path):
@@ -190,5 +211,5 @@ def test_entropy_counts_a_label_once():
 
 
 def test_a_decoder_row_of_zeros_is_like_no_other():
-    neighbours = decoder_neighbours(torch.tensor([[1.0, 0], [0, 0], [-1, 0]]), 2)
+    neighbours = decoder_neighbors(torch.tensor([[1.0, 0], [0, 0], [-1, 0]]), 2)
     assert neighbours.latent.tolist() == [[2, -1], [-1, -1], [0, -1]]

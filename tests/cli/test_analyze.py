@@ -53,7 +53,7 @@ def test_every_option_arrives(sae, photos, tmp_path, calls, capsys):
         "threshold": 0.4,
         "batch_size_images": 5,
         "n_workers": 1,
-        "resume": True,
+        "overwrite": False,
     }
     assert wanted.items() <= calls[0].items()
     atlas = LatentAtlas.load(tmp_path / "atlas")
@@ -80,7 +80,7 @@ def test_data_sets_have_atlases_of_their_own(sae, photos, capsys):
     assert "opening the finished atlas" in capsys.readouterr().err
     assert vit_sae("analyze", sae, "--images", photos, "--threshold", 0.3) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "threshold: 0.2 there, 0.3 now" in said
+    assert "threshold: None there, 0.3 now" in said
     assert "--overwrite" in said
     assert vit_sae("analyze", sae, "--images", photos, "--threshold", 0.3, "--overwrite") == 0
     assert LatentAtlas.load(whole.folder).info.threshold == 0.3
@@ -163,13 +163,22 @@ def test_damaged_weights_are_bad_input(sae, tmp_path, capsys):
     assert "can't be read" in capsys.readouterr().err
 
 
+def test_a_mistake_of_ours_is_not_called_bad_input(sae, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(analysis, "analyze", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        vit_sae("analyze", sae, "--images", "shapes:test?n_images=2")
+
+
 def test_help_names_every_default(capsys):
     with pytest.raises(SystemExit):
         vit_sae("analyze", "--help")
     text = " ".join(capsys.readouterr().out.split())
     for option in ("--batch-size-images N images that go", "--n-workers N processes that decode"):
         assert option in text
-    for default in ("default: 64", "default: 10", "default: 0.2", "default: the SAE's own"):
+    for default in ("default: 64", "default: 10", "default: 1.05 times", "default: the SAE's own"):
         assert default in text
     assert "goes on where it was" in text
     assert text.count("vit-sae analyze runs/photos/sae") == 3

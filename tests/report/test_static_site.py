@@ -13,9 +13,8 @@ from tests.analysis.test_explanation import Stream
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
 from tests.report.reports import HOSTILE, Report, UnlabelledPictures, shares_of
 from vit_sae_plugin.analysis import analyze, explain, heatmap
-from vit_sae_plugin.analysis.model_inputs import preprocess_of
-from vit_sae_plugin.analysis.reference_images import ReferenceTable
-from vit_sae_plugin.analysis.seen_region import seen_region
+from vit_sae_plugin.analysis.atlas.latent_tables import ReferenceTable
+from vit_sae_plugin.analysis.pictures.seen_region import seen_region
 from vit_sae_plugin.report import check_report_folder, check_report_options, write_report
 from vit_sae_plugin.report.patch_masks import as_shares, mask_string, preview_string
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
@@ -96,7 +95,7 @@ def test_pictures_and_masks_are_what_the_model_sees(which, request):
     details, grid = report.details(latent), report.model.cfg.grid
     index = details["references"]["mean"][0][0]
     picture = report.images.picture(index)
-    region = seen_region(preprocess_of(report.model), picture.size)
+    region = seen_region(report.model.require_preprocess(), picture.size)
     saved = Image.open(report.folder / f"images/{index:07d}.png")
     assert saved.size[0] * grid[0] == saved.size[1] * grid[1]
     assert region.width < picture.width or region.height < picture.height  # so the crop matters

@@ -135,8 +135,7 @@ class ActivationSource:
         Warns if it now preprocesses images otherwise than when the SAE was trained.
 
         Raises:
-            ValueError: the SAE was trained on a model object that has no name; or its metadata
-                want the model loaded in a way that could run code.
+            ValueError: the SAE was trained on a model object that has no name.
         """
         if self.model_name is None:
             raise ValueError(
@@ -144,10 +143,10 @@ class ActivationSource:
                 "rebuild; pass that model as model=HookedViT.from_module(...)"
             )
         from vit_sae_plugin.hooked_vit import HookedViT
-        from vit_sae_plugin.hooked_vit.loading.recorded import complete_old_record
 
-        settings = complete_old_record(self.model_name, self.model_from_pretrained_kwargs)
-        model = HookedViT.from_recorded(self.model_name, settings, device=device)
+        model = HookedViT.from_pretrained(
+            self.model_name, device=device, **self.model_from_pretrained_kwargs
+        )
         self.check_model(model)
         return model
 

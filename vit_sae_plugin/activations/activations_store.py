@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import EVERY_TOKEN, ActivationSource
-from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
 from vit_sae_plugin.datasets import ImageLoader, SkippedImages
 
@@ -52,7 +51,7 @@ class _OpenImageBatch:
         return taken
 
 
-class ViTActivationsStore(RowStore):
+class ViTActivationsStore(Iterator[Tensor]):
     """Batches of rows ``[train_batch_size_tokens, d_in]``, without end.
 
     A buffer is filled with the rows of consecutive image batches and served once in random order,
@@ -115,7 +114,7 @@ class ViTActivationsStore(RowStore):
         self.images = images
         self.preprocess = model.require_preprocess()
         self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
-        self.d_in = model.hook_width(hook_name)
+        self.d_in: int = model.hook_width(hook_name)
         self.train_batch_size_tokens = train_batch_size_tokens
         self.store_batch_size_images = store_batch_size_images
         self.n_batches_in_buffer = n_batches_in_buffer
@@ -125,7 +124,7 @@ class ViTActivationsStore(RowStore):
         self.device = torch.device(device)
         self.autocast_model = autocast_model
 
-        self.skipped: SkippedImages = SkippedImages()
+        self.skipped = SkippedImages()
         self._buffer = ShuffleBuffer(
             n_batches_in_buffer, train_batch_size_tokens, self.d_in, dtype, self.device
         )
@@ -164,18 +163,6 @@ class ViTActivationsStore(RowStore):
         the same to the bit.
         """
         self._position = StorePosition(**state)
-        self._forget_buffer()
-
-    def describe(self) -> dict[str, Any]:
-        """The source's description."""
-        return self.source.to_metadata()
-
-    def fingerprint(self) -> dict[str, Any]:
-        """The source's description, and the images'."""
-        return {"model": self.source.to_metadata(), "images": self.images.fingerprint()}
-
-    def close(self) -> None:
-        """End the worker processes. The buffer they filled is forgotten, and filled again."""
         self._forget_buffer()
 
     def _take_rows(self, n_rows: int) -> Tensor:

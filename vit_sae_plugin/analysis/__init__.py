@@ -1,18 +1,20 @@
 """What the latents of an SAE respond to: statistics over a data set, masks, explanations."""
 
-from vit_sae_plugin.analysis.explanation import Explanation, LatentInImage, explain
-from vit_sae_plugin.analysis.heatmaps import Heatmap, heatmap, segmentation_mask
-from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
-from vit_sae_plugin.analysis.latent_view import LatentView
-from vit_sae_plugin.analysis.one_pass import analyze
-from vit_sae_plugin.analysis.overlays import highlight, outline, tint, zoom
-from vit_sae_plugin.analysis.showcase import (
+from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
+from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas, LatentView
+from vit_sae_plugin.analysis.one_pass import AnalysisInterruptedError, analyze
+from vit_sae_plugin.analysis.pictures.explanation import Explanation, LatentInImage, explain
+from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
+from vit_sae_plugin.analysis.pictures.heatmaps import heatmap, segmentation_mask
+from vit_sae_plugin.analysis.pictures.overlays import outline, tint, zoom
+from vit_sae_plugin.analysis.pictures.showcase import (
     reference_heatmaps,
     reference_pictures,
     select_showcase_latents,
 )
 
 __all__ = [
+    "AnalysisInterruptedError",
     "AtlasInfo",
     "Explanation",
     "Heatmap",

@@ -21,45 +21,45 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from vit_sae_plugin.activations.activation_source import (
-    ActivationSource,
-    describe_preprocessing,
-)
-from vit_sae_plugin.aggregation import AggregationRule, ImageAggregation, make_aggregation
-from vit_sae_plugin.analysis.atlas_builder import AtlasBuilder
-from vit_sae_plugin.analysis.atlas_folder import holds_atlas, load_atlas, read_info, save_atlas
-from vit_sae_plugin.analysis.latent_atlas import AtlasInfo, LatentAtlas
-from vit_sae_plugin.analysis.model_inputs import preprocess_of, sae_inputs
-from vit_sae_plugin.analysis.patch_layout import PatchLayout
-from vit_sae_plugin.analysis.snapshot import (
+from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.aggregation import AggregationRule
+from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder, holds_atlas, read_info
+from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
+from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
+from vit_sae_plugin.analysis.counting.snapshot import (
     Snapshot,
-    load_snapshot,
+    load_state,
+    read_snapshot,
     remove_snapshot,
     save_snapshot,
-    snapshot_settings,
 )
-from vit_sae_plugin.datasets import ImageBatch, ImageLoader, open_images
-from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint, short
-from vit_sae_plugin.saes.image_aggregation import plain_rule
+from vit_sae_plugin.analysis.latent_feeds import ImageFeed, LatentFeed
+from vit_sae_plugin.analysis.ranking_rules import built, default_rules, describe, named_rules
+from vit_sae_plugin.analysis.typical_activation import threshold_of, typical_activation
+from vit_sae_plugin.atomic_files import delete_leftovers
+from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.datasets import open_images
+from vit_sae_plugin.fingerprints import sae_fingerprint, short
+from vit_sae_plugin.training.interruption import InterruptRequest
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.hooked_vit import HookedViT
 
-_ENTRIES = {"cpu": 2**24, "cuda": 2**28}
-"""Latents held at a time: images are encoded so many at once that they fit."""
 
-DEFAULT_AGGREGATIONS = ("mean", "count", "max")
+class AnalysisInterruptedError(KeyboardInterrupt):
+    """An analysis was stopped by Ctrl-C or SIGTERM; the message says how to go on."""
 
 
 @torch.no_grad()
@@ -70,16 +70,16 @@ def analyze(
     *,
     source: ActivationSource | None = None,
     aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule] | None = None,
-    threshold: float = 0.2,
+    threshold: float | None = None,
     n_reference_images: int = 10,
     n_partners: int = 10,
     n_coactivation_images: int = 256,
     dense_frequency: float = 0.1,
-    batch_size_images: int = 32,
+    batch_size_images: int = 64,
     n_workers: int = 0,
     folder: str | Path | None = None,
-    resume: bool = True,
-    snapshot_every_batches: int = 200,
+    overwrite: bool = False,
+    snapshot_seconds: float = 300,
     progress: bool = True,
 ) -> LatentAtlas:
     """Look at every latent of an SAE over a data set, in one pass and bounded memory.
@@ -110,8 +110,10 @@ def analyze(
         aggregations: how to rank reference images: names, rules or modules, or a mapping that
             names them. The first is the default of the atlas. None: the rule saved with the SAE
             (``sae.cfg.aggregation``), if it has one, then ``mean``, ``count`` and ``max``.
-        threshold: a token is active, for counts, where its activation is strictly above this. (A
-            rule saved with the SAE keeps its own.)
+        threshold: a token is active, for counts, where its activation is strictly above this, in
+            units of activation. None: 1.05 times the SAE's typical activation on these images,
+            which is PatchSAE's 0.2 for the SAE it was published for (see ``typical_activation``);
+            a rule saved with the SAE keeps a threshold of its own, other than 0.2.
         n_reference_images: images kept for each latent and aggregation.
         n_partners: co-active and similar latents kept for each latent.
         n_coactivation_images: co-activation is exact for latents active on at most so many
@@ -120,189 +122,179 @@ def analyze(
         batch_size_images: images that go through the model together.
         n_workers: processes that decode images.
         folder: where to save the atlas and, on the way, snapshots. None: only in memory.
-        resume: go on from a snapshot in the folder, or return the finished atlas there. False:
-            start afresh and replace both.
-        snapshot_every_batches: how often to save.
+        overwrite: replace an atlas, or an unfinished one, in the folder. False: go on where it
+            was, or return the finished atlas, if it is of the same request.
+        snapshot_seconds: how often to save. Ctrl-C and SIGTERM save too, and then stop.
         progress: show a progress bar.
 
     Raises:
         ValueError: the SAE doesn't fit the model; an aggregation is unknown or not registered; or
-            the folder belongs to an analysis with other settings, model, SAE or data.
+            the folder holds other files, or an analysis with other settings, model, SAE or data.
+        AnalysisInterruptedError: Ctrl-C or SIGTERM stopped it, with its state saved.
         NoReadableImagesError: no image can be read.
     """
-    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
-    source.check_model(model)
-    if n_reference_images < 1:
-        raise ValueError(f"n_reference_images is {n_reference_images}; want 1 or more")
-    if not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; want 0 or more")
-    images = open_images(images)
-    folder = None if folder is None else Path(folder)
-    layout = _probe_layout(model, sae, source)
-    if aggregations is None:
-        aggregations = _default_aggregations(sae)
-    rules = _named_aggregations(aggregations, threshold, layout)
-    info = AtlasInfo(
-        model_sha256=model_fingerprint(model),
-        sae_sha256=sae_fingerprint(sae),
-        data_sha256=images.fingerprint(),
-        data_name=images.name,
-        sae_metadata=_as_json(source.to_metadata()),
-        model_preprocessing=describe_preprocessing(model.preprocess),
-        architecture=sae.cfg.architecture(),
-        d_in=sae.cfg.d_in,
-        d_sae=sae.cfg.d_sae,
-        n_tokens=len(layout.patch_of_token),
-        grid=layout.grid,
-        threshold=threshold,
-        aggregations=_as_json({name: rule.config() for name, rule in rules.items()}),
-        n_reference_images=n_reference_images,
-        n_partners=n_partners,
-        n_coactivation_images=n_coactivation_images,
-        dense_frequency=dense_frequency,
-        class_names=images.class_names,
-    )
-    settings = {**_comparable(info), "batch_size_images": batch_size_images}
-    builder = AtlasBuilder(
-        info.d_sae,
-        layout,
-        rules,
-        threshold=threshold,
-        n_reference_images=n_reference_images,
-        n_classes=len(images.class_names or ()),
-        n_coactivation_images=n_coactivation_images,
-    ).to("cpu" if sae.W_dec.device.type == "mps" else sae.W_dec.device)  # MPS lacks float64
-
-    start = Snapshot(settings, 0, pd.DataFrame())
-    if folder is not None and resume:
-        former = snapshot_settings(folder)
-        # a snapshot beside an atlas: the analysis that was to replace it was interrupted
-        if holds_atlas(folder) and former != settings:
-            _check_same(_comparable(read_info(folder)), _comparable(info), folder)
-            if progress:
-                print(f"analyze: opening the finished atlas in {folder}", file=sys.stderr)
-            return load_atlas(folder)
-        if former is not None:
-            _check_same(former, settings, folder)
-            start = load_snapshot(folder, builder)
-    elif folder is not None:
-        remove_snapshot(folder)
-
-    loader = ImageLoader(
-        images,
-        preprocess_of(model),
+    feed = ImageFeed(
+        AttachedSAE(model, sae, source),
+        open_images(images),
         batch_size_images=batch_size_images,
         n_workers=n_workers,
-        start_batch=start.next_batch,
     )
-    with tqdm(
-        total=images.n_images,
-        initial=start.next_batch * batch_size_images,
-        desc="analyze",
-        unit=" images",
-        disable=not progress,
-    ) as bar:
-        next_batch = start.next_batch
-        for batch in loader:
-            take_in(builder, model, sae, source, batch)
-            next_batch = batch.batch_number + 1
-            n_seen = next_batch * batch_size_images
-            bar.update(min(n_seen, images.n_images or n_seen) - bar.n)
-            if folder is not None and next_batch % snapshot_every_batches == 0:
-                skipped = _join(start.skipped_images, loader)
-                save_snapshot(folder, builder, Snapshot(settings, next_batch, skipped))
-        if images.n_images is not None:  # the last batches may hold no readable image
-            bar.update(images.n_images - bar.n)
+    settings = {
+        "n_reference_images": n_reference_images,
+        "n_partners": n_partners,
+        "n_coactivation_images": n_coactivation_images,
+        "dense_frequency": dense_frequency,
+    }
+    return run_pass(
+        feed,
+        sae,
+        aggregations,
+        threshold,
+        settings,
+        batch_size=batch_size_images,
+        folder=None if folder is None else Path(folder),
+        overwrite=overwrite,
+        snapshot_seconds=snapshot_seconds,
+        progress=progress,
+    )
 
+
+def run_pass(
+    feed: LatentFeed,
+    sae: SAE[Any],
+    aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule] | None,
+    threshold: float | None,
+    settings: dict[str, Any],
+    *,
+    batch_size: int,
+    folder: Path | None,
+    overwrite: bool,
+    snapshot_seconds: float,
+    progress: bool,
+) -> LatentAtlas:
+    """Everything of :func:`analyze` but where the latents come from."""
+    if settings["n_reference_images"] < 1:
+        raise ValueError(f"n_reference_images is {settings['n_reference_images']}; want 1 or more")
+    if threshold is not None and not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; want 0 or more, or None")
+    if folder is not None:
+        check_atlas_folder(folder)
+    if aggregations is None:
+        aggregations = default_rules(getattr(sae.cfg, "aggregation", None), threshold)
+    rules = named_rules(aggregations, feed.layout.n_prefix_tokens)
+    facts = {
+        **feed.facts(),
+        "sae_sha256": sae_fingerprint(sae),
+        "architecture": sae.cfg.architecture(),
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_sae,
+        "n_tokens": len(feed.layout),
+        "grid": feed.layout.grid,
+        **settings,
+    }
+    # the first aggregation is the default, so their order counts
+    asked = list(describe(rules).items())
+    request = _as_json({**facts, "threshold": threshold, "aggregations": asked})
+
+    start = None
+    if folder is not None:
+        if overwrite:
+            remove_snapshot(folder)
+        start = read_snapshot(folder)
+        if start is not None:
+            _check_same(start.settings, {**request, "batch_size": batch_size}, folder)
+        elif holds_atlas(folder) and not overwrite:
+            _check_same(read_info(folder).request, request, folder)
+            if progress:
+                print(f"analyze: opening the finished atlas in {folder}", file=sys.stderr)
+            return LatentAtlas.load(folder)
+    is_new = start is None
+    if start is None:
+        typical = None if threshold is not None else typical_activation(feed.sample())
+        tau = threshold_of(typical) if threshold is None else float(threshold)
+        start = Snapshot({**request, "batch_size": batch_size}, tau, typical, 0, pd.DataFrame())
+
+    built_rules = {name: built(rule, start.threshold) for name, rule in rules.items()}
+    builder = AtlasBuilder(
+        sae.cfg.d_sae,
+        feed.layout,
+        built_rules,
+        threshold=start.threshold,
+        n_reference_images=settings["n_reference_images"],
+        n_classes=len(facts["class_names"] or ()),
+        n_coactivation_images=settings["n_coactivation_images"],
+    ).to("cpu" if sae.W_dec.device.type == "mps" else sae.W_dec.device)  # MPS lacks float64
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        delete_leftovers(folder)
+        if is_new:
+            save_snapshot(folder, start, builder)  # marks the folder as ours
+        else:
+            load_state(folder, builder)
+    end = _take_in_all(feed, builder, start, folder, snapshot_seconds, progress)
     if int(builder.statistics.n_images) == 0:
-        raise ValueError(f"{images.name} gave no readable image, so there is nothing to analyse")
+        raise ValueError(f"{feed.data_name} gave no readable image, so nothing can be analysed")
+    info = AtlasInfo(
+        **_as_json({**facts, "aggregations": describe(built_rules)}),
+        data_name=feed.data_name,
+        threshold=start.threshold,
+        typical_activation=start.typical_activation,
+        request=request,
+    )
+    info.grid = feed.layout.grid
     atlas = builder.build(
         info,
         sae.W_dec,
-        n_partners=n_partners,
-        skipped_images=_join(start.skipped_images, loader),
+        n_partners=settings["n_partners"],
+        skipped_images=end.skipped_images,
         progress=progress,
     )
     if folder is not None:
-        save_atlas(atlas, folder)
+        atlas.save(folder)
         remove_snapshot(folder)
     return atlas
 
 
-def take_in(
+def _take_in_all(
+    feed: LatentFeed,
     builder: AtlasBuilder,
-    model: HookedViT,
-    sae: SAE[Any],
-    source: ActivationSource,
-    batch: ImageBatch,
-) -> None:
-    """Run a batch of images through model and SAE, a few at a time, into the builder."""
-    acts_btd = sae_inputs(model, sae, source, batch.pixels)
-    at_once = _ENTRIES["cuda" if acts_btd.is_cuda else "cpu"]
-    n_images = max(1, at_once // (acts_btd.shape[1] * sae.cfg.d_sae))
-    for start in range(0, len(acts_btd), n_images):
-        some = slice(start, start + n_images)
-        latents = sae.encode(acts_btd[some])
-        if latents.is_sparse:
-            latents = latents.to_dense()
-        builder.update(latents, batch.index[some], batch.label[some], batch.ids[some])
+    start: Snapshot,
+    folder: Path | None,
+    snapshot_seconds: float,
+    progress: bool,
+) -> Snapshot:
+    """Take in what is left of the images, and save on the way, at the end, and when stopped."""
+    here, n_skipped = start, 0
+    batches = feed.batches(start.next_batch, progress)
+    saved_at = time.monotonic()
 
+    def standing() -> Snapshot:
+        later = feed.skipped().head(n_skipped)
+        return replace(here, skipped_images=_join(start.skipped_images, later))
 
-def _probe_layout(model: HookedViT, sae: SAE[Any], source: ActivationSource) -> PatchLayout:
-    size = model.cfg.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    n_tokens = sae_inputs(model, sae, source, torch.zeros(1, 3, height, width)).shape[1]
-    return PatchLayout.of(source, model.cfg, n_tokens)
-
-
-def _default_aggregations(sae: SAE[Any]) -> list[AggregationRule]:
-    saved = getattr(sae.cfg, "aggregation", None)
-    if saved is None:
-        return list(DEFAULT_AGGREGATIONS)
-    return [saved, *(name for name in DEFAULT_AGGREGATIONS if name != saved["name"])]
-
-
-def _named_aggregations(
-    aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule],
-    threshold: float,
-    layout: PatchLayout,
-) -> dict[str, ImageAggregation]:
-    is_patch = (layout.patch_of_token >= 0).int()
-    n_prefix = int(is_patch.argmax()) if layout.has_patches else len(is_patch)
-    named: dict[str, ImageAggregation] = {}
-    pairs = (
-        aggregations.items()
-        if isinstance(aggregations, Mapping)
-        else ((None, rule) for rule in aggregations)
-    )
-    for name, rule in pairs:
-        if rule in ("count", "share"):
-            rule = {"name": rule, "threshold": threshold}
-        if isinstance(rule, (str, Mapping)):
-            rule = plain_rule(rule, n_prefix_tokens=n_prefix)
-        aggregation = make_aggregation(rule)
-        name = name or aggregation.config()["name"]
-        if not name.isidentifier() or name in named:
-            raise ValueError(
-                f"aggregations need different names made of letters, digits and _, got {name!r}; "
-                "pass a mapping name -> rule to name them"
-            )
-        named[name] = aggregation
-    if not named:
-        raise ValueError("aggregations is empty; want at least one, such as 'mean'")
-    return named
-
-
-def _comparable(info: AtlasInfo) -> dict[str, Any]:
-    """All that an atlas depends on: a folder is another analysis's if any of it differs."""
-    counted_later = ("n_images", "n_skipped_images")
-    values = {name: value for name, value in asdict(info).items() if name not in counted_later}
-    metadata = values.pop("sae_metadata")
-    # the first is the default, so their order counts
-    values["aggregations"] = list(values["aggregations"].items())
-    # the name of the data stands for a folder, which may be moved
-    del values["data_name"]
-    return _as_json({**values, **{f"sae_metadata.{name}": v for name, v in metadata.items()}})
+    if folder is None:
+        for _, batch in batches:
+            feed.take_in(builder, batch)
+        n_skipped = feed.n_skipped
+        return standing()
+    with InterruptRequest() as stop:
+        while (found := stop.wait_for(lambda: next(batches, None))) is not None:
+            next_batch, batch = found
+            feed.take_in(builder, batch)
+            here, n_skipped = replace(here, next_batch=next_batch), feed.n_skipped
+            if time.monotonic() - saved_at >= snapshot_seconds:
+                save_snapshot(folder, standing(), builder)
+                saved_at = time.monotonic()
+        if not stop.requested:
+            n_skipped = feed.n_skipped
+        if here is not start:  # what follows the last batch can take minutes, too
+            save_snapshot(folder, standing(), builder)
+    if stop.requested:
+        raise AnalysisInterruptedError(
+            f"stopped after {int(builder.statistics.n_images):,} images; the same command goes on "
+            f"from there (the unfinished atlas is in {folder})"
+        )
+    return standing()
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
@@ -310,17 +302,28 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def _check_same(former: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    differing = [name for name in now if former.get(name) != now[name]]
+def _check_same(former: dict[str, Any] | None, now: dict[str, Any], folder: Path) -> None:
+    choice = "Choose another folder, or replace it with overwrite=True (--overwrite)"
+    if former is None:
+        raise ValueError(
+            f"the atlas in {folder} is of an earlier release, which didn't keep what was asked "
+            f"for: open it by LatentAtlas.load. {choice}"
+        )
+    before, after = _flat(former), _flat(now)
+    differing = [name for name in after if before.get(name) != after[name]]
     if differing:
         details = "; ".join(
-            f"{name}: {_brief(name, former.get(name))} there, {_brief(name, now[name])} now"
+            f"{name}: {_brief(name, before.get(name))} there, {_brief(name, after[name])} now"
             for name in differing
         )
-        raise ValueError(
-            f"{folder} belongs to another analysis ({details}). Choose another folder, or replace "
-            "it with resume=False (--overwrite on the command line)"
-        )
+        raise ValueError(f"{folder} belongs to another analysis ({details}). {choice}")
+
+
+def _flat(request: dict[str, Any]) -> dict[str, Any]:
+    metadata = request.get("sae_metadata") or {}
+    return {**request, **{f"sae_metadata.{name}": value for name, value in metadata.items()}} | {
+        "sae_metadata": None
+    }
 
 
 def _brief(name: str, value: Any) -> str:
@@ -330,6 +333,5 @@ def _brief(name: str, value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _join(earlier: pd.DataFrame, loader: ImageLoader) -> pd.DataFrame:
-    later = loader.skipped.to_frame()
+def _join(earlier: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
     return later if earlier.empty else pd.concat([earlier, later], ignore_index=True)

@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
-from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 
 if TYPE_CHECKING:
@@ -27,11 +26,8 @@ def run(args: argparse.Namespace) -> int:
         from vit_sae_plugin.report import check_report_options
 
         check_report_options(args.report, n_images=images.n_images, **report_options)
-    folder = args.output_path or folder_beside(args.sae, _folder_name(images))
-    check_output_folder(folder)
-    if args.report is not None:
-        check_output_folder(args.report, "--report")
     model = load_model(sae, args, device)
+    folder = args.output_path or folder_beside(args.sae, _folder_name(images))
     atlas = analyze(
         model,
         sae,
@@ -42,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size_images=args.batch_size_images,
         n_workers=args.n_workers,
         folder=folder,
-        resume=not args.overwrite,
+        overwrite=args.overwrite,
     )
     print(atlas)
     print(f"\nThe atlas is in {folder}; read it by LatentAtlas.load({str(folder)!r})")

@@ -4,12 +4,9 @@ from vit_sae_plugin.hooked_vit.config import HookedViTConfig
 from vit_sae_plugin.hooked_vit.errors import (
     HookNameError,
     ModelNameError,
-    UnsafeSettingError,
     UnsupportedTowerError,
-    WeightsError,
 )
 from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
-from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
 from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import (
     AttentionDescription,
@@ -28,8 +25,5 @@ __all__ = [
     "ModelNameError",
     "TokenLayout",
     "TowerDescription",
-    "UnsafeSettingError",
     "UnsupportedTowerError",
-    "WeightsError",
-    "describe_weights",
 ]

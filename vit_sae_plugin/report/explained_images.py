@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.analysis import Explanation, LatentAtlas, explain
-from vit_sae_plugin.analysis.image_lookup import images_by_index
+from vit_sae_plugin.analysis import Explanation, LatentAtlas
+from vit_sae_plugin.analysis.pictures.explanation import explain_attached
+from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageSource
+from vit_sae_plugin.datasets.image_lookup import images_by_index
 from vit_sae_plugin.report.patch_masks import as_shares, mask_string
 from vit_sae_plugin.report.reference_pictures import save_picture
 from vit_sae_plugin.report.site_data import number, write_data
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
-
-    from vit_sae_plugin.hooked_vit import HookedViT
 
 _LATENTS_OF_IMAGE, _LATENTS_OF_PATCH, _PICTURE_SIZE = 20, 12, 512
 
@@ -44,9 +40,7 @@ def write_explained_images(
     folder: Path,
     atlas: LatentAtlas,
     images: ImageSource,
-    model: HookedViT,
-    sae: SAE[Any],
-    source: ActivationSource,
+    attached: AttachedSAE,
     chosen: Sequence[int | Image.Image],
     shown_latents: set[int],
     extension: str,
@@ -68,7 +62,7 @@ def write_explained_images(
     for position, picture in tqdm(
         pictures, "explain", len(chosen), unit=" images", disable=not progress
     ):
-        one = explain(model, sae, atlas, picture, n_latents=_LATENTS_OF_IMAGE, source=source)
+        one = explain_attached(attached, atlas, picture, n_latents=_LATENTS_OF_IMAGE)
         name = f"{position:04d}"
         file = folder / f"images/explained-{name}.{extension}"
         save_picture(picture, one.region, atlas.info.grid, file, _PICTURE_SIZE)

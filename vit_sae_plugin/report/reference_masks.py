@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vit_sae_plugin.analysis.reference_images import ReferenceTable
+from vit_sae_plugin.analysis.atlas.latent_tables import ReferenceTable
 from vit_sae_plugin.report.patch_masks import as_shares
 
 _IMAGE_BITS = 32

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.analysis.heatmaps import encode_images
-from vit_sae_plugin.analysis.image_lookup import images_by_index
-from vit_sae_plugin.analysis.model_inputs import preprocess_of
-from vit_sae_plugin.analysis.patch_layout import PatchLayout
-from vit_sae_plugin.analysis.seen_region import Region, SeenRegions
+from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
+from vit_sae_plugin.analysis.pictures.seen_region import Region, SeenRegions
+from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageSource
+from vit_sae_plugin.datasets.image_lookup import images_by_index
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
-
-    from vit_sae_plugin.hooked_vit import HookedViT
 
 _IMAGES_AT_ONCE = 32
 
@@ -30,9 +22,7 @@ def write_reference_pictures(
     folder: Path,
     masks: ReferenceMasks,
     images: ImageSource,
-    model: HookedViT,
-    sae: SAE[Any],
-    source: ActivationSource,
+    attached: AttachedSAE,
     *,
     size: int,
     extension: str,
@@ -46,18 +36,17 @@ def write_reference_pictures(
         missing: filled with index → reason for images that can't be had.
     """
     wanted = masks.images
-    regions = SeenRegions(preprocess_of(model))
+    regions = SeenRegions(attached.model.require_preprocess())
     loaded = images_by_index(images, wanted, missing)
     with tqdm(total=len(wanted), desc="pictures", unit=" images", disable=not progress) as bar:
         while some := list(islice(loaded, _IMAGES_AT_ONCE)):
-            encoded = encode_images(model, sae, [image for _, image in some], source=source)
+            encoded = encode_images(attached, [image for _, image in some])
             for (index, image), tokens in zip(some, encoded, strict=True):
                 region = regions.of(image)
                 path = folder / f"{index:07d}.{extension}"
-                save_picture(image, region, model.cfg.grid, path, size)
-                layout = PatchLayout.of(source, model.cfg, len(tokens))
+                save_picture(image, region, attached.layout.grid, path, size)
                 mine = masks.latents_of(index)
-                masks.put(index, layout.on_grid(tokens[:, mine].T).cpu().numpy())
+                masks.put(index, attached.layout.on_grid(tokens[:, mine].T).cpu().numpy())
                 bar.update()
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 from PIL import ImageColor
 
 from vit_sae_plugin.analysis import LatentAtlas
-from vit_sae_plugin.analysis.coactivation import Partners
-from vit_sae_plugin.analysis.overlays import COLOURS
+from vit_sae_plugin.analysis.atlas.latent_tables import Partners
+from vit_sae_plugin.analysis.pictures.overlays import COLORS
 from vit_sae_plugin.report.patch_masks import mask_string, preview_grid, preview_string
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 
@@ -85,7 +85,7 @@ def index_data(
         },
         "dead": np.flatnonzero(atlas.latents["is_dead"].to_numpy()).tolist(),
         "has_patches": has_patches,
-        "colours": [list(ImageColor.getrgb(colour)) for colour in COLOURS],
+        "colours": [list(ImageColor.getrgb(colour)) for colour in COLORS],
         "grid": list(info.grid),
         "preview_grid": list(preview_grid(info.grid)),
         "classes": _all_class_names(atlas),

@@ -19,7 +19,8 @@ from PIL import Image
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis import LatentAtlas
-from vit_sae_plugin.analysis.same_sae import check_same_sae
+from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
+from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageSource, UnreadableImageError, open_images
 from vit_sae_plugin.datasets.image_decoding import decode_image
 from vit_sae_plugin.fingerprints import model_fingerprint, short
@@ -94,13 +95,13 @@ def write_report(
         n_images=image_source.n_images,
     )
     _check_belongs_together(atlas, image_source, model, sae)
-    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
+    attached = AttachedSAE(model, sae, source)
     shown = _shown_latents(atlas, latents, n_latents)
     if explain is None:
         chosen: Sequence[int | Image.Image] = images_to_explain(atlas, image_source, n_explained)
     else:
         chosen = _asked_for(explain, atlas)
-    has_patches = source.token_kind != "cls" and atlas.info.n_tokens > 1
+    has_patches = attached.layout.has("patch")
 
     folder = Path(folder)
     clear_report_folder(folder)
@@ -117,9 +118,7 @@ def write_report(
         folder / "images",
         masks,
         image_source,
-        model,
-        sae,
-        source,
+        attached,
         size=thumbnail_size,
         extension=extension,
         missing=missing,
@@ -129,9 +128,7 @@ def write_report(
         folder,
         atlas,
         image_source,
-        model,
-        sae,
-        source,
+        attached,
         chosen if has_patches else [],
         set(shown),
         extension,

@@ -16,8 +16,6 @@ from .matryoshka_topk_training import (
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
-from .saved_sae import load_saved_sae
-from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
 
 __all__ = [
     "MatryoshkaTopKSAE",
@@ -30,8 +28,6 @@ __all__ = [
     "PatchSAEConfig",
     "PatchTrainingSAE",
     "PatchTrainingSAEConfig",
-    "SignedTopKSAE",
-    "SignedTopKSAEConfig",
     "StandardGhostTrainingSAE",
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",
@@ -39,7 +35,6 @@ __all__ = [
     "export_as_standard",
     "export_as_topk",
     "ghost_gradient_error",
-    "load_saved_sae",
     "register",
     "save_exported",
 ]

@@ -1,0 +1,224 @@
+"""Which latents an image activates: as a whole, and at each patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+
+from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.aggregation import make_aggregation
+from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
+from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
+from vit_sae_plugin.analysis.html_pieces import card, data_uri, text
+from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
+from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
+from vit_sae_plugin.analysis.pictures.seen_region import Region, seen_region
+from vit_sae_plugin.analysis.pictures.shown_list import ShownList
+from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.datasets.image_decoding import decode_image
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
+
+
+@dataclass(repr=False)
+class LatentInImage:
+    """One latent of an explanation: how strong it is here, where, and what it is elsewhere."""
+
+    latent: int
+    """Index of the latent."""
+    value: float
+    """Its value in this image, under the explanation's aggregation; or its activation at the
+    patch asked for."""
+    heatmap: Heatmap
+    """Where in the image it is active."""
+    statistics: pd.Series
+    """Its row of ``atlas.latents``."""
+    reference_images: pd.DataFrame
+    """As :meth:`LatentAtlas.reference_images` gives them."""
+
+    def __repr__(self) -> str:
+        return f"LatentInImage(latent {self.latent}, value {self.value:.3g})"
+
+    def _repr_html_(self) -> str:
+        """A card: the picture with the mask, the value here, and what the latent is elsewhere."""
+        picture = data_uri(highlight(self.heatmap, size=self.heatmap.size_of_region(128)))
+        return card(
+            128,
+            f'<img src="{picture}"><br><b>{self.latent}</b> &middot; {self.value:.3g}<br>on '
+            f"{self.statistics['frequency']:.1%} of images<br>"
+            f"{text(self.statistics['top_class_name'])}",
+        )
+
+
+@dataclass(repr=False)
+class Explanation:
+    """The latents of one image, made by :func:`explain`."""
+
+    image: Image.Image
+    """The picture."""
+    region: Region
+    """The part of it that the model sees."""
+    aggregation: str
+    """How latents are ranked at image level."""
+    latents: ShownList[LatentInImage]
+    """The strongest latents at image level, the strongest first."""
+    atlas: LatentAtlas
+    """Where statistics and reference images come from."""
+    token: Int[np.ndarray, " n"]
+    """Token of each positive activation, in order."""
+    latent: Int[np.ndarray, " n"]
+    """Latent of each positive activation."""
+    activation: Float[np.ndarray, " n"]
+    """Each positive activation."""
+    layout: TokenLayout
+    """What each token is."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The strongest latents with their value here and their statistics."""
+        return self._table(self.latents)
+
+    def at_patch(self, row: int, column: int, n_latents: int = 10) -> ShownList[LatentInImage]:
+        """The latents most active at one patch, the most active first; in a notebook, as cards.
+
+        Raises:
+            ValueError: no such patch, or the SAE doesn't read it.
+        """
+        n_rows, n_columns = self.layout.grid
+        if not (0 <= row < n_rows and 0 <= column < n_columns):
+            raise ValueError(
+                f"there is no patch ({row}, {column}); the grid has {n_rows} rows and "
+                f"{n_columns} columns, counted from 0"
+            )
+        found = (self.layout.patch_of_token == row * n_columns + column).nonzero().flatten()
+        if len(found) == 0:
+            raise ValueError(f"this SAE doesn't read patch ({row}, {column})")
+        here = self.token == int(found[0])
+        order = np.argsort(-self.activation[here], kind="stable")[:n_latents]
+        return ShownList(
+            self._latent(int(latent), float(value))
+            for latent, value in zip(
+                self.latent[here][order], self.activation[here][order], strict=True
+            )
+        )
+
+    def heatmap(self, latent: int) -> Heatmap:
+        """Where in this image a latent is active.
+
+        Raises:
+            ValueError: there is no such latent.
+        """
+        latent = self.atlas.check_latent(latent)
+        tokens = torch.zeros(len(self.layout.patch_of_token))
+        mine = self.latent == latent
+        tokens[torch.from_numpy(self.token[mine])] = torch.from_numpy(self.activation[mine])
+        grid = self.layout.on_grid(tokens).numpy()
+        return Heatmap(self.image, latent, grid, self.region)
+
+    def _latent(self, latent: int, value: float) -> LatentInImage:
+        return LatentInImage(
+            latent,
+            value,
+            self.heatmap(latent),
+            self.atlas.latents.loc[latent],
+            self.atlas.reference_images(latent),
+        )
+
+    def _table(self, latents: list[LatentInImage]) -> pd.DataFrame:
+        index = pd.Index([one.latent for one in latents], name="latent")
+        values = pd.DataFrame({"value": [one.value for one in latents]}, index=index)
+        columns = ["frequency", "mean_activation", "label_entropy", "top_class_name"]
+        return values.join(self.atlas.latents[columns])
+
+    def __repr__(self) -> str:
+        strongest = ", ".join(f"{one.latent}: {one.value:.3g}" for one in self.latents[:3])
+        return f"Explanation({len(self.latents)} latents by {self.aggregation}; {strongest}, …)"
+
+    def _repr_html_(self) -> str:
+        """The picture, and its strongest latents, each with its mask."""
+        height = max(1, round(260 * self.image.height / self.image.width))
+        whole = data_uri(self.image.resize((260, height)))
+        by = f"Strongest latents by <b>{text(self.aggregation)}</b>"
+        shown = "".join(one._repr_html_() for one in self.latents)
+        return card(260, f'<img src="{whole}"><br>{by}') + shown
+
+
+def explain(
+    model: HookedViT,
+    sae: SAE[Any],
+    atlas: LatentAtlas,
+    image: Any,
+    *,
+    n_latents: int = 10,
+    aggregation: str | None = None,
+    source: ActivationSource | None = None,
+) -> Explanation:
+    """Find the latents that an image activates most, with masks, statistics and references.
+
+    Args:
+        model: the model the SAE reads.
+        sae: the SAE that the atlas was made from.
+        atlas: made by :func:`analyze`.
+        image: a picture of any size, the path of one, or a uint8 array, read as :func:`analyze`
+            reads it: upright, transparency on white (see ``decode_image``).
+        n_latents: how many to list at image level.
+        aggregation: a name in ``atlas.references``; None: the atlas's default.
+        source: hook and tokens the SAE reads; None: as the SAE's metadata say.
+
+    Raises:
+        ValueError: the atlas was made from another SAE, or lacks this aggregation; or the SAE
+            reads no patches.
+        UnreadableImageError: the picture can't be read.
+    """
+    check_same_sae(atlas, sae)
+    attached = AttachedSAE(model, sae, source)
+    return explain_attached(attached, atlas, image, n_latents=n_latents, aggregation=aggregation)
+
+
+def explain_attached(
+    attached: AttachedSAE,
+    atlas: LatentAtlas,
+    image: Any,
+    *,
+    n_latents: int = 10,
+    aggregation: str | None = None,
+) -> Explanation:
+    """:func:`explain` for many images: the SAE is known to be the atlas's."""
+    name = atlas.default_aggregation if aggregation is None else aggregation
+    if name not in atlas.info.aggregations:
+        known = ", ".join(map(repr, atlas.info.aggregations))
+        raise ValueError(f"this atlas has no aggregation {name!r}, only {known}")
+    layout = attached.require_patches()
+    image = decode_image(image)
+    tokens = next(encode_images(attached, [image]))
+    image_level = make_aggregation(atlas.info.aggregations[name])(tokens[None])[0].cpu()
+    tokens = tokens.cpu()
+    token, latent = (tokens > 0).nonzero(as_tuple=True)
+    explanation = Explanation(
+        image=image,
+        region=seen_region(attached.model.require_preprocess(), image.size),
+        aggregation=name,
+        latents=ShownList(),
+        atlas=atlas,
+        token=token.numpy(),
+        latent=latent.numpy(),
+        activation=tokens[token, latent].numpy(),
+        layout=layout,
+    )
+    order = torch.argsort(image_level, descending=True, stable=True)[:n_latents]
+    explanation.latents.extend(
+        explanation._latent(int(one), float(image_level[one]))
+        for one in order
+        if image_level[one] > 0
+    )
+    return explanation

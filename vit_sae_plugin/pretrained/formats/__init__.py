@@ -1,1 +1,0 @@
-"""One small file for each project whose SAEs can be read."""

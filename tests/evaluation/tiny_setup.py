@@ -41,13 +41,14 @@ class Pictures(ImageSource):
 
     def __init__(self, n_images=12, class_names=("cat", "dog", "owl"), labelled=True, seed=0):
         self.n_images = n_images
+        self.seed = seed
         self.class_names = list(class_names) if labelled else None
         self.labelled = labelled
         generator = np.random.default_rng(seed)
         self.pixels = generator.integers(0, 256, (n_images, 8, 8, 3), dtype=np.uint8)
 
     def fingerprint(self):
-        return "0" * 64
+        return f"{self.n_images:032d}{self.seed:032d}"
 
     def record(self, index):
         label = index % len(self.class_names) if self.labelled else None

@@ -134,6 +134,27 @@ class RowCoder:
         """
         return self.restore(self.sae.decode(latents))
 
+    @torch.no_grad()
+    def decoder_matrix(self) -> Float[Tensor, "d_sae d_out"] | None:
+        """The matrix that takes a change of latents to the change of what ``decode`` gives.
+
+        So a few latents' part in a reconstruction costs a few rows of a product. None where there
+        is none: an SAE that normalises each row, or whose decoder isn't affine in its latents.
+        """
+        if self.keeps_state:
+            return None
+        matrix = self.sae.W_dec.detach().clone()
+        if self.statistics is not None:
+            matrix /= self.statistics.scale
+        matrix /= self.input_scaling
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.rand(2, self.d_sae, generator=generator).to(matrix)
+        if self.sae.hook_z_reshaping_mode:
+            self.encode(torch.zeros(2, self.d_in))  # SAELens notes the shape of what it splits
+        change = self.decode(probe) - self.decode(torch.zeros_like(probe))
+        close = torch.allclose(change, probe @ matrix, rtol=1e-3, atol=1e-4 * float(change.std()))
+        return matrix if close else None
+
     @property
     def keeps_state(self) -> bool:
         """Whether ``decode`` uses up what the last ``encode`` left behind (each row's norm)."""

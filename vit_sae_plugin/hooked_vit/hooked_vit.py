@@ -440,10 +440,16 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         return self.preprocess
 
     def zero_shot_classifier(
-        self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]]
+        self,
+        class_names: Sequence[str],
+        templates: Sequence[str | Callable[[str], str]],
+        *,
+        renormalize_average: bool = True,
     ) -> Float[Tensor, "d_embed n_classes"]:
         """Class weights for zero-shot classification; see ``zero_shot.zero_shot_classifier``."""
-        return zero_shot_classifier(self.encode_text, class_names, templates)
+        return zero_shot_classifier(
+            self.encode_text, class_names, templates, renormalize_average=renormalize_average
+        )
 
     @property
     def logit_scale(self) -> Float[Tensor, ""] | None:

@@ -16,6 +16,7 @@ def zero_shot_classifier(
     class_names: Sequence[str],
     templates: Sequence[str | Callable[[str], str]],
     batch_size_texts: int = 256,
+    renormalize_average: bool = True,
 ) -> Float[Tensor, "d_embed n_classes"]:
     """One unit-length text direction for each class, averaged over prompt templates.
 
@@ -28,6 +29,8 @@ def zero_shot_classifier(
         class_names: one name for each class.
         templates: texts with ``{}`` where the name goes, or functions from name to text.
         batch_size_texts: prompts encoded at a time.
+        renormalize_average: scale each class's average to length 1. False leaves it shorter the
+            more its templates differ, as some published code does.
 
     Returns:
         ``[d_embed, n_classes]``; image embeddings times it are cosine similarities, once the
@@ -57,7 +60,7 @@ def zero_shot_classifier(
         ]
     )
     average = embeds.view(len(class_names), len(templates), -1).mean(dim=1)
-    return functional.normalize(average, dim=-1).T
+    return (functional.normalize(average, dim=-1) if renormalize_average else average).T
 
 
 def _fill(template: str | Callable[[str], str], name: str) -> str:

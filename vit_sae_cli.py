@@ -9,11 +9,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import NoReturn
 
+FAULT = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+ISSUES = "https://github.com/vit-sae-plugin/vit-sae-plugin/issues"
 
 _IMAGES_HELP = (
     "where the images are: a folder (sub-folders are classes), 'hf:NAME[:SPLIT]' or a folder "
@@ -22,43 +28,96 @@ _IMAGES_HELP = (
 )
 
 
+_DEBUG_HELP = "show the traceback of an error"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one ``vit-sae`` command and return its exit code (2: bad input, told in one line)."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    """Run one ``vit-sae`` command.
+
+    Returns:
+        The exit code: 0; 1 for a fault of this package, shown with its traceback; 2 for anything
+        that the user can mend, told in one line; 130 when interrupted.
+    """
+    args = build_parser().parse_args(argv)
     # Worker processes and tokenizers would otherwise warn about each other at every start.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with _warnings_as_lines(args.command):
+        try:
+            return import_module(f"vit_sae_plugin.cli.{args.command}").run(args) or 0
+        except KeyboardInterrupt:
+            print("vit-sae: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            return _report(error, args)
+
+
+def _report(error: Exception, args: argparse.Namespace) -> int:
+    """Tell what went wrong; returns the exit code."""
+    start = f"vit-sae {args.command}: error: "
     try:
-        return import_module(f"vit_sae_plugin.cli.{args.command}").run(args) or 0
-    except KeyboardInterrupt:
-        print("vit-sae: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if args.debug or not _is_bad_input(error):
-            raise
-        # one line, though errors of other libraries may have several
-        print(f"vit-sae {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        from vit_sae_plugin.cli.error_lines import error_line
+
+        line = error_line(error)
+    except ImportError:  # a broken installation, which must not hide what is broken
+        line = str(error) if isinstance(error, ImportError) else None
+    if args.debug or line is None:
+        traceback.print_exception(error)
+    if line is None:
+        print(
+            f"{start}this is a fault of vit-sae, not of your input; please report it with the "
+            f"lines above: {ISSUES}",
+            file=sys.stderr,
+        )
+        return FAULT
+    print(f"{start}{line}", file=sys.stderr)
+    return BAD_INPUT
 
 
-def _is_bad_input(error: Exception) -> bool:
-    if isinstance(error, (ValueError, OSError, ImportError)):
-        return True
-    from vit_sae_plugin.datasets import NoReadableImagesError, UnreadableImageError
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    """Warnings as one line each, without the line of code that gave them."""
 
-    return isinstance(error, (NoReadableImagesError, UnreadableImageError))
+    def as_line(message: object, *place: object) -> str:
+        return f"vit-sae {command}: warning: {' '.join(str(message).split())}\n"
+
+    former = warnings.formatwarning
+    warnings.formatwarning = as_line  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names the way to help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; '{self.prog} --help' explains\n")
+
+
+class _Version(argparse.Action):
+    """Prints the installed version; asks for it only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"vit-sae {version('vit-sae-plugin')}")
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; building it costs milliseconds."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vit-sae",
         description="Sparse autoencoders for CLIP vision transformers: train them on image "
         "patches, measure them, and look at what their latents mean.",
         epilog="New here? 'vit-sae demo' does everything once, offline, on drawn scenes. "
         "'vit-sae COMMAND --help' explains a command.",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help=_DEBUG_HELP)
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
@@ -72,13 +131,17 @@ def _command(
     commands, name: str, summary: str, *examples: str, note: str = ""
 ) -> argparse.ArgumentParser:
     title = "example" if len(examples) == 1 else "examples"
-    return commands.add_parser(
+    command = commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog="\n  ".join([f"{title}:", *examples]) + (f"\n\n{note}" if note else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    command.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG_HELP
+    )
+    return command
 
 
 def _add_demo(commands) -> None:
@@ -165,8 +228,8 @@ def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
     command.add_argument(
         "--pretrained",
         metavar="TAG",
-        help="the weights, as open_clip names them (openai, laion2b_s34b_b79k, a file); "
-        "without it an open_clip model has random weights",
+        help="the weights, as open_clip names them (openai, laion2b_s34b_b79k, a file), or none "
+        "for random ones; without it, those the model's name stands for (OpenAI's, if it has them)",
     )
 
 

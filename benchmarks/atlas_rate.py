@@ -44,8 +44,8 @@ from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 # name, from_pretrained arguments, layer, d_sae, L0, images a batch, batches
 CASES = [
     ("shapes-clip", {}, None, 1024, 23, 32, 60),
-    ("ViT-B-32", {}, 10, 6144, 64, 8, 40),
-    ("ViT-B-32", {}, 10, 49152, 150, 4, 40),
+    ("ViT-B-32", {"pretrained": False}, 10, 6144, 64, 8, 40),
+    ("ViT-B-32", {"pretrained": False}, 10, 49152, 150, 4, 40),
 ]
 
 

@@ -104,10 +104,16 @@ def path_beside(target: Path) -> Path:
     return target.with_name(f"{_ASIDE}{unique}{target.suffix}")
 
 
-def delete_leftovers(folder: Path) -> None:
-    """Delete what writing that was cut off left in ``folder``; what is being written stays."""
+def delete_leftovers(folder: Path, exclusive: bool = False) -> None:
+    """Delete what writing that was cut off left in ``folder``; what is being written stays.
+
+    Args:
+        folder: where to look.
+        exclusive: nobody else writes there, and the caller doesn't either now. Then nothing need be
+            asked of processes, whose numbers come again: in a container every time.
+    """
     for path in folder.glob(f"{_ASIDE}*"):
-        if not _is_left_over(path):
+        if not exclusive and not _is_left_over(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -163,15 +163,6 @@ def test_damaged_weights_are_bad_input(sae, tmp_path, capsys):
     assert "can't be read" in capsys.readouterr().err
 
 
-def test_a_mistake_of_ours_is_not_called_bad_input(sae, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(analysis, "analyze", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        vit_sae("analyze", sae, "--images", "shapes:test?n_images=2")
-
-
 def test_help_names_every_default(capsys):
     with pytest.raises(SystemExit):
         vit_sae("analyze", "--help")

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -23,10 +24,13 @@ from vit_sae_plugin.evaluation.features import (
 )
 from vit_sae_plugin.evaluation.localization import (
     BASELINES,
-    best_features,
+    CRITERIA,
+    _Method,
+    best_candidates,
     localize,
     score_feature,
 )
+from vit_sae_plugin.evaluation.localization_tables import SCORES, with_intervals
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -54,9 +58,12 @@ def test_the_right_latent_is_found_in_the_right_patches(model):
         batch_size_images=5,
         min_positive_patches=1,
     )
-    table = report.localization
-    assert table.index.names == ["method", "kind", "concept"]
-    assert list(table.index.unique("method")) == ["latents", *BASELINES]
+    assert report.localization.index.names == ["selected_by", "method", "kind", "concept"]
+    table = report.localization.loc["average_precision"]
+    # 64 latents are no more than 32 neurons with their signs
+    methods = [name for name in BASELINES if name != "few_latents"]
+    assert list(table.index.unique("method")) == ["latents", *methods]
+    assert "neurons are 64" in report.notes[0]
     found = table.loc[("latents", "neuron", "high")]
     assert found["feature"] == 5
     assert found[["auroc", "average_precision"]].to_list() == [1, 1]
@@ -66,8 +73,103 @@ def test_the_right_latent_is_found_in_the_right_patches(model):
     assert (neuron["feature"], neuron["sign"]) == (5, -1)
     assert neuron["auroc"] == 1
     assert table.loc[("random", "neuron", "high"), "auroc"] < 1
-    assert report.summary.loc[("latents", "all"), "n_concepts"] == 2
-    assert set(report.settings["n_features"].values()) == {64}
+    assert report.summary.loc[("auroc", "all", "latents"), "n_concepts"] == 2
+    assert set(report.settings["n_candidates"].values()) == {64}
+
+
+def test_both_criteria_come_of_one_pass_and_equal_each_alone(model, monkeypatch):
+    pictures, sae = Pictures(n_images=16), tiny_sae(model, d_sae=100)
+    settings = {
+        "concept_masks": known_concepts(model, pictures),
+        "min_positive_patches": 1,
+        "batch_size_images": 4,
+    }
+    alone = {name: localize(model, sae, pictures, select_by=name, **settings) for name in CRITERIA}
+    opened, record = [], pictures.record
+    monkeypatch.setattr(pictures, "record", lambda at: opened.append(at) or record(at))
+    both = localize(model, sae, pictures, **settings)
+    assert sorted(opened) == list(range(16))
+    for table in ("summary", "differences", "localization"):
+        parts = [alone[name].tables[table] for name in CRITERIA]
+        pd.testing.assert_frame_equal(both.tables[table], pd.concat(parts))
+    chosen = both.localization["feature"]
+    assert (chosen["average_precision"] != chosen["auroc"]).any()
+
+
+def test_few_candidates_are_the_mean_over_draws_of_the_best_of_each(model):
+    pictures, sae = Pictures(n_images=16), tiny_sae(model, d_sae=100)
+    masks = known_concepts(model, pictures)
+    settings = {"concept_masks": masks, "min_positive_patches": 1, "select_by": "auroc"}
+    report = localize(model, sae, pictures, **settings)
+    table = report.localization.loc["auroc"]
+    n = report.settings["n_candidates"]
+    assert n["few_latents"] == n["few_random"] == n["neurons"] == 64
+    assert n["random"] == n["latents"] == 100
+    assert (table.loc["few_latents", "feature"] == -1).all()
+    # of as many as there are, the best is the best
+    all_of_them = localize(
+        model, sae, pictures, baselines=["few_latents"], **settings
+    ).localization.loc["auroc"]
+    pd.testing.assert_frame_equal(all_of_them.loc["few_latents"], table.loc["few_latents"])
+    method = _Method(*[SparseFeatures(3) for _ in range(2)])
+    scores = torch.tensor([[1.0, 0, 3], [2, 0, 0], [9, 9, 1]])
+    for features in (method.first, method.second):
+        features.append(scores)
+    shown = [(torch.tensor([2]), torch.tensor([2]))]
+    method.draws = [torch.tensor([0, 2]), torch.tensor([1]), torch.tensor([0, 1, 2])]
+    # latents 0 and 1 have the concept's row on top (AUROC 1), latent 2 has it in the middle
+    found = method.score(shown, ["auroc"], n_patches=3)["auroc"][0]
+    assert (found["auroc"], found["feature"]) == (1, -1)
+    method.draws = [torch.tensor([2]), torch.tensor([2, 0])]
+    assert method.score(shown, ["auroc"], n_patches=3)["auroc"][0]["auroc"] == 0.75
+
+
+def test_differences_are_paired_and_kinds_can_weigh_the_same():
+    kinds = [("color", "red")] * 3 + [("shape", "star")]
+    concepts = [(kind, f"{name} {at}") for at, (kind, name) in enumerate(kinds)]
+    index = pd.MultiIndex.from_tuples(
+        [("auroc", method, *concept) for method in ("latents", "neurons") for concept in concepts],
+        names=["selected_by", "method", "kind", "concept"],
+    )
+    of_latents, of_neurons = [0.9, 0.5, 0.7, 0.3], [0.8, 0.4, 0.6, 0.5]
+    table = pd.DataFrame(dict.fromkeys(SCORES, of_latents + of_neurons), index=index)
+    summary, differences = with_intervals(table)
+    assert list(summary.index.unique("kind")) == ["color", "shape", "all", "mean of kinds"]
+    means = summary["auroc"]["auroc"]
+    assert means["all", "latents"] == pytest.approx(0.6)
+    assert means["mean of kinds", "latents"] == pytest.approx((0.7 + 0.3) / 2)
+    assert summary.loc[("auroc", "color", "latents"), "auroc_low"] < 0.7
+    assert differences.index.names == ["selected_by", "kind", "latents_less"]
+    color = differences.loc[("auroc", "color", "neurons")]
+    # each of the three differs by 0.1, however far apart they lie
+    assert [color["iou"], color["iou_low"], color["iou_high"]] == pytest.approx([0.1] * 3)
+    all_kinds = differences.loc[("auroc", "all", "neurons")]
+    assert all_kinds["auroc"] == pytest.approx((0.3 - 0.2) / 4)
+    assert all_kinds["auroc_low"] < 0 < all_kinds["auroc_high"]
+    assert differences.loc[("auroc", "mean of kinds", "neurons"), "auroc"] == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize("d_sae", [8, 100])
+def test_an_sae_that_fires_on_no_concept_scores_by_chance_and_says_so(model, d_sae):
+    pictures, sae = Pictures(n_images=16), tiny_sae(model, d_sae=d_sae)
+    sae.b_enc.data.fill_(-1e6)
+    masks = known_concepts(model, pictures)
+    report = localize(model, sae, pictures, concept_masks=masks, min_positive_patches=1)
+    table = report.localization.loc["average_precision"]
+    assert (table.loc["latents", "auroc"] == 0.5).all()
+    shares = table.loc["latents", "share_of_patches"]
+    assert table.loc["latents", "average_precision"].to_list() == pytest.approx(shares.to_list())
+    assert report.settings["n_live_latents"] == 0
+    (note,) = [note for note in report.notes if "no latent fires" in note]
+    assert "high, low" in note
+    assert (table.loc["neurons", "auroc"] > 0.9).all()
+
+
+def test_activations_and_latents_that_are_not_finite_are_refused(model):
+    pictures, sae = Pictures(n_images=16), tiny_sae(model)
+    sae.W_enc.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="the SAE's latents hold NaN or infinity"):
+        localize(model, sae, pictures, concept_masks=known_concepts(model, pictures))
 
 
 def test_batches_and_the_order_of_rows_do_not_change_the_result(model):
@@ -105,8 +207,10 @@ def test_best_features_are_chosen_by_the_criterion_asked_for():
     features.append(scores.T[:4])
     features.append(scores.T[4:])
     positives = [torch.tensor([0, 1])]
-    assert best_features(features, positives, "auroc").tolist() == [1]
-    assert best_features(features, positives, "average_precision").tolist() == [0]
+    scores = features.scores(positives, CRITERIA)
+    assert best_candidates(scores["auroc"]).tolist() == [1]
+    assert best_candidates(scores["average_precision"]).tolist() == [0]
+    assert best_candidates(torch.ones(9, 2)).tolist() == [0, 0]
 
 
 def test_sparse_features_give_back_their_columns():
@@ -151,15 +255,15 @@ def test_random_latents_fire_as_often_as_asked():
 def test_pre_activations_are_the_latents_before_their_activation(model):
     pictures, sae = Pictures(n_images=16), identity_sae(model)
     settings = {"concept_masks": known_concepts(model, pictures), "min_positive_patches": 1}
-    table = localize(model, sae, pictures, **settings).localization
+    table = localize(model, sae, pictures, **settings).localization.loc["average_precision"]
     low = table.xs(("neuron", "low"), level=("kind", "concept"))
     # the latent of the neuron's other sign; only before ReLU it ranks what is above zero too
     assert low.loc["pre_activations", "feature"] == low.loc["latents", "feature"] == 5 + 32
     assert low.loc["pre_activations", "auroc"] == 1 > low.loc["latents", "auroc"]
     sae.cfg.normalize_activations = "layer_norm"
     report = localize(model, sae, pictures, **settings)
-    assert "no pre_activations" in report.notes[0]
-    assert "pre_activations" not in report.settings["n_features"]
+    assert any("no pre_activations" in note for note in report.notes)
+    assert "pre_activations" not in report.settings["n_candidates"]
 
 
 def test_masks_follow_the_models_own_preprocessing():
@@ -234,8 +338,13 @@ def test_shape_scenes_bring_their_own_masks(model):
         ("all", {}, "has no masks of its own"),
         ("cls", {"concept_masks": lambda index: {}}, "needs all 16 patches"),
         ("all", {"concept_masks": lambda index: {}}, "no concept has 10 patches"),
-        ("all", {"concept_masks": lambda index: {}, "select_by": "luck"}, "want one of"),
-        ("all", {"concept_masks": lambda index: {}, "baselines": ["magic"]}, "magic.* unknown"),
+        ("all", {"concept_masks": lambda index: {}, "select_by": "luck"}, "select_by is .*luck"),
+        ("all", {"concept_masks": lambda index: {}, "select_by": []}, "select_by is empty"),
+        (
+            "all",
+            {"concept_masks": lambda index: {}, "baselines": ["magic"]},
+            "baselines is .*magic",
+        ),
         ("all", {"concept_masks": lambda index: {}, "n_images": 1}, "at least 2 images"),
     ],
 )
@@ -256,4 +365,4 @@ def test_rare_concepts_are_left_out_and_named(model):
         model, identity_sae(model), pictures, concept_masks=with_a_rare_one, baselines=[]
     )
     assert "rare" in report.notes[0]
-    assert not math.isnan(report.summary.loc[("latents", "all"), "auroc"])
+    assert not math.isnan(report.summary.loc[("auroc", "all", "latents"), "auroc"])

@@ -60,9 +60,9 @@ def test_sparse_ranks_equal_dense_ones(seed, n_values, signed):
     for part in latents.split(13):
         features.append(part)
     ranks = Ranks(latents.T)
-    for score in ("auroc", "average_precision"):
-        dense = torch.stack([getattr(ranks, score)(rows) for rows in positives], dim=-1)
-        torch.testing.assert_close(features.scores(positives, score), dense)
+    for name, scores in features.scores(positives, ["auroc", "average_precision"]).items():
+        dense = torch.stack([getattr(ranks, name)(rows) for rows in positives], dim=-1)
+        torch.testing.assert_close(scores, dense)
 
 
 def test_best_iou_threshold_by_hand():

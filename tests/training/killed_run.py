@@ -27,7 +27,7 @@ def train(folder: Path, checkpoint_every_minutes: float) -> None:
     warnings.simplefilter("ignore")
     model, images = small_model(), small_images(12)
     if (folder / "config.yaml").exists():
-        ViTSAETrainingRunner.resume(folder, model, images).run()
+        ViTSAETrainingRunner.resume(folder, images, model).run()
         return
     config = small_config(
         folder,
@@ -36,7 +36,7 @@ def train(folder: Path, checkpoint_every_minutes: float) -> None:
         n_checkpoints=2,
         checkpoint_every_minutes=checkpoint_every_minutes,
     )
-    ViTSAETrainingRunner(config, model, images).run()
+    ViTSAETrainingRunner(config, images, model).run()
 
 
 def live(folder: Path, seconds: float | None, checkpoint_every_minutes: float = 0.0) -> bool:

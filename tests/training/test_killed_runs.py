@@ -30,5 +30,5 @@ def _without_times(folder: Path) -> list[dict[str, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     for line in metrics:
-        del line["tokens_per_second"]
+        del line["tokens_per_second"], line["tokens_per_second_since_last_line"]
     return metrics

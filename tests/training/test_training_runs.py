@@ -46,7 +46,7 @@ def images():
 @pytest.fixture
 def runner_of(model, images):
     def make(folder: Path | None, *args: Any, **changes: Any) -> ViTSAETrainingRunner:
-        return ViTSAETrainingRunner(small_config(folder, *args, **changes), model, images)
+        return ViTSAETrainingRunner(small_config(folder, *args, **changes), images, model)
 
     return make
 
@@ -76,7 +76,7 @@ def _same_state(one: TrainingSAE, other: TrainingSAE) -> bool:
 @pytest.mark.parametrize("architecture", SAE_SETTINGS)
 @torch.no_grad()
 def test_every_architecture_learns_and_loads_again(
-    architecture, runner_of, model, images, tmp_path
+    architecture, runner_of, images, model, tmp_path
 ) -> None:
     with torch.enable_grad():
         sae = runner_of(tmp_path, architecture).run()
@@ -103,7 +103,7 @@ def test_every_architecture_learns_and_loads_again(
 
 @pytest.mark.parametrize("architecture", SAE_SETTINGS)
 def test_interrupted_anywhere_a_run_ends_with_the_same_weights(
-    architecture, runner_of, model, images, tmp_path
+    architecture, runner_of, images, model, tmp_path
 ) -> None:
     settings: dict[str, Any] = {"training_tokens": 45 * 128}
     n_for_scale = 0
@@ -124,11 +124,11 @@ def test_interrupted_anywhere_a_run_ends_with_the_same_weights(
     )  # in the third buffer, and past a sparsity window of 35 steps
     with pytest.raises(TrainingInterruptedError, match=r"37 of 45 .* saved\. Go on with: vit-sae "):
         runner.run()
-    resumed = ViTSAETrainingRunner.resume(tmp_path / "cut", model, images)
+    resumed = ViTSAETrainingRunner.resume(tmp_path / "cut", images, model)
     _ctrl_c_after(resumed, 3)
     with pytest.raises(TrainingInterruptedError, match="40 of 45"):
         resumed.run()
-    ended = ViTSAETrainingRunner.resume(tmp_path / "cut", model, images).run()
+    ended = ViTSAETrainingRunner.resume(tmp_path / "cut", images, model).run()
 
     assert _same_state(whole, ended)
     assert [line["step"] for line in _metrics(tmp_path / "cut")] == list(range(5, 46, 5))
@@ -156,7 +156,7 @@ def _ctrl_c_after(
     runner.store.__class__ = Impatient
 
 
-def test_sigterm_during_a_step_saves_after_it(runner_of, model, images, tmp_path) -> None:
+def test_sigterm_during_a_step_saves_after_it(runner_of, images, model, tmp_path) -> None:
     settings = {"training_tokens": 20 * 128}
     whole = runner_of(None, **settings).run()
     runner = runner_of(tmp_path, **settings)
@@ -170,10 +170,10 @@ def test_sigterm_during_a_step_saves_after_it(runner_of, model, images, tmp_path
     runner.sae.training_forward_pass = terminated
     with pytest.raises(TrainingInterruptedError, match="13 of 20"):
         runner.run()
-    assert _same_state(whole, ViTSAETrainingRunner.resume(tmp_path, model, images).run())
+    assert _same_state(whole, ViTSAETrainingRunner.resume(tmp_path, images, model).run())
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_workers_too(runner_of, model, images, tmp_path) -> None:
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too(runner_of, images, model, tmp_path) -> None:
     settings = {"training_tokens": 20 * 128, "n_workers": 1}
     child = os.fork()
     if child == 0:
@@ -188,7 +188,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too(runner_of, model, images, 
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert _metrics(tmp_path / "cut")[-1]["step"] == 5
-    ended = ViTSAETrainingRunner.resume(tmp_path / "cut", model, images, n_workers=0).run()
+    ended = ViTSAETrainingRunner.resume(tmp_path / "cut", images, model, n_workers=0).run()
     assert _same_state(runner_of(None, training_tokens=20 * 128).run(), ended)
 
 
@@ -209,10 +209,10 @@ def test_a_run_leaves_the_global_generator_alone(runner_of) -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_a_finished_run_can_be_resumed_to_no_effect(runner_of, model, images, tmp_path) -> None:
+def test_a_finished_run_can_be_resumed_to_no_effect(runner_of, images, model, tmp_path) -> None:
     runner_of(tmp_path, training_tokens=4 * 128).run()
     before = (tmp_path / "sae/sae_weights.safetensors").read_bytes()
-    ViTSAETrainingRunner.resume(tmp_path, model, images).run()
+    ViTSAETrainingRunner.resume(tmp_path, images, model).run()
     assert (tmp_path / "sae/sae_weights.safetensors").read_bytes() == before
 
 
@@ -240,6 +240,44 @@ def test_input_scaling_is_recorded_until_it_is_in_the_weights(runner_of, tmp_pat
     )
 
 
+@pytest.mark.parametrize("architecture", ["standard", "batchtopk", "jumprelu"])
+@torch.no_grad()
+def test_a_checkpoint_holds_the_whitening_of_its_input(
+    architecture, runner_of, model, images, tmp_path
+) -> None:
+    sae = sae_config(architecture, normalize_activations="covariance_whitening")
+    settings = {"sae": sae, "n_batches_for_norm_estimate": 8, "training_tokens": 30 * 128}
+    with torch.enable_grad():
+        whole = runner_of(tmp_path / "whole", architecture, **settings).run()
+    checkpoint = SAE.load_from_disk(tmp_path / "whole/checkpoints/step_000000030")
+    finished = SAE.load_from_disk(tmp_path / "whole/sae")
+    rows = _rows()
+    assert (finished.encode(rows) > 0).any()
+    torch.testing.assert_close(checkpoint(rows), finished(rows))
+    assert checkpoint.cfg.normalize_activations == "none"
+
+    runner = runner_of(tmp_path / "cut", architecture, **settings)
+    _ctrl_c_after(runner, 8 + 20)
+    with torch.enable_grad(), pytest.raises(TrainingInterruptedError):
+        runner.run()
+    with torch.enable_grad():
+        ended = ViTSAETrainingRunner.resume(tmp_path / "cut", images, model).run()
+    assert _same_state(whole, ended)
+
+
+def test_the_saved_l0_is_that_of_the_end(runner_of, model, images, tmp_path) -> None:
+    runner_of(tmp_path, "topk", training_tokens=6 * 128).run()
+    assert SAE.load_from_disk(tmp_path / "sae").cfg.metadata.l0 == 6
+    runner = runner_of(tmp_path / "patchsae", training_tokens=40 * 128, lr=0.01)
+    runner.run()
+    lines = _metrics(tmp_path / "patchsae")
+    l0 = [SAE.load_from_disk(tmp_path / "patchsae/sae").cfg.metadata.l0]
+    assert lines[-1]["l0"] < lines[0]["l0"]
+    ViTSAETrainingRunner.resume(tmp_path / "patchsae", images, model).run()
+    l0.append(SAE.load_from_disk(tmp_path / "patchsae/sae").cfg.metadata.l0)
+    assert l0 == [lines[-1]["l0"]] * 2
+
+
 def test_images_that_cannot_be_used_are_listed_once(model, images, tmp_path) -> None:
     class WithHoles(type(images)):
         def record(self, index):
@@ -248,11 +286,11 @@ def test_images_that_cannot_be_used_are_listed_once(model, images, tmp_path) -> 
 
     holes = WithHoles(images._images)
     config = small_config(tmp_path, training_tokens=10 * 128, n_batches_in_buffer=2)
-    runner = ViTSAETrainingRunner(config, model, holes)
+    runner = ViTSAETrainingRunner(config, holes, model)
     _ctrl_c_after(runner, 8)
     with pytest.raises(TrainingInterruptedError):
         runner.run()
-    ViTSAETrainingRunner.resume(tmp_path, model, holes).run()
+    ViTSAETrainingRunner.resume(tmp_path, holes, model).run()
     lines = (tmp_path / "skipped_images.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in lines[1:]] == ["i0", "i9", "i18", "i27", "i36"]
 
@@ -283,10 +321,10 @@ def test_activations_that_are_not_finite_are_named_as_the_cause(model, images) -
 
     broken = HookedViT.from_module(model.bare_model, preprocess=overflowing)
     with pytest.raises(DivergedError, match="the activations aren't finite"):
-        ViTSAETrainingRunner(small_config(None, "standard"), broken, images).run()
+        ViTSAETrainingRunner(small_config(None, "standard"), images, broken).run()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(runner_of, model, images, tmp_path) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over(runner_of, images, model, tmp_path) -> None:
     settings = {"training_tokens": 9 * 128}
     whole = runner_of(None, **settings).run()
     runner_of(tmp_path, **settings, checkpoint_every_minutes=0).run()
@@ -295,23 +333,82 @@ def test_a_damaged_newest_checkpoint_is_passed_over(runner_of, model, images, tm
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
     with pytest.warns(UserWarning, match=r"step_000000009 is damaged .* one before it is used"):
-        ended = ViTSAETrainingRunner.resume(tmp_path, model, images).run()
+        ended = ViTSAETrainingRunner.resume(tmp_path, images, model).run()
     assert _same_state(whole, ended)
 
 
-def test_a_changed_run_is_not_resumed(runner_of, model, images, tmp_path) -> None:
+def test_a_changed_run_is_not_resumed(runner_of, images, model, tmp_path) -> None:
     runner_of(tmp_path, training_tokens=2 * 128).run()
     with pytest.raises(ValueError, match=r"lr: 0\.002 in the run, 0\.1 now; seed: 3 in the run"):
-        ViTSAETrainingRunner.resume(tmp_path, model, images, lr=0.1, seed=4)
+        ViTSAETrainingRunner.resume(tmp_path, images, model, lr=0.1, seed=4)
     changed = sae_config(l1_coefficient=1.0)
     with pytest.raises(ValueError, match=r"sae\.l1_coefficient: 0\.001 in the run, 1\.0 now"):
-        ViTSAETrainingRunner.resume(tmp_path, model, images, sae=changed)
+        ViTSAETrainingRunner.resume(tmp_path, images, model, sae=changed)
     with pytest.raises(ValueError, match=r"other model or images .*images: "):
-        ViTSAETrainingRunner.resume(tmp_path, model, small_images(39)).run()
+        ViTSAETrainingRunner.resume(tmp_path, small_images(39), model).run()
     finer = HookedViT.from_module(model.bare_model, preprocess=lambda image: None)
     with pytest.raises(ValueError, match=r"other model or images .*model: "):
-        ViTSAETrainingRunner.resume(tmp_path, finer, images).run()
-    ViTSAETrainingRunner.resume(tmp_path, model, images, n_workers=1, log_every_n_steps=1)
+        ViTSAETrainingRunner.resume(tmp_path, images, finer).run()
+    ViTSAETrainingRunner.resume(tmp_path, images, model, n_workers=1, log_every_n_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (("lr: 0.002", "lr: 0.003"), r"lr: 0\.002 in the run, 0\.003 now"),
+        (("seed: 3", "seed: 0"), "seed: 3 in the run, 0 now"),
+        (("n_batches_in_buffer: 6", "n_batches_in_buffer: 5"), "n_batches_in_buffer: 6 in the run"),
+        (("l1_coefficient: 0.001", "l1_coefficient: 1"), r"sae\.l1_coefficient: 0\.001 in the run"),
+        (("adam_beta1: 0.9", "adam_beta1: 0.5"), r"adam_beta1: 0\.9 in the run, 0\.5 now"),
+        (("token_kind: patches", "token_kind: all"), "token_kind: 'patches' in the run"),
+    ],
+)
+def test_an_edited_settings_file_is_noticed(edit, told, runner_of, model, images, tmp_path) -> None:
+    runner_of(tmp_path, training_tokens=2 * 128).run()
+    path = tmp_path / "config.yaml"
+    assert edit[0] in path.read_text()
+    path.write_text(path.read_text().replace(*edit))
+    with pytest.raises(ValueError, match=f"{told}.*; want the same, .*what may change: act_store"):
+        ViTSAETrainingRunner.resume(tmp_path, images, model)
+
+
+def test_every_setting_counts_or_may_change(runner_of, tmp_path) -> None:
+    """Each edit of the settings is either refused or leaves the weights as they are."""
+    from dataclasses import fields
+
+    from vit_sae_plugin.training import ViTSAERunnerConfig
+    from vit_sae_plugin.training.resume_checks import MAY_CHANGE, settings_that_count
+
+    config = small_config(tmp_path)
+    names = {f.name for f in fields(ViTSAERunnerConfig)} - {"sae"}
+    names |= {f"sae.{f.name}" for f in fields(config.sae)} - {"sae.metadata"}
+    counted = set(settings_that_count(config)) - {"sae.architecture"}
+    assert counted | MAY_CHANGE == names
+    assert not counted & MAY_CHANGE
+
+
+def test_a_run_with_a_constant_rate_can_be_made_longer(runner_of, model, images, tmp_path) -> None:
+    longer = {"training_tokens": 9 * 128}
+    whole = runner_of(tmp_path / "whole", **longer).run()
+    runner_of(tmp_path / "run", training_tokens=5 * 128).run()
+    ended = ViTSAETrainingRunner.resume(tmp_path / "run", images, model, **longer).run()
+    assert _same_state(whole, ended)
+    # the file says what the run has become
+    ViTSAETrainingRunner.resume(tmp_path / "run", images, model)
+    assert "training_tokens: 1152" in (tmp_path / "run/config.yaml").read_text()
+    runner_of(tmp_path / "decayed", training_tokens=20 * 128, lr_decay_steps=3).run()
+    with pytest.raises(ValueError, match="training_tokens: 2560 in the run, 3840 now"):
+        ViTSAETrainingRunner.resume(tmp_path / "decayed", images, model, training_tokens=30 * 128)
+
+
+def test_resumed_weights_stay_where_they_lie_in_memory(runner_of, model, images, tmp_path) -> None:
+    """Products of equal weights at other alignments differ in the last bit on some processors."""
+    runner_of(tmp_path, training_tokens=4 * 128).run()
+    runner = ViTSAETrainingRunner.resume(tmp_path, images, model)
+    places = [parameter.data_ptr() for parameter in runner.sae.parameters()]
+    assert _same_state(runner.sae, runner.run())
+    assert [parameter.data_ptr() for parameter in runner.sae.parameters()] == places
+    assert all(place % 64 == 0 for place in places)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(runner_of, tmp_path) -> None:
@@ -340,7 +437,7 @@ def test_settings_that_do_not_fit_are_refused_before_training(runner_of, changes
 
 def test_missing_images_are_one_clear_error(model) -> None:
     with pytest.raises(ValueError, match="dataset_path is empty; want the images"):
-        ViTSAETrainingRunner(small_config(None), model)
+        ViTSAETrainingRunner(small_config(None), override_model=model)
 
 
 def test_saelens_config_trains(model, images, tmp_path) -> None:
@@ -359,7 +456,7 @@ def test_saelens_config_trains(model, images, tmp_path) -> None:
         logger=LoggingConfig(log_to_wandb=False),
         verbose=False,
     )
-    ViTSAETrainingRunner(config, model, images).run()
+    ViTSAETrainingRunner(config, images, model).run()
     loaded = SAE.load_from_disk(tmp_path / "out/sae")
     assert loaded.cfg.metadata.token_kind == "patches"
     assert loaded.cfg.metadata.model_class_name == "HookedViT"
@@ -379,6 +476,6 @@ def test_weights_and_biases_get_the_same_metrics(runner_of, tmp_path, monkeypatc
 def test_the_16_bit_model_and_any_hook_train(images) -> None:
     model = small_model().to(torch.bfloat16)
     config = small_config(None, "topk", hook_name="blocks.1.attn.hook_z", training_tokens=4 * 128)
-    sae = ViTSAETrainingRunner(config, model, images).run()
+    sae = ViTSAETrainingRunner(config, images, model).run()
     assert sae.W_dec.dtype == torch.float32
     assert torch.isfinite(sae.W_dec).all()

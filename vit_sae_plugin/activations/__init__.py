@@ -7,6 +7,7 @@ from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedd
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics, fold_statistics
 from vit_sae_plugin.activations.embedding_store import EmbeddingStore
 from vit_sae_plugin.activations.image_walk import ImageWalk
+from vit_sae_plugin.activations.row_store import RowStore
 
 __all__ = [
     "ActivationSource",
@@ -14,6 +15,7 @@ __all__ = [
     "EmbeddingStatistics",
     "EmbeddingStore",
     "ImageWalk",
+    "RowStore",
     "ViTActivationsStore",
     "embed_images",
     "embed_texts",

@@ -135,7 +135,8 @@ class ActivationSource:
         Warns if it now preprocesses images otherwise than when the SAE was trained.
 
         Raises:
-            ValueError: the SAE was trained on a model object that has no name.
+            ValueError: the SAE was trained on a model object that has no name; or its metadata
+                want the model loaded in a way that could run code.
         """
         if self.model_name is None:
             raise ValueError(
@@ -143,10 +144,10 @@ class ActivationSource:
                 "rebuild; pass that model as model=HookedViT.from_module(...)"
             )
         from vit_sae_plugin.hooked_vit import HookedViT
+        from vit_sae_plugin.hooked_vit.loading.recorded import complete_old_record
 
-        model = HookedViT.from_pretrained(
-            self.model_name, device=device, **self.model_from_pretrained_kwargs
-        )
+        settings = complete_old_record(self.model_name, self.model_from_pretrained_kwargs)
+        model = HookedViT.from_recorded(self.model_name, settings, device=device)
         self.check_model(model)
         return model
 

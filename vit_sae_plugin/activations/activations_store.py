@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import EVERY_TOKEN, ActivationSource
+from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
 from vit_sae_plugin.datasets import ImageLoader, SkippedImages
 
@@ -51,7 +52,7 @@ class _OpenImageBatch:
         return taken
 
 
-class ViTActivationsStore(Iterator[Tensor]):
+class ViTActivationsStore(RowStore):
     """Batches of rows ``[train_batch_size_tokens, d_in]``, without end.
 
     A buffer is filled with the rows of consecutive image batches and served once in random order,
@@ -114,7 +115,7 @@ class ViTActivationsStore(Iterator[Tensor]):
         self.images = images
         self.preprocess = model.require_preprocess()
         self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
-        self.d_in: int = model.hook_width(hook_name)
+        self.d_in = model.hook_width(hook_name)
         self.train_batch_size_tokens = train_batch_size_tokens
         self.store_batch_size_images = store_batch_size_images
         self.n_batches_in_buffer = n_batches_in_buffer
@@ -124,7 +125,7 @@ class ViTActivationsStore(Iterator[Tensor]):
         self.device = torch.device(device)
         self.autocast_model = autocast_model
 
-        self.skipped = SkippedImages()
+        self.skipped: SkippedImages = SkippedImages()
         self._buffer = ShuffleBuffer(
             n_batches_in_buffer, train_batch_size_tokens, self.d_in, dtype, self.device
         )
@@ -163,6 +164,18 @@ class ViTActivationsStore(Iterator[Tensor]):
         the same to the bit.
         """
         self._position = StorePosition(**state)
+        self._forget_buffer()
+
+    def describe(self) -> dict[str, Any]:
+        """The source's description."""
+        return self.source.to_metadata()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The source's description, and the images'."""
+        return {"model": self.source.to_metadata(), "images": self.images.fingerprint()}
+
+    def close(self) -> None:
+        """End the worker processes. The buffer they filled is forgotten, and filled again."""
         self._forget_buffer()
 
     def _take_rows(self, n_rows: int) -> Tensor:

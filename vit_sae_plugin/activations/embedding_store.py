@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
+from vit_sae_plugin.activations.row_store import RowStore
 
 
-class EmbeddingStore:
+class EmbeddingStore(RowStore):
     """An endless SAELens data provider over :class:`EmbeddingRows`.
 
     Every epoch visits each row once, in an order drawn from ``(seed, epoch)``; a batch that an
@@ -43,6 +44,7 @@ class EmbeddingStore:
                 f"train_batch_size_tokens is {train_batch_size_tokens}; want a positive number"
             )
         self.embeddings = embeddings
+        self.d_in = embeddings.d_in
         self.train_batch_size_tokens = train_batch_size_tokens
         self.seed = seed
         self.statistics = statistics
@@ -50,14 +52,6 @@ class EmbeddingStore:
         self.device = torch.device(device)
         self.n_rows_served = 0
         self._order: tuple[int, np.ndarray] | None = None
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.embeddings.d_in
-
-    def __iter__(self) -> EmbeddingStore:
-        return self
 
     def __next__(self) -> Float[Tensor, "rows d_in"]:
         wanted = self.train_batch_size_tokens
@@ -78,6 +72,10 @@ class EmbeddingStore:
             generator = np.random.default_rng([self.seed, epoch])
             self._order = (epoch, generator.permutation(len(self.embeddings)))
         return self._order[1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The embeddings' hash."""
+        return {"embeddings": self.embeddings.fingerprint()}
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on with the very next batch."""

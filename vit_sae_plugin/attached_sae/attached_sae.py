@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,13 @@ from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import MODEL_CLASS_NAME, ActivationSource
 from vit_sae_plugin.activations.image_walk import ImageWalk
+from vit_sae_plugin.attached_sae.interventions import (
+    AnyEdit,
+    EditsInOrder,
+    LatentEdit,
+    Where,
+    positions,
+)
 from vit_sae_plugin.attached_sae.row_coder import RowCoder
 
 if TYPE_CHECKING:
@@ -21,9 +28,6 @@ if TYPE_CHECKING:
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
     from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
-
-Edit = Callable[[Tensor], Tensor]
-"""From latents ``[batch, token, d_sae]`` to other latents of that shape."""
 
 
 class AttachedSAE:
@@ -37,7 +41,7 @@ class AttachedSAE:
         latents = attached.latents(pixels)                    # [batch, token, d_sae]
         attached.layout.on_grid(latents[..., 625])            # [batch, row, column]
         attached.splice(pixels)                               # the output with the reconstruction
-        attached.splice(pixels, edit=silence, use_error_term=True)
+        attached.splice(pixels, remove([625], "patches"), use_error_term=True)
 
     Args:
         model: the model that the SAE reads.
@@ -165,23 +169,29 @@ class AttachedSAE:
     def reconstruct(
         self,
         acts_btd: Float[Tensor, "batch token d_in"],
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         *,
         use_error_term: bool = False,
+        where: Where = "all",
         target_btd: Float[Tensor, "batch token d_out"] | None = None,
     ) -> Float[Tensor, "batch token d_out"]:
         """The SAE's reconstruction, in the model's precision, a few images at a time.
 
         Args:
             acts_btd: what the SAE reads.
-            edit: changes the latents before they are decoded.
+            edit: changes the latents before they are decoded: ``remove([3], "patches")`` and the
+                like, or a function of latents ``[batch, token, d_sae]``.
             use_error_term: add what the unedited reconstruction misses, so that with nothing
                 edited the result is ``target_btd``.
+            where: tokens that get the reconstruction: ``"all"``, ``"patches"``, ``"cls"`` or
+                patches as (row, column). The others stay as they are.
             target_btd: what is reconstructed, for a transcoder's error term. Default: ``acts_btd``.
         """
         target = acts_btd if target_btd is None else target_btd
         if use_error_term and edit is None:
             return target
+        if isinstance(edit, (LatentEdit, EditsInOrder)):
+            edit = edit.on(self.layout, self.d_sae)
         results = []
         for part, latents in self.encode_parts(acts_btd):
             x_hat = self.decode(latents if edit is None else edit(latents))
@@ -191,7 +201,11 @@ class AttachedSAE:
                 x_hat = x_hat - self.decode(latents)
                 x_hat = target[part] + x_hat.to(target)
             results.append(x_hat.to(target))
-        return torch.cat(results)
+        new = torch.cat(results)
+        if where == "all":
+            return new
+        places = positions(self.layout, where).to(new.device)
+        return target.index_copy(1, places, new[:, places])
 
     def replace(
         self, hook_value: Tensor, acts_btd: Float[Tensor, "batch token d_out"] | float
@@ -205,13 +219,15 @@ class AttachedSAE:
         return self.source.replace(self.model.cfg, hook_value, acts_btd)
 
     def fwd_hooks(
-        self, edit: Edit | None = None, *, use_error_term: bool = False
+        self, edit: AnyEdit | None = None, *, use_error_term: bool = False, where: Where = "all"
     ) -> list[tuple[str, Callable[..., Any]]]:
         """Hooks for ``run_with_hooks`` that splice the SAE in; several SAEs' lists can be added.
 
         Args:
-            edit, use_error_term: as :meth:`reconstruct` takes them.
+            edit, use_error_term, where: as :meth:`reconstruct` takes them.
         """
+        if isinstance(edit, (LatentEdit, EditsInOrder)):
+            edit = edit.on(self.layout, self.d_sae)  # before the pass, which can't hold another
         read: list[Tensor] = []
 
         def capture(value: Tensor, hook: Any = None) -> None:
@@ -229,17 +245,18 @@ class AttachedSAE:
     def splice(
         self,
         pixels: Float[Tensor, "batch 3 height width"],
-        edit: Edit | None = None,
+        edit: AnyEdit | None = None,
         *,
         use_error_term: bool = False,
+        where: Where = "all",
     ) -> Float[Tensor, "batch d_embed"]:
         """The model's output with the SAE's reconstruction in place of what it reads.
 
         Args:
             pixels: preprocessed images.
-            edit, use_error_term: as :meth:`reconstruct` takes them.
+            edit, use_error_term, where: as :meth:`reconstruct` takes them.
         """
-        hooks = self.fwd_hooks(edit, use_error_term=use_error_term)
+        hooks = self.fwd_hooks(edit, use_error_term=use_error_term, where=where)
         return self.model.run_with_hooks(pixels, fwd_hooks=hooks)
 
     def run_with_acts(
@@ -260,6 +277,35 @@ class AttachedSAE:
             f"{self.source.token_kind} tokens of {self.source.hook_name} of "
             f"{self.model.model_name})"
         )
+
+
+def splice_all(
+    pixels: Float[Tensor, "batch 3 height width"],
+    edits: Mapping[AttachedSAE, AnyEdit | None],
+    *,
+    use_error_term: bool = False,
+    where: Where = "all",
+) -> Float[Tensor, "batch d_embed"]:
+    """The model's output with several of its SAEs spliced in, each with its edit.
+
+    Args:
+        pixels: preprocessed images.
+        edits: attached SAE → edit, or None for its plain reconstruction.
+        use_error_term, where: as :meth:`AttachedSAE.reconstruct` takes them.
+
+    Raises:
+        ValueError: there are no SAEs, or they are on different models.
+    """
+    models = {id(attached.model): attached.model for attached in edits}
+    if len(models) != 1:
+        raise ValueError(f"the SAEs are on {len(models)} models; want SAEs on one model")
+    hooks = [
+        hook
+        for attached, edit in edits.items()
+        for hook in attached.fwd_hooks(edit, use_error_term=use_error_term, where=where)
+    ]
+    (model,) = models.values()
+    return model.run_with_hooks(pixels, fwd_hooks=hooks)
 
 
 def _source_in_metadata(model: HookedViT, sae: SAE[Any]) -> ActivationSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_sae_plugin.attached_sae.attached_sae import AttachedSAE
+from vit_sae_plugin.attached_sae.interventions import AnyEdit, EditsInOrder, LatentEdit
 from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
 
 
@@ -35,7 +36,7 @@ class HookedSAEViT(HookedViT):
     @classmethod
     def from_hooked_vit(cls, model: HookedViT) -> Self:
         """The same wrapped model, with hook points of its own."""
-        return cls(
+        same = cls(
             model.bare_model,
             model.tower,
             preprocess=model.preprocess,
@@ -43,6 +44,8 @@ class HookedSAEViT(HookedViT):
             model_name=model.model_name,
             from_pretrained_kwargs=model.from_pretrained_kwargs,
         )
+        same.has_pretrained_weights = model.has_pretrained_weights
+        return same
 
     def add_sae(
         self,
@@ -91,6 +94,38 @@ class HookedSAEViT(HookedViT):
             if hook_name == spliced.attached.hook_name_out:
                 return spliced.attached.rows.d_out
         return super().hook_width(hook_name)
+
+    @contextmanager
+    def edited(
+        self,
+        edits: Mapping[SAE[Any], AnyEdit | None],
+        *,
+        use_error_term: bool = True,
+    ) -> Iterator[Self]:
+        """Within it, SAEs are spliced in and their latents changed.
+
+            with model.edited({sae: remove([625])}):
+                logits = model(pixels)
+
+        Args:
+            edits: SAE → ``remove([3], "patches")`` and the like, a function of latents
+                ``[batch, token, d_sae]``, or None to leave them as they are.
+            use_error_term: add what the SAEs fail to reconstruct, so that only the edits count.
+
+        Raises:
+            ValueError: a latent or a token isn't there, or an SAE doesn't fit.
+        """
+        attached = {sae: AttachedSAE(self, sae) for sae in edits}
+        hooks = []
+        for sae, edit in edits.items():
+            on = attached[sae]
+            if isinstance(edit, (LatentEdit, EditsInOrder)):
+                edit = edit.on(on.layout, on.d_sae)
+            if edit is not None:
+                name = f"{on.hook_name_out}.hook_sae_acts_post"
+                hooks.append((name, lambda latents, hook, edit=edit: edit(latents)))
+        with self.saes(list(edits), use_error_term=use_error_term), self.hooks(fwd_hooks=hooks):
+            yield self
 
     acts_to_saes = HookedSAETransformer.acts_to_saes
     _reset_sae = HookedSAETransformer._reset_sae

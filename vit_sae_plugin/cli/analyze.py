@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
+from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ def run(args: argparse.Namespace) -> int:
         from vit_sae_plugin.report import check_report_options
 
         check_report_options(args.report, n_images=images.n_images, **report_options)
-    model = load_model(sae, args, device)
     folder = args.output_path or folder_beside(args.sae, _folder_name(images))
+    check_output_folder(folder)
+    if args.report is not None:
+        check_output_folder(args.report, "--report")
+    model = load_model(sae, args, device)
     atlas = analyze(
         model,
         sae,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
+from vit_sae_plugin.cli.output_folders import check_output_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from vit_sae_plugin.training import METRICS_FILE, read_metrics
 
     folder = Path(args.output_path)
+    check_output_folder(folder)
     _clear(folder)
     device = chosen_device(args.device)
     started = time.perf_counter()

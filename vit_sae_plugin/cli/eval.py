@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
+from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--{misplaced[0].replace('_', '-')} goes with --suite msae")
     if args.save_latents is not None and Path(args.save_latents).exists():
         raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
+    folder = Path(args.output_path or folder_beside(args.sae, "evaluation"))
+    check_output_folder(folder)
+    if args.save_latents is not None:
+        check_output_folder(args.save_latents, "--save-latents")
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     images = open_images(args.images)
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
     print(report)
-    folder = report.save(args.output_path or folder_beside(args.sae, "evaluation"))
+    report.save(folder)
     print(f"\nSaved as CSV and JSON in {folder}")
     if args.save_latents is not None:
         save_latents(

@@ -13,32 +13,10 @@ if TYPE_CHECKING:
 
 
 def load_sae(folder: str, device: str = "cpu") -> SAE[Any]:
-    """The SAE in a folder that SAELens, ``vit-sae train`` or a run's checkpoint wrote.
+    """The SAE in a folder that SAELens, ``vit-sae train`` or a run's checkpoint wrote."""
+    from vit_sae_plugin.saes.saved_sae import load_saved_sae
 
-    A run's own folder will do: its finished SAE is taken.
-
-    Raises:
-        FileNotFoundError: there is no SAE in the folder.
-        ValueError: its architecture is unknown, or its weights can't be read.
-    """
-    from sae_lens import SAE
-    from sae_lens.registry import SAE_CLASS_REGISTRY
-    from safetensors import SafetensorError
-
-    path = Path(folder)
-    if not (path / "cfg.json").is_file() and (path / "sae" / "cfg.json").is_file():
-        path = path / "sae"
-    if not (path / "cfg.json").is_file():
-        raise FileNotFoundError(f"there is no SAE in {folder}: it holds no cfg.json")
-    try:
-        return SAE.load_from_disk(path, device=device)
-    except KeyError as error:
-        raise ValueError(
-            f"the SAE in {folder} is of an unknown architecture {error}; known: "
-            f"{', '.join(sorted(SAE_CLASS_REGISTRY))}"
-        ) from None
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {folder} can't be read: {error}") from None
+    return load_saved_sae(folder, device)
 
 
 def load_model(sae: SAE[Any], args: argparse.Namespace, device: str) -> HookedViT:
@@ -50,8 +28,14 @@ def load_model(sae: SAE[Any], args: argparse.Namespace, device: str) -> HookedVi
         if args.pretrained is not None:
             raise ValueError("--pretrained goes with --model")
         return ActivationSource.from_metadata(sae.cfg.metadata).load_model(device)
-    kwargs = {} if args.pretrained is None else {"pretrained": args.pretrained}
-    return HookedViT.from_pretrained(args.model, device=device, **kwargs)
+    return HookedViT.from_pretrained(args.model, device=device, **weights_flag(args.pretrained))
+
+
+def weights_flag(pretrained: str | None) -> dict[str, Any]:
+    """What ``--pretrained`` says, as an argument of ``HookedViT.from_pretrained``."""
+    if pretrained is None:
+        return {}
+    return {"pretrained": False if pretrained.lower() == "none" else pretrained}
 
 
 def folder_beside(sae_folder: str, name: str) -> Path:

@@ -18,14 +18,16 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vit_sae_plugin.datasets.decoding_memory import decoding_bytes
 
 # Formats that hold photographs (MPO counts as JPEG). EPS is left out on purpose: Pillow hands it to
 # Ghostscript, and a file that is merely called .jpg must not start another program.
@@ -34,15 +36,7 @@ READABLE_FORMATS = (
 )  # fmt: skip
 
 _WHITE = (255, 255, 255, 255)
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_PIXELS_IN_STRIP = 1 << 17
 
 
 class UnreadableImageError(Exception):
@@ -71,8 +65,13 @@ class DecodingLimits:
     """What is refused before it is decoded, so that no single file takes all the memory."""
 
     max_pixels: int = 89_478_485
-    """Most pixels (width × height) an image may have. The default, Pillow's own warning level, is
-    a third of a gigabyte once decoded. A limit above twice that raises Pillow's own as well."""
+    """Most pixels (width × height) an image may have. The default is Pillow's own warning level; a
+    limit above twice that raises Pillow's own as well."""
+    max_bytes: int = 2**30
+    """Most memory that decoding one image may take at any moment, worked out from its headers
+    before anything is decoded; the file itself and up to 16 MiB for work come on top. Each worker
+    decodes one image at a time. The default, a gigabyte, is enough for `max_pixels` of a JPEG, PNG
+    or TIFF, for 53 million of a WebP and for 54 million of an RGB JPEG 2000."""
     max_aspect_ratio: float = 200.0
     """Longest side ÷ shortest side an image may have. Preprocessing scales the *short* side to
     the model's size: a strip of 10000 × 1 would become 2,240,000 × 224."""
@@ -80,6 +79,8 @@ class DecodingLimits:
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels is {self.max_pixels}; it must be at least 1.")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes is {self.max_bytes}; it must be at least 1.")
         if not self.max_aspect_ratio >= 1:
             raise ValueError(
                 f"max_aspect_ratio is {self.max_aspect_ratio}; it must be at least 1 (square)."
@@ -95,6 +96,14 @@ class DecodingLimits:
         if max(width, height) > self.max_aspect_ratio * min(width, height):
             raise UnreadableImageError(
                 "too long and thin", f"{seen}, max_aspect_ratio={self.max_aspect_ratio:g}"
+            )
+
+    def check_memory(self, n_bytes: int, picture: Image.Image) -> None:
+        """Raise `UnreadableImageError` if decoding `picture` may take more than `max_bytes`."""
+        if n_bytes > self.max_bytes:
+            seen = f"{picture.width} x {picture.height} {picture.format or ''} {picture.mode}"
+            raise UnreadableImageError(
+                "too much memory", f"{seen} may take {n_bytes}, max_bytes={self.max_bytes}"
             )
 
 
@@ -115,10 +124,10 @@ def decode_image(content: Any, limits: DecodingLimits = DEFAULT_LIMITS) -> Image
     _prepare_pillow(limits)
     try:
         if isinstance(content, Image.Image):
-            return _to_rgb(content, limits)
+            return _to_rgb(content, None, limits)
         if isinstance(content, np.ndarray):
             grey = content.ndim == 3 and content.shape[2] == 1
-            return _to_rgb(Image.fromarray(content[..., 0] if grey else content), limits)
+            return _to_rgb(Image.fromarray(content[..., 0] if grey else content), None, limits)
         if isinstance(content, bytes):
             return _decode_file(BytesIO(content), len(content), limits)
         with _open_regular_file(content) as (file, n_bytes):
@@ -185,21 +194,35 @@ def _decode_file(file: BinaryIO, n_bytes: int, limits: DecodingLimits) -> Image.
     except UnidentifiedImageError:
         raise UnreadableImageError("not an image of a known format") from None
     with picture:
-        return _to_rgb(picture, limits)
+        if picture.format == "ICO":  # its table may promise another size than the picture has
+            picture = picture.ico.getimage(picture.size)  # type: ignore[attr-defined]
+        return _to_rgb(picture, file, limits)
 
 
-def _to_rgb(picture: Image.Image, limits: DecodingLimits) -> Image.Image:
+def _to_rgb(picture: Image.Image, file: BinaryIO | None, limits: DecodingLimits) -> Image.Image:
+    """`file`: what `picture` was opened from; None if it is someone else's, not to be changed."""
     limits.check(*picture.size)
+    limits.check_memory(decoding_bytes(picture, file), picture)
     picture.load()
+    if file is None:
+        picture = picture.copy()
+    _turn_upright(picture)
     if picture.mode == "F" or picture.mode.startswith("I"):
-        rgb = _deep_grey_to_8_bit(picture).convert("RGB")
+        rgb = _deep_grey_to_rgb(picture)
     elif picture.has_transparency_data:
-        rgb = _on_white(picture)
+        rgb = _strip_by_strip(picture, _on_white)
     elif picture.mode == "RGB":
         rgb = picture
     else:
         rgb = _converted(picture, "RGB")
-    return _upright(rgb, picture)
+    rgb.info.clear()  # or a later reader of its EXIF would turn it again
+    return rgb
+
+
+def _turn_upright(picture: Image.Image) -> None:
+    """Turn `picture` in place as its EXIF says; damaged EXIF turns nothing."""
+    with suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def _converted(picture: Image.Image, mode: str) -> Image.Image:
@@ -209,6 +232,23 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
         raise UnreadableImageError("colour mode cannot be converted", picture.mode) from None
 
 
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """`picture` in bands of some rows, with the first row of each."""
+    n_rows = max(1, _PIXELS_IN_STRIP // picture.width)
+    for top in range(0, picture.height, n_rows):
+        yield top, picture.crop((0, top, picture.width, min(top + n_rows, picture.height)))
+
+
+def _strip_by_strip(
+    picture: Image.Image, to_rgb: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """`to_rgb(picture)`, whose steps in between then take the memory of a strip only."""
+    rgb = Image.new("RGB", picture.size)
+    for top, strip in _strips(picture):
+        rgb.paste(to_rgb(strip), (0, top))
+    return rgb
+
+
 def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode == "La":  # premultiplied grey has no direct way to RGBA
         picture = picture.convert("LA")
@@ -216,18 +256,32 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
 
 
-def _deep_grey_to_8_bit(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture).astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise UnreadableImageError("no finite pixel value")
-    values = np.where(finite, values, values[finite].min())
-    low, high = _value_range(picture.mode, values.min(), values.max())
-    grey = np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+def _deep_grey_to_rgb(picture: Image.Image) -> Image.Image:
+    smallest, largest = _finite_extremes(picture)
+    low, high = _value_range(picture.mode, smallest, largest)
     transparent = picture.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
+
+    def to_rgb(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip).astype(np.float64)
+        values = np.where(np.isfinite(values), values, smallest)
+        grey = np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
+
+    return _strip_by_strip(picture, to_rgb)
+
+
+def _finite_extremes(picture: Image.Image) -> tuple[float, float]:
+    smallest, largest = np.inf, -np.inf
+    for _, strip in _strips(picture):
+        values = np.asarray(strip)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            smallest, largest = min(smallest, finite.min()), max(largest, finite.max())
+    if smallest > largest:
+        raise UnreadableImageError("no finite pixel value")
+    return float(smallest), float(largest)
 
 
 def _value_range(mode: str, smallest: float, largest: float) -> tuple[float, float]:
@@ -237,16 +291,3 @@ def _value_range(mode: str, smallest: float, largest: float) -> tuple[float, flo
         if smallest >= 0 and largest <= high:
             return 0, high
     return (smallest, largest) if largest > smallest else (smallest, smallest + 1)
-
-
-def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    """Turn `rgb` as the EXIF of `original` says; damaged EXIF turns nothing."""
-    try:
-        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
-        return rgb
-    if turn is None:
-        return rgb
-    turned = rgb.transpose(turn)
-    turned.info.clear()  # or a later reader of its EXIF would turn it again
-    return turned

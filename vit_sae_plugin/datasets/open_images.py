@@ -167,7 +167,11 @@ def _number_or_range(value: str) -> int | tuple[int, int]:
     return (int(first), int(last)) if mark else int(first)
 
 
-_LIMITS: dict[str, Callable[[str], Any]] = {"max_pixels": int, "max_aspect_ratio": float}
+_LIMITS: dict[str, Callable[[str], Any]] = {
+    "max_pixels": int,
+    "max_bytes": int,
+    "max_aspect_ratio": float,
+}
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
     "shapes": {"n_images": int, "n_objects": _number_or_range, "seed": int},
     "folder": {"class_folders": _yes_or_no, **_LIMITS},

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vit_sae_plugin.evaluation.ranking import Ranks
 from vit_sae_plugin.evaluation.sparse_ranking import SparseRanks
 
+Criterion = Literal["average_precision", "auroc"]
 _MAX_BLOCK_VALUES = 2**23
 
 
@@ -25,9 +26,9 @@ class Features(Protocol):
         ...
 
     def scores(
-        self, positives: Sequence[Int[Tensor, " positives"]], score: str
-    ) -> Float[Tensor, "features concepts"]:
-        """``"auroc"`` or ``"average_precision"`` of every feature for every set of patches."""
+        self, positives: Sequence[Int[Tensor, " positives"]], criteria: Sequence[Criterion]
+    ) -> dict[Criterion, Float[Tensor, "features concepts"]]:
+        """Each criterion of every feature for every set of patches."""
         ...
 
     def describe(self, feature: int) -> tuple[int, int]:
@@ -69,6 +70,12 @@ class SparseFeatures:
         _, latent, _ = self._by_latent()
         return torch.bincount(latent, minlength=self.n_features)
 
+    def active_rows(self) -> Bool[Tensor, " n"]:
+        """The patches on which any latent isn't zero."""
+        active = torch.zeros(self.n, dtype=torch.bool)
+        active[self._by_latent()[0]] = True
+        return active
+
     def columns(self, chosen: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen n"]:
         """Scores of all patches under the chosen latents."""
         row, latent, value = self._by_latent()
@@ -80,11 +87,11 @@ class SparseFeatures:
         return dense
 
     def scores(
-        self, positives: Sequence[Int[Tensor, " positives"]], score: str
-    ) -> Float[Tensor, "latents concepts"]:
-        """``"auroc"`` or ``"average_precision"`` of every latent for every set of patches."""
+        self, positives: Sequence[Int[Tensor, " positives"]], criteria: Sequence[Criterion]
+    ) -> dict[Criterion, Float[Tensor, "latents concepts"]]:
+        """Each criterion of every latent for every set of patches."""
         ranks = SparseRanks(*self._by_latent(), self.n, self.n_features)
-        return ranks.scores(positives, score)
+        return {criterion: ranks.scores(positives, criterion) for criterion in criteria}
 
     def describe(self, feature: int) -> tuple[int, int]:
         """A latent is its own feature; it has no sign to choose."""
@@ -116,16 +123,17 @@ class LinearFeatures:
         return self.directions[chosen] @ self.acts.T
 
     def scores(
-        self, positives: Sequence[Int[Tensor, " positives"]], score: str
-    ) -> Float[Tensor, "directions concepts"]:
-        """``"auroc"`` or ``"average_precision"`` of every direction for every set of patches."""
+        self, positives: Sequence[Int[Tensor, " positives"]], criteria: Sequence[Criterion]
+    ) -> dict[Criterion, Float[Tensor, "directions concepts"]]:
+        """Each criterion of every direction for every set of patches."""
         blocks = torch.arange(self.n_features).split(max(1, _MAX_BLOCK_VALUES // len(self.acts)))
-        scores = []
+        found: dict[Criterion, list[Tensor]] = {criterion: [] for criterion in criteria}
         for block in blocks:
             ranks = Ranks(self.columns(block))
-            ask = ranks.auroc if score == "auroc" else ranks.average_precision
-            scores.append(torch.stack([ask(patches) for patches in positives], dim=-1))
-        return torch.cat(scores)
+            for criterion, parts in found.items():
+                ask = ranks.auroc if criterion == "auroc" else ranks.average_precision
+                parts.append(torch.stack([ask(patches) for patches in positives], dim=-1))
+        return {criterion: torch.cat(parts) for criterion, parts in found.items()}
 
     def describe(self, feature: int) -> tuple[int, int]:
         """The direction and its sign."""

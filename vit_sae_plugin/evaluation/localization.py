@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.concept_masks import (
     Concept,
     ConceptMasks,
@@ -21,6 +24,7 @@ from vit_sae_plugin.evaluation.concept_masks import (
 )
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.features import (
+    Criterion,
     Features,
     LinearFeatures,
     SparseFeatures,
@@ -29,33 +33,43 @@ from vit_sae_plugin.evaluation.features import (
     random_latents,
 )
 from vit_sae_plugin.evaluation.image_activations import ImageActivations
+from vit_sae_plugin.evaluation.localization_tables import with_intervals
 from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 from vit_sae_plugin.evaluation.ranking import Ranks, best_iou_threshold, iou, pointing_game
+from vit_sae_plugin.evaluation.reconstruction import check_finite
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
 
-Baseline = Literal["pre_activations", "neurons", "pca", "random", "random_latents"]
-Criterion = Literal["average_precision", "auroc"]
+Baseline = Literal[
+    "pre_activations",
+    "few_latents",
+    "neurons",
+    "pca",
+    "few_random",
+    "random",
+    "random_latents",
+]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+N_DRAWS = 10
+"""Random choices of few candidates; scores are means over them."""
 _LINEAR = ("none", "expected_average_only_in")
 """Normalisations under which ``W_enc`` alone ranks tokens as latents do before their activation."""
-SCORES = ["auroc", "average_precision", "iou", "pointing_game"]
 
 
 @torch.no_grad()
 def localize(
     model: HookedViT,
     sae: SAE[Any],
-    images: ImageSource,
+    images: Any,
     *,
     concept_masks: ConceptMasks | None = None,
     n_images: int | None = None,
     batch_size_images: int = 64,
-    select_by: Criterion = "average_precision",
+    select_by: Criterion | Sequence[Criterion] = CRITERIA,
     min_coverage: float = 0.5,
     min_positive_patches: int = 10,
     baselines: Sequence[Baseline] = BASELINES,
@@ -66,9 +80,16 @@ def localize(
 ) -> EvaluationReport:
     """For each concept find the best latent on one half of the images; score it on the other.
 
-    The report's tables: ``localization``, a row for each method, kind and concept; ``summary``, the
-    means over concepts. Scores of a row are of the chosen feature alone, over the patches of the
-    second half:
+    Images go through the model once, whatever is asked for. The report's tables:
+
+    - ``localization``: a row for each ``selected_by``, method, kind and concept.
+    - ``summary``: means over concepts with their 95 % bootstrap intervals (columns ``…_low`` and
+      ``…_high``): for each kind, for ``all`` concepts, in which a kind weighs as many as it has,
+      and for the ``mean of kinds``, in which each weighs the same. Intervals are over concepts, as
+      if those were drawn from many: they say nothing about another model, SAE or kind of image.
+    - ``differences``: the same of latents less each other method, paired concept by concept.
+
+    Scores of a row are of the chosen feature alone, over the patches of the second half:
 
     - ``auroc``, ``average_precision``: how well it ranks the concept's patches first. A sparse
       latent is silent on most patches, all of which tie: that costs it AUROC where it misses some
@@ -77,9 +98,13 @@ def localize(
       on the first half.
     - ``pointing_game``: share of images with the concept in which its strongest patch shows it.
 
-    The others go through the same code:
+    The others go through the same code. A best of many is better than a best of few, so compare
+    like with like in number, and in sparsity:
 
-    - ``neurons``, the hook's own coordinates, and ``pca`` directions, each with both signs;
+    - ``neurons``, the hook's own coordinates, and ``pca`` directions, each with both signs:
+      2 · d_in candidates;
+    - ``few_latents``, ``few_random``: as many latents (of those that fire) or random directions as
+      ``neurons`` has candidates, drawn at random; means over 10 draws, for which ``feature`` is −1;
     - ``random``: as many random directions as there are latents. They rank every patch, as do
       ``pre_activations``, the latents before ReLU or top-k: compare these two;
     - ``random_latents``: the random directions, each cut off so that it fires as often as the
@@ -88,22 +113,24 @@ def localize(
     Args:
         model: the model whose patches the SAE reads.
         sae: any SAELens SAE that reads patches.
-        images: a source with masks.
+        images: a source with masks, or what ``open_images`` makes one of.
         concept_masks: image index → concept → mask. Default: those of shape scenes.
         n_images: how many to use, halves together; None: all.
         batch_size_images: images in a forward pass.
-        select_by: what the best feature is best at, on the first half.
+        select_by: what the best feature is best at, on the first half: one criterion or several.
         min_coverage: a patch shows a concept if its mask covers at least this share of it.
         min_positive_patches: concepts with fewer patches in either half are left out (and listed).
         baselines: what to score beside the latents: any of the above.
         source: hook and tokens, for an SAE whose metadata don't name them.
         n_workers: processes that decode images.
-        seed: of the split into halves and of the random directions.
+        seed: of the split into halves, of the random directions and draws, and of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the SAE reads no patches, the source has no masks, or too few images.
+        ValueError: the SAE reads no patches, the source has no masks, too few images, activations
+            or latents that aren't finite, or a setting out of range.
     """
+    images = open_images(images)
     source = source or ActivationSource.from_metadata(sae.cfg.metadata)
     source.check_model(model)
     if concept_masks is None:
@@ -114,10 +141,12 @@ def localize(
                 "{(kind, name): mask}"
             )
         concept_masks = lambda index: scene_concept_masks(scene(index))  # noqa: E731
-    if select_by not in get_args(Criterion):
-        raise ValueError(f"select_by is {select_by!r}; want one of {get_args(Criterion)}")
-    if unknown := set(baselines) - set(BASELINES):
-        raise ValueError(f"baselines {sorted(unknown)} are unknown; want some of {BASELINES}")
+    criteria = _known(
+        "select_by", [select_by] if isinstance(select_by, str) else select_by, CRITERIA
+    )
+    if not criteria:
+        raise ValueError(f"select_by is empty; want some of {CRITERIA}")
+    baselines = _known("baselines", baselines, BASELINES)
     walk = ImageActivations(
         model,
         source,
@@ -131,15 +160,6 @@ def localize(
     )
     coder = ModelSpaceSAE(sae, d_head=model.cfg.d_head)
     halves = _collect(walk, coder, concept_masks, min_coverage)
-    methods: dict[str, tuple[Features, Features]] = {
-        "latents": (halves[0].latents, halves[1].latents)
-    }
-    notes = []
-    if "pre_activations" in baselines and sae.cfg.normalize_activations not in _LINEAR:
-        baselines = [name for name in baselines if name != "pre_activations"]
-        rule = sae.cfg.normalize_activations
-        notes.append(f"no pre_activations: under {rule!r} normalization W_enc isn't all of them")
-    methods |= _baseline_features(halves, baselines, sae, seed)
     positives = [half.concepts.positives() for half in halves]
     concepts = [
         concept
@@ -147,43 +167,52 @@ def localize(
         if concept in positives[1]
         and min(len(half[concept]) for half in positives) >= min_positive_patches
     ]
-    left_out = sorted({*positives[0], *positives[1]} - set(concepts))
     if not concepts:
         raise ValueError(
             f"no concept has {min_positive_patches} patches in both halves of "
             f"{walk.n_seen} images; use more images"
         )
-    rows = []
-    for method, (first, second) in methods.items():
-        chosen = best_features(first, [positives[0][c] for c in concepts], select_by)
-        scores = zip(first.columns(chosen), second.columns(chosen), strict=True)
-        for concept, feature, (fitted, tested) in zip(concepts, chosen, scores, strict=True):
-            number, sign = first.describe(int(feature))
-            rows.append(
-                {"method": method, "kind": concept[0], "concept": concept[1]}
-                | {"feature": number, "sign": sign}
-                | score_feature(
-                    fitted,
-                    tested,
-                    positives[0][concept],
-                    positives[1][concept],
-                    halves[1].concepts.n_patches,
-                )
-            )
-    table = pd.DataFrame(rows).set_index(["method", "kind", "concept"])
+    notes = []
+    if left_out := sorted({*positives[0], *positives[1]} - set(concepts)):
+        names = ", ".join(name for _, name in left_out)
+        notes.append(f"left out, for fewer than {min_positive_patches} patches in a half: {names}")
+    methods = _methods(halves, baselines, sae, seed, notes)
+    shown = [tuple(half[concept] for half in positives) for concept in concepts]
+    n_patches = halves[1].concepts.n_patches
+    scored = {name: method.score(shown, criteria, n_patches) for name, method in methods.items()}
+    rows = {
+        (criterion, name, *concept): scores
+        for criterion in criteria
+        for name, by_criterion in scored.items()
+        for concept, scores in zip(concepts, by_criterion[criterion], strict=True)
+    }
+    if silent := methods["latents"].silent_on([first for first, _ in shown]):
+        names = ", ".join(concepts[at][1] for at in silent)
+        notes.append(f"no latent fires on any patch of these, which score by chance: {names}")
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(
+        rows, names=["selected_by", "method", "kind", "concept"]
+    )
+    table = table.astype({"feature": int, "sign": int, "n_positive_patches": int})
     settings = {
         "images": images.name,
         "n_images": walk.n_seen,
         "hook_name": source.hook_name,
-        "select_by": select_by,
         "min_coverage": min_coverage,
         "n_concepts": len(concepts),
-        "n_features": {name: pair[0].n_features for name, pair in methods.items()},
+        "n_live_latents": int((halves[0].latents.n_active() > 0).sum()),
+        "n_candidates": {name: method.n_candidates for name, method in methods.items()},
     }
-    if left_out:
-        names = ", ".join(name for _, name in left_out)
-        notes.append(f"left out, for fewer than {min_positive_patches} patches in a half: {names}")
-    return EvaluationReport({"summary": summarize(table), "localization": table}, settings, notes)
+    summary, differences = with_intervals(table, seed)
+    tables = {"summary": summary, "differences": differences, "localization": table}
+    return EvaluationReport(tables, settings, notes)
+
+
+def _known(what: str, chosen: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    """The known ones among those chosen, in the order known, or an error."""
+    if unknown := set(chosen) - set(known):
+        raise ValueError(f"{what} is {sorted(unknown)}; want some of {tuple(known)}")
+    return [name for name in known if name in chosen]
 
 
 @dataclass
@@ -205,6 +234,7 @@ def _collect(
     for batch, acts_btd in walk:
         patches = _patches(walk.source, cfg, acts_btd)
         latents = coder.encode(patches)
+        check_finite(patches, latents)
         for at, index in enumerate(batch.index.tolist()):
             half = halves[(walk.n_seen - len(batch.ids) + at) % 2]
             half.latents.append(latents[at])
@@ -241,39 +271,127 @@ def _patches(source: ActivationSource, cfg: Any, acts_btd: Tensor) -> Tensor:
     )
 
 
-def _baseline_features(
-    halves: tuple[_Half, _Half], baselines: Sequence[Baseline], sae: SAE[Any], seed: int
-) -> dict[str, tuple[Features, Features]]:
-    """Directions are fitted on the first half, and both halves are centred with its mean."""
+@dataclass
+class _Method:
+    """Candidates on both halves; with ``draws``, the best of some of them, draw by draw."""
+
+    first: Features
+    second: Features
+    draws: Sequence[Tensor] | None = None
+
+    @property
+    def n_candidates(self) -> int:
+        return self.first.n_features if self.draws is None else len(self.draws[0])
+
+    def score(
+        self, shown: Sequence[tuple[Tensor, Tensor]], criteria: Sequence[Criterion], n_patches: int
+    ) -> dict[Criterion, list[dict[str, float]]]:
+        """For each criterion and concept the scores of what it chooses.
+
+        Args:
+            shown: each concept's patches in both halves.
+            criteria: what to choose by.
+            n_patches: patches of an image.
+        """
+        by_criterion = self.first.scores([first for first, _ in shown], criteria)
+
+        @cache
+        def score(feature: int, concept: int) -> dict[str, float]:
+            chosen = torch.tensor([feature])
+            fitted, tested = (half.columns(chosen)[0] for half in (self.first, self.second))
+            number, sign = self.first.describe(feature)
+            scores = score_feature(fitted, tested, *shown[concept], n_patches)
+            return {"feature": number, "sign": sign} | scores
+
+        found = {}
+        for criterion, scores in by_criterion.items():
+            if self.draws is None:
+                best = best_candidates(scores).tolist()
+                found[criterion] = [score(feature, at) for at, feature in enumerate(best)]
+                continue
+            drawn = [draw[best_candidates(scores[draw])].tolist() for draw in self.draws]
+            found[criterion] = [
+                _mean([score(best[at], at) for best in drawn]) for at in range(len(shown))
+            ]
+        return found
+
+    def silent_on(self, positives: Sequence[Tensor]) -> list[int]:
+        """Concepts on whose patches nothing fires."""
+        active = self.first.active_rows()
+        return [at for at, patches in enumerate(positives) if not active[patches].any()]
+
+
+def _mean(draws: Sequence[dict[str, float]]) -> dict[str, float]:
+    means = {name: sum(draw[name] for draw in draws) / len(draws) for name in draws[0]}
+    return means | {"feature": -1, "sign": 1}
+
+
+def _methods(
+    halves: tuple[_Half, _Half],
+    baselines: Sequence[Baseline],
+    sae: SAE[Any],
+    seed: int,
+    notes: list[str],
+) -> dict[str, _Method]:
+    """The latents and what they are compared with.
+
+    Directions are fitted on the first half, and both halves are centred with its mean.
+    """
     first, second = (torch.cat(half.acts) for half in halves)
     mean = first.mean(0)
     first, second = first - mean, second - mean
     d_in, d_sae = first.shape[-1], sae.cfg.d_sae
-    found: dict[str, tuple[Features, Features]] = {}
+    n_few = 2 * d_in  # as many as neurons are with both signs
+
+    def along(directions: Tensor, both_signs: bool = False) -> _Method:
+        return _Method(*(LinearFeatures(acts, directions, both_signs) for acts in (first, second)))
+
+    latents = _Method(halves[0].latents, halves[1].latents)
+    methods = {"latents": latents}
     for baseline in baselines:
-        if baseline == "random_latents":
-            found[baseline] = random_latents(first, second, halves[0].latents.n_active(), seed)
-            continue
         if baseline == "pre_activations":
+            if (rule := sae.cfg.normalize_activations) not in _LINEAR:
+                notes.append(
+                    f"no pre_activations: under {rule!r} normalization W_enc isn't all of them"
+                )
+                continue
             # but for a constant, which ranks don't notice, a latent before its activation function
-            directions = sae.W_enc.detach().float().cpu().T.contiguous()
+            methods[baseline] = along(sae.W_enc.detach().float().cpu().T.contiguous())
+        elif baseline == "few_latents":
+            live = halves[0].latents.n_active().nonzero().flatten()
+            if len(live) <= n_few:
+                notes.append(f"no few_latents: only {len(live)} fire; neurons are {n_few}")
+                continue
+            draws = _draws(live, n_few, seed)
+            methods[baseline] = _Method(latents.first, latents.second, draws)
         elif baseline == "neurons":
-            directions = torch.eye(d_in)
+            methods[baseline] = along(torch.eye(d_in), both_signs=True)
         elif baseline == "pca":
-            directions = principal_directions(first)
+            methods[baseline] = along(principal_directions(first), both_signs=True)
+        elif baseline == "few_random":
+            several = along(random_directions(N_DRAWS * n_few, d_in, seed))
+            several.draws = torch.arange(N_DRAWS * n_few).split(n_few)
+            methods[baseline] = several
+        elif baseline == "random":
+            methods[baseline] = along(random_directions(d_sae, d_in, seed))
         else:
-            directions = random_directions(d_sae, d_in, seed)
-        both_signs = baseline in ("neurons", "pca")
-        found[baseline] = (
-            LinearFeatures(first, directions, both_signs),
-            LinearFeatures(second, directions, both_signs),
-        )
-    return found
+            n_active = halves[0].latents.n_active()
+            methods[baseline] = _Method(*random_latents(first, second, n_active, seed))
+    return methods
 
 
-def best_features(features: Features, positives: Sequence[Tensor], select_by: Criterion) -> Tensor:
-    """For each set of positives the feature that ranks it best; ties go to the lower index."""
-    return features.scores(positives, select_by).argmax(0)
+def _draws(candidates: Tensor, n: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        candidates[torch.randperm(len(candidates), generator=generator)[:n]].sort().values
+        for _ in range(N_DRAWS)
+    ]
+
+
+def best_candidates(scores: Float[Tensor, "features concepts"]) -> Int[Tensor, " concepts"]:
+    """For each concept the feature that ranks it best; ties go to the lower index."""
+    # argmax gives any of several equal ones
+    return (scores == scores.amax(0)).int().argmax(0)
 
 
 def score_feature(
@@ -302,16 +420,3 @@ def _as_mask(indices: Tensor, n: int) -> Tensor:
     mask = torch.zeros(n, dtype=torch.bool)
     mask[indices] = True
     return mask
-
-
-def summarize(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over concepts: a row for each method and kind, and one for all kinds together."""
-    by_kind = table.groupby(level=["method", "kind"], sort=False)
-    overall = table.groupby(level="method", sort=False)
-    parts = []
-    for grouped in (by_kind, overall):
-        part = grouped[SCORES].mean()
-        part.insert(0, "n_concepts", grouped.size())
-        parts.append(part)
-    parts[1].index = pd.MultiIndex.from_product([parts[1].index, ["all"]], names=["method", "kind"])
-    return pd.concat(parts).sort_index(level="kind", sort_remaining=False)

@@ -17,8 +17,8 @@ def tie_bounds(
     """Of sorted values, of which it is known where a new value begins: the first and the last
     position that hold the same value as each position."""
     starts = is_start.nonzero().flatten()
-    ends = torch.cat([starts[1:], starts.new_tensor([len(is_start)])])
-    sizes = ends - starts
+    sizes = torch.cat([starts, starts.new_tensor([len(is_start)])]).diff()
+    ends = starts + sizes
     return starts.repeat_interleave(sizes), (ends - 1).repeat_interleave(sizes)
 
 

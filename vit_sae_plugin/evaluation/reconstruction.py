@@ -127,7 +127,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_finite(acts: Tensor, latents: Tensor, x_hat: Tensor) -> None:
+def check_finite(acts: Tensor, latents: Tensor, x_hat: Tensor | None = None) -> None:
     """Say which of an SAE's input, latents and reconstructions hold NaN or infinity.
 
     Raises:
@@ -139,7 +139,7 @@ def check_finite(acts: Tensor, latents: Tensor, x_hat: Tensor) -> None:
         "the SAE's reconstructions": (x_hat, "check its weights and input scaling"),
     }
     for what, (values, advice) in blame.items():
-        if not values.isfinite().all():
+        if values is not None and not values.isfinite().all():
             raise ValueError(f"{what} hold NaN or infinity; want finite numbers: {advice}")
 
 

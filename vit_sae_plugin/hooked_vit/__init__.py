@@ -4,9 +4,12 @@ from vit_sae_plugin.hooked_vit.config import HookedViTConfig
 from vit_sae_plugin.hooked_vit.errors import (
     HookNameError,
     ModelNameError,
+    UnsafeSettingError,
     UnsupportedTowerError,
+    WeightsError,
 )
 from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
+from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
 from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import (
     AttentionDescription,
@@ -25,5 +28,8 @@ __all__ = [
     "ModelNameError",
     "TokenLayout",
     "TowerDescription",
+    "UnsafeSettingError",
     "UnsupportedTowerError",
+    "WeightsError",
+    "describe_weights",
 ]

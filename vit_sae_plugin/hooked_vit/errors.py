@@ -13,3 +13,11 @@ class HookNameError(ValueError):
 
 class ModelNameError(ValueError):
     """A name that ``HookedViT.from_pretrained`` cannot resolve."""
+
+
+class WeightsError(OSError):
+    """A model's weights cannot be read, or cannot be fetched from where they are kept."""
+
+
+class UnsafeSettingError(ValueError):
+    """A file asks for a way of loading its model that could run code."""

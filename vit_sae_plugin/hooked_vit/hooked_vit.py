@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -48,6 +48,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         tokenizer: from texts to token ids, or None.
         model_name: what ``from_pretrained`` was given, or the class of the wrapped model.
         from_pretrained_kwargs: with ``model_name``, what rebuilds this model (plain JSON data).
+        has_pretrained_weights: True; False: random weights; None: wrapped as an object, unknown.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         self.cfg: HookedViTConfig = read_config(module, tower, self.model_name)
         self.missing_hooks = missing_reasons(tower)
         self.bare_model = module
+        self.has_pretrained_weights: bool | None = None
         plant_hook_tree(self, tower, self.cfg.n_layers)
         self._block_paths = block_paths(module, tower)
         place_hook_tree(self, module, tower, self._block_paths)
@@ -137,8 +139,9 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             model_name: an open_clip name (``"ViT-B-16"``, ``"local-dir:folder"``,
                 ``"hf-hub:org/name"``), ``"shapes-clip"`` (ships with this package),
                 ``"hf:org/name"`` or ``"hf:folder"`` (transformers), ``"timm:name"``.
-            pretrained: open_clip's weight tag, such as ``"openai"`` (None: random weights); for
-                timm, whether to load weights (None: yes).
+            pretrained: open_clip's weight tag, such as ``"openai"``, or a file of weights. False:
+                random weights. None or True: those the name stands for (of open_clip's: OpenAI's,
+                or the only ones there are).
             device: where to put the model (None: CPU).
             dtype: number format of the weights, as ``torch.float16`` or ``"float16"`` (None: as
                 loaded).
@@ -147,28 +150,76 @@ class HookedViT(StackedWeights, StrictHookedRoot):
                 on to the library's loader.
 
         Raises:
-            ModelNameError: the name or the weight tag is unknown; lists near names.
+            ModelNameError: the name or the weight tag is unknown (lists near names), or there are
+                several weights and none was chosen.
+            WeightsError: the weights cannot be read, or fetched.
             TypeError: an argument is not plain JSON data.
         """
-        from vit_sae_plugin.hooked_vit.pretrained import load_pretrained, recorded_kwargs
+        return cls._load(model_name, pretrained, device, dtype, cache_dir, True, kwargs)
 
-        recorded = recorded_kwargs(pretrained, dtype, kwargs)
+    @classmethod
+    def from_recorded(
+        cls,
+        model_name: str,
+        from_pretrained_kwargs: Mapping[str, Any],
+        *,
+        device: str | torch.device | None = None,
+        cache_dir: str | None = None,
+    ) -> Self:
+        """Load a model as a file names it (an SAE's metadata, a run's configuration), which may
+        come from anyone: only plain settings are taken, no code that comes with a model runs, and
+        weights are read as safetensors or with ``weights_only=True``.
+
+        Args:
+            model_name: as for ``from_pretrained``.
+            from_pretrained_kwargs: the arguments that the file holds.
+            device: where to put the model (None: CPU).
+            cache_dir: where downloaded weights are kept (None: the library's own place).
+
+        Raises:
+            UnsafeSettingError: the file wants more than that; says how to allow it by hand.
+            ModelNameError, WeightsError: as ``from_pretrained``.
+        """
+        from vit_sae_plugin.hooked_vit.loading import check_recorded_settings
+
+        check_recorded_settings(model_name, from_pretrained_kwargs)
+        kwargs = dict(from_pretrained_kwargs)
+        pretrained, dtype = kwargs.pop("pretrained", None), kwargs.pop("dtype", None)
+        return cls._load(model_name, pretrained, device, dtype, cache_dir, False, kwargs)
+
+    @classmethod
+    def _load(
+        cls,
+        model_name: str,
+        pretrained: str | bool | None,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        cache_dir: str | None,
+        trusted: bool,
+        kwargs: dict[str, Any],
+    ) -> Self:
+        from vit_sae_plugin.hooked_vit.loading.by_name import load_pretrained, recorded_kwargs
+
+        recorded_kwargs(model_name, False, dtype, kwargs)  # raises before a long download
         loaded = load_pretrained(
             model_name,
             pretrained=pretrained,
             device=device,
             dtype=dtype,
             cache_dir=cache_dir,
+            trusted=trusted,
             **kwargs,
         )
-        return cls.from_module(
+        model = cls.from_module(
             loaded.module,
             preprocess=loaded.preprocess,
             tokenizer=loaded.tokenizer,
             model_name=model_name,
-            from_pretrained_kwargs=recorded,
+            from_pretrained_kwargs=recorded_kwargs(model_name, loaded.pretrained, dtype, kwargs),
             image_size=loaded.image_size,
         )
+        model.has_pretrained_weights = loaded.pretrained is not False
+        return model
 
     def hook_tree(self) -> list[tuple[str, nn.Module]]:
         """All modules of this one except the wrapped model and its parts, by name."""

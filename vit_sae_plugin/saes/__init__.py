@@ -16,6 +16,8 @@ from .matryoshka_topk_training import (
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
+from .saved_sae import load_saved_sae
+from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
 
 __all__ = [
     "MatryoshkaTopKSAE",
@@ -28,6 +30,8 @@ __all__ = [
     "PatchSAEConfig",
     "PatchTrainingSAE",
     "PatchTrainingSAEConfig",
+    "SignedTopKSAE",
+    "SignedTopKSAEConfig",
     "StandardGhostTrainingSAE",
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",
@@ -35,6 +39,7 @@ __all__ = [
     "export_as_standard",
     "export_as_topk",
     "ghost_gradient_error",
+    "load_saved_sae",
     "register",
     "save_exported",
 ]

@@ -10,7 +10,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from sae_lens import SAE, SAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
+from vit_sae_plugin.atomic_files import write_folder_atomically
+from vit_sae_plugin.fingerprints import write_manifest
+
 from .patch_aggregated import PatchAggregatedSAE
+from .saved_sae import check_finite_weights
 
 ExportArchitecture = Literal["standard", "topk"]
 
@@ -108,15 +112,21 @@ def save_exported(
 ) -> Path:
     """Export ``sae`` and save it as a SAELens folder (``cfg.json``, ``sae_weights.safetensors``).
 
+    ``manifest.json`` beside them keeps their hashes. The folder appears when it is complete.
+
     Args:
         sae: the SAE.
-        folder: where to; made if missing.
+        folder: where to; a new folder, or an empty one.
         architecture: "standard" or "topk".
         k: for "topk", see :func:`export_as_topk`.
 
     Raises:
-        ValueError: the SAE can't be exported like that.
+        ValueError: the SAE can't be exported like that, or its weights aren't finite.
+        FileExistsError: the folder isn't empty: nothing is replaced.
     """
+    folder = Path(folder)
+    check_new_folder(folder)
+    check_finite_weights(sae.state_dict(), "this SAE")
     if architecture == "standard":
         if k is not None:
             raise ValueError(f"k={k} has no meaning for a 'standard' SAE; leave it out")
@@ -125,8 +135,25 @@ def save_exported(
         plain = export_as_topk(sae, k)
     else:
         raise ValueError(f"architecture={architecture!r}: choose 'standard' or 'topk'")
-    plain.save_model(folder)
-    return Path(folder)
+
+    def write(new_folder: Path) -> None:
+        plain.save_model(new_folder)
+        write_manifest(new_folder)
+
+    write_folder_atomically(folder, write)
+    return folder
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise unless a folder is new or empty.
+
+    Raises:
+        FileExistsError: there is something in it, or it is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} exists and is not empty; an export replaces nothing: name a new folder"
+        )
 
 
 def _without_aggregation(sae: SAE[Any]) -> SAE[Any]:

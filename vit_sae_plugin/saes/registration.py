@@ -28,6 +28,7 @@ from .matryoshka_topk_training import (
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .relative_l1_sae import RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig
+from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
 
 Classes = tuple[type[Any], type[Any]]
 
@@ -37,6 +38,7 @@ SAE_CLASSES: dict[str, Classes] = {
     "patchsae": (PatchSAE, PatchSAEConfig),
     "matryoshka_topk": (MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig),
     "patch_aggregated": (PatchAggregatedSAE, PatchAggregatedSAEConfig),
+    "signed_topk": (SignedTopKSAE, SignedTopKSAEConfig),
     "standard_ghost": (StandardSAE, StandardSAEConfig),
     "topk_ghost": (TopKSAE, TopKSAEConfig),
     "standard_relative_l1": (StandardSAE, StandardSAEConfig),

@@ -97,9 +97,21 @@ class CheckpointFolder:
             )
         return None
 
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that the newest readable checkpoint was made with; None if none says so.
+
+        Its files aren't checked: that takes as long as reading them.
+        """
+        for folder in self._folders():
+            try:
+                return read_state(folder)["settings"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
+
     def delete_leftovers(self) -> None:
-        """Delete what interrupted writing left behind."""
-        delete_leftovers(self.path)
+        """Delete what interrupted writing left behind. Nobody else may be writing."""
+        delete_leftovers(self.path, exclusive=True)
 
     def _folders(self) -> list[Path]:
         """All checkpoints, the newest first."""

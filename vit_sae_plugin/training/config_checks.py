@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import types
 from collections.abc import Iterable
-from dataclasses import fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vit_sae_plugin.near_names import near_names
 
@@ -52,51 +49,3 @@ def check_hook_name(hook_name: str) -> None:
     names = [*_HOOKS_OUTSIDE_BLOCKS, *(prefix + name for name in _HOOKS_OF_A_BLOCK)]
     if hook_name not in names:
         raise ValueError(unknown_name_message("hook", hook_name, names))
-
-
-def check_field_types(config: Any) -> None:
-    """Check a dataclass's values against its annotations; make whole floats integers.
-
-    YAML and the command line read ``2e6`` as a float where an integer is wanted.
-
-    Raises:
-        ValueError: for the first value of the wrong type.
-    """
-    hints = get_type_hints(type(config))
-    for entry in fields(config):
-        value, hint = getattr(config, entry.name), hints[entry.name]
-        accepted = _plain_types(hint)
-        if accepted is None:
-            continue
-        if int in accepted and float not in accepted and isinstance(value, float):
-            if value.is_integer():
-                value = int(value)
-        elif float in accepted and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        wrong_bool = isinstance(value, bool) and bool not in accepted
-        literals = _literals(hint)
-        if wrong_bool or not (isinstance(value, tuple(accepted)) or value in literals):
-            names = [kind.__name__.replace("NoneType", "None") for kind in accepted]
-            wanted = " or ".join([*names, *map(repr, literals)])
-            raise ValueError(f"{entry.name} is {value!r}, a {type(value).__name__}; want {wanted}")
-        setattr(config, entry.name, value)
-
-
-def _plain_types(hint: Any) -> list[type] | None:
-    """The classes an annotation accepts; None if it isn't made of plain classes."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    accepted: list[type] = []
-    for member in members:
-        origin = get_origin(member) or member
-        if origin is Literal:
-            continue
-        if not isinstance(origin, type):
-            return None
-        accepted.append(origin)
-    return accepted
-
-
-def _literals(hint: Any) -> list[Any]:
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    literals = [member for member in members if get_origin(member) is Literal]
-    return [value for literal in literals for value in get_args(literal)]

@@ -23,6 +23,11 @@ class _StopWaiting(BaseException):
 class InterruptRequest:
     """While entered, the first SIGINT or SIGTERM is noted; a second SIGINT stops at once.
 
+    Nor does a dying child process disturb anything: PyTorch's handler of SIGCHLD raises an error
+    wherever this process is if a worker process was killed, and a signal to the process group kills
+    workers in the middle of a training step or of a checkpoint. (That a worker has died is noticed
+    all the same, where its next batch is waited for.)
+
     Outside the main thread signals can't be handled, and nothing changes.
     """
 
@@ -36,6 +41,7 @@ class InterruptRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
+            self._ignore_children()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,13 +55,20 @@ class InterruptRequest:
         """
         try:
             self._waiting = True
-            result = None if self.requested else function()
+            if self.requested:
+                return None
+            result = function()
             self._waiting = False
             return result
         except _StopWaiting:
             return None
+        except Exception:
+            if self.requested:
+                return None  # worker processes were stopped together with this one
+            raise
         finally:
             self._waiting = False
+            self._ignore_children()  # PyTorch sets its handler when it starts its first workers
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -69,3 +82,16 @@ class InterruptRequest:
         self.requested = True
         if self._waiting:
             raise _StopWaiting
+
+    def _ignore_children(self) -> None:
+        child = getattr(signal, "SIGCHLD", None)  # Windows has none
+        if child is None or not self._previous:
+            return
+        current = signal.getsignal(child)
+        if callable(current) and current is not _do_nothing:
+            self._previous[child] = current
+            signal.signal(child, _do_nothing)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass

@@ -14,22 +14,37 @@ MAY_CHANGE = frozenset(
 """Settings that don't alter the result (images are compared by their fingerprint)."""
 
 
-def check_same_settings(run: ViTSAERunnerConfig, now: ViTSAERunnerConfig) -> None:
+def settings_that_count(config: ViTSAERunnerConfig) -> dict[str, Any]:
+    """The settings that alter a run's result, by name, as plain values; kept in checkpoints."""
+    values = config.to_dict()
+    values |= {f"sae.{name}": value for name, value in values.pop("sae").items()}
+    return {name: value for name, value in values.items() if name not in MAY_CHANGE}
+
+
+def check_same_settings(run: dict[str, Any], now: ViTSAERunnerConfig) -> None:
     """Raise a ValueError naming the settings that would alter the result of the run.
 
+    A run with a constant learning rate may be made longer or shorter: what is behind it would have
+    been the same.
+
     Args:
-        run: the settings that the run began with.
-        now: those it should go on with.
+        run: the settings that count, as a checkpoint has them.
+        now: the settings that the run should go on with.
     """
-    before, after = _flat(run), _flat(now)
+    after = settings_that_count(now)
+    may_change = set()
+    if run.get("lr_scheduler_name") == "constant" and run.get("lr_decay_steps") == 0:
+        may_change.add("training_tokens")
     _refuse(
         {
-            name: (before.get(name), after.get(name))
-            for name in {**before, **after}
-            if name not in MAY_CHANGE and before.get(name) != after.get(name)
+            name: (run.get(name), after.get(name))
+            for name in {**run, **after}
+            if name not in may_change and run.get(name) != after.get(name)
         },
         "settings",
-        "want the same, or another output_path for a new run",
+        "want the same, or another output_path for a new run (what may change: "
+        f"{', '.join(sorted(MAY_CHANGE - {'resume_from_checkpoint'}))}, and training_tokens of a "
+        "run whose learning rate is constant)",
     )
 
 
@@ -58,8 +73,3 @@ def _refuse(differing: dict[str, tuple[Any, Any]], what: str, wanted: str) -> No
             for name, (before, after) in sorted(differing.items())
         )
         raise ValueError(f"can't resume with other {what} ({listed}); {wanted}")
-
-
-def _flat(config: ViTSAERunnerConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    return values | {f"sae.{name}": value for name, value in values.pop("sae").items()}

@@ -22,20 +22,25 @@ from sae_lens.util import temporary_seed
 from safetensors.torch import save_file
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.activations.activations_store import ViTActivationsStore
-from vit_sae_plugin.activations.embedding_store import EmbeddingStore
+from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.atomic_files import delete_leftovers, write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
+from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
 from vit_sae_plugin.training.language_model_config import (
     check_context_size,
     from_language_model_config,
 )
-from vit_sae_plugin.training.resume_checks import check_same_input, check_same_settings
+from vit_sae_plugin.training.resume_checks import (
+    check_same_input,
+    check_same_settings,
+    settings_that_count,
+)
 from vit_sae_plugin.training.row_stores import store_of_embeddings, store_of_images
+from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
-from vit_sae_plugin.training.training_loop import RowStore, TrainingLoop
+from vit_sae_plugin.training.training_loop import TrainingLoop
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
@@ -56,9 +61,9 @@ class ViTSAETrainingRunner:
 
     Args:
         cfg: the settings; SAELens's own config with ``model_class_name="HookedViT"`` will do.
-        override_model: use this model instead of loading ``cfg.model_name``.
         override_images: use these images instead of ``cfg.dataset_path``: anything that
             :func:`~vit_sae_plugin.datasets.open_images` takes.
+        override_model: use this model instead of loading ``cfg.model_name``.
         override_sae: train this SAE instead of a new one.
         override_store: train on these rows, and load neither model nor images.
 
@@ -66,20 +71,28 @@ class ViTSAETrainingRunner:
         ValueError: a setting doesn't fit the model (unknown hook, other width) or this machine;
             or, in a resumed run, differs from what the run began with.
         FileExistsError: the folder holds another run.
+        RunInUseError: another process writes in the folder.
     """
 
     def __init__(
         self,
         cfg: ViTSAERunnerConfig | LanguageModelSAERunnerConfig[Any],
-        override_model: HookedViT | None = None,
         override_images: Any = None,
+        override_model: HookedViT | None = None,
         override_sae: TrainingSAE[Any] | None = None,
         override_store: RowStore | None = None,
     ) -> None:
+        if isinstance(override_images, HookedViT):
+            raise TypeError(
+                "override_images is a HookedViT; want images (as in SAELens the data come first): "
+                "name the arguments, override_images=… and override_model=…"
+            )
         given = cfg
         if isinstance(cfg, LanguageModelSAERunnerConfig):
             cfg = from_language_model_config(cfg)
         self.cfg: ViTSAERunnerConfig = cfg
+        if cfg.run_folder is not None:
+            check_free(cfg.run_folder)
         self._check_folder()
         _check_devices(cfg)
         self.model = override_model
@@ -99,7 +112,7 @@ class ViTSAETrainingRunner:
                 check_context_size(given, self.model.cfg.n_tokens)
             self.images = self._open_images(override_images)
             self.store = store_of_images(cfg, self.model, self.images)
-        _check_width(cfg, getattr(self.store, "d_in", cfg.sae.d_in))
+        _check_width(cfg, self.store.d_in)
         self.sae = override_sae if override_sae is not None else self._new_sae()
         self.sae.to(cfg.device)
         self._set_metadata()
@@ -108,8 +121,8 @@ class ViTSAETrainingRunner:
     def resume(
         cls,
         run_folder: str | Path,
-        override_model: HookedViT | None = None,
         override_images: Any = None,
+        override_model: HookedViT | None = None,
         override_store: RowStore | None = None,
         **changes: Any,
     ) -> ViTSAETrainingRunner:
@@ -117,7 +130,7 @@ class ViTSAETrainingRunner:
 
         Args:
             run_folder: the run's folder.
-            override_model, override_images, override_store: as the run began with.
+            override_images, override_model, override_store: as the run began with.
             changes: settings that may differ from the run's: devices, workers, what is logged.
 
         Raises:
@@ -132,7 +145,7 @@ class ViTSAETrainingRunner:
         cfg = ViTSAERunnerConfig.load(folder / CONFIG_FILE)
         places = {"output_path": str(folder), "resume_from_checkpoint": str(folder)}
         cfg = replace(cfg, **{**places, **changes})
-        return cls(cfg, override_model, override_images, override_store=override_store)
+        return cls(cfg, override_images, override_model, override_store=override_store)
 
     def run(self) -> TrainingSAE[Any]:
         """Train, save, and return the SAE.
@@ -141,13 +154,22 @@ class ViTSAETrainingRunner:
             TrainingInterruptedError: Ctrl-C or SIGTERM; the message says how to go on.
             DivergedError: the loss or the gradient is no longer finite.
             DamagedCheckpointError: a resumed run has checkpoints, but none is intact.
+            RunInUseError: another process writes in the run's folder.
         """
+        if self.cfg.run_folder is None:
+            return self._run()
+        self.cfg.run_folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.cfg.run_folder):
+            self._check_folder()  # another run may have come and gone
+            return self._run()
+
+    def _run(self) -> TrainingSAE[Any]:
         cfg = self.cfg
         with temporary_seed(cfg.seed), self._compiled_sae(), self._weights_and_biases() as wandb:
             trainer = ViTSAETrainer(
                 cfg.to_sae_trainer_config(),
                 self.sae,
-                self.store,  # type: ignore[arg-type]
+                self.store,
                 clip_grad_norm=cfg.clip_grad_norm,  # type: ignore[arg-type]
                 optimizer=cfg.optimizer,
                 adam_eps=cfg.adam_eps,
@@ -181,7 +203,7 @@ class ViTSAETrainingRunner:
             if cfg.resume_from_checkpoint is not None:
                 self._restore(loop, metrics_file)
             loop.run()
-            self._finish(trainer)
+            self._finish(trainer, loop.l0)
         return self.sae
 
     def _open_images(self, override_images: Any) -> ImageSource:
@@ -205,9 +227,9 @@ class ViTSAETrainingRunner:
         else:
             names = "model_name model_class_name model_from_pretrained_kwargs hook_name token_kind"
             described = {name: getattr(self.cfg, name) for name in names.split()}
-        statistics = getattr(self.store, "statistics", None)
-        if statistics is not None:
-            described["input_statistics"] = statistics.to_metadata()
+        described |= self.store.describe()
+        if self.store.statistics is not None:
+            described["input_statistics"] = self.store.statistics.to_metadata()
         for name, value in {**described, "dataset_path": self.cfg.dataset_path}.items():
             metadata[name] = value
 
@@ -229,18 +251,20 @@ class ViTSAETrainingRunner:
             )
         if not (folder / CONFIG_FILE).is_file():
             raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG_FILE} in it")
-        check_same_settings(ViTSAERunnerConfig.load(folder / CONFIG_FILE), self.cfg)
+        checkpoints = self._checkpoints()
+        settings = None if checkpoints is None else checkpoints.settings()
+        if settings is None:
+            # nothing has been trained yet with other settings than the file's
+            settings = settings_that_count(ViTSAERunnerConfig.load(folder / CONFIG_FILE))
+        check_same_settings(settings, self.cfg)
 
     def _checkpoints(self) -> CheckpointFolder | None:
         folder = self.cfg.checkpoint_folder
         return None if folder is None else CheckpointFolder(folder)
 
     def _run_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        if isinstance(self.store, ViTActivationsStore):
-            state["model"] = self.store.source.to_metadata()
-        if isinstance(self.store, EmbeddingStore):
-            state["embeddings"] = self.store.embeddings.fingerprint()
+        state: dict[str, Any] = self.store.fingerprint()
+        state["settings"] = settings_that_count(self.cfg)
         if self.images is not None:
             state["images"] = self.images.fingerprint()
         return state
@@ -249,29 +273,30 @@ class ViTSAETrainingRunner:
         folder = self.cfg.run_folder
         if folder is None:
             return None
-        folder.mkdir(parents=True, exist_ok=True)
-        delete_leftovers(folder)
-        delete_leftovers(self.cfg.checkpoint_folder or folder)
-        if self.cfg.resume_from_checkpoint is None:
-            self.cfg.save(folder / CONFIG_FILE)
+        for place in {folder, self.cfg.checkpoint_folder or folder}:
+            delete_leftovers(place, exclusive=True)
+        replace(self.cfg, resume_from_checkpoint=None).save(folder / CONFIG_FILE)
         return MetricsFile(folder / METRICS_FILE)
 
     def _restore(self, loop: TrainingLoop, metrics_file: MetricsFile | None) -> None:
         checkpoint = loop.checkpoints.newest_intact() if loop.checkpoints else None
         if checkpoint is not None:
-            check_same_input(read_state(checkpoint), loop.run_state)
+            saved, now = read_state(checkpoint), dict(loop.run_state)
+            settings = now.pop("settings")
+            check_same_settings(saved.get("settings", settings), self.cfg)
+            check_same_input(saved, now)
             loop.restore(checkpoint)
         if metrics_file is not None:
             metrics_file.rewind(loop.trainer.n_training_steps)
         skipped_file = Path(self.cfg.output_path or "") / SKIPPED_FILE
-        if isinstance(self.store, ViTActivationsStore) and skipped_file.is_file():
+        if self.store.skipped is not None and skipped_file.is_file():
             self.store.skipped = SkippedImages.load(skipped_file)
 
     def _save_skipped(self) -> None:
-        if self.cfg.run_folder is not None and isinstance(self.store, ViTActivationsStore):
+        if self.cfg.run_folder is not None and self.store.skipped is not None:
             self.store.skipped.save(self.cfg.run_folder / SKIPPED_FILE)
 
-    def _finish(self, trainer: ViTSAETrainer) -> None:
+    def _finish(self, trainer: ViTSAETrainer, l0: float | None) -> None:
         """Fold the input's normalisation into the weights, as SAELens does, and save the SAE."""
         scaler, sae = trainer.activation_scaler, trainer.sae
         if scaler.scaling_factor is not None:
@@ -282,6 +307,9 @@ class ViTSAETrainingRunner:
             sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
             scaler.whitening = None
         trainer.set_final_sae_metadata()
+        if l0 is not None:
+            # SAELens's is the mean of the last sparsity window: of the whole run, if it is short
+            sae.cfg.metadata.l0 = l0
         sae.cfg.metadata.input_scaling = None
         sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
         if self.cfg.run_folder is None:
@@ -292,6 +320,7 @@ class ViTSAETrainingRunner:
             sae.save_inference_model(folder)
             save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
             (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
+            write_manifest(folder)
 
         folder = self.cfg.run_folder / SAE_FOLDER
         write_folder_atomically(folder, write)

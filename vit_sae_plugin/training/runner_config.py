@@ -12,10 +12,10 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
+from vit_sae_plugin.field_types import check_field_types
 from vit_sae_plugin.hooked_vit.token_layout import check_token_kind
 from vit_sae_plugin.training.config_checks import (
     check_choice,
-    check_field_types,
     check_hook_name,
     check_positive,
 )

@@ -5,34 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from sae_lens.constants import SPARSITY_FILENAME
-from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationWhitening
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
 from vit_sae_plugin.training.interruption import InterruptRequest, TrainingInterruptedError
 from vit_sae_plugin.training.training_metrics import step_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 RNG_FILE = "rng_state.safetensors"
-
-
-class RowStore(Protocol):
-    """A SAELens data provider that can go on where it was."""
-
-    def __next__(self) -> Tensor:
-        """The next batch of rows ``[rows, d_in]``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values from which :meth:`load_state_dict` goes on."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the store that gave ``state`` was."""
+TRAINING_WEIGHTS_FILE = "training_weights.safetensors"
 
 
 class DivergedError(RuntimeError):
@@ -82,6 +72,8 @@ class TrainingLoop:
         self.log_every_n_steps = log_every_n_steps
         self.how_to_resume = how_to_resume
         self.show_progress = show_progress
+        self.l0: float | None = None
+        """Mean number of active latents of a row, in the last training batch; None before it."""
         self._last_checkpoint: Path | None = None
         self._saved_at = time.monotonic()
 
@@ -93,48 +85,60 @@ class TrainingLoop:
             DivergedError: the loss or the gradient is no longer finite; the last good checkpoint
                 is kept.
         """
-        trainer = self.trainer
-        budget = trainer.cfg.total_training_samples
-        timer = _RowTimer(trainer.n_training_samples)
         self._saved_at = time.monotonic()
+        budget = self.trainer.cfg.total_training_samples
         with InterruptRequest() as interrupt, self._progress_bar(budget) as bar:
-            if not interrupt.wait_for(self._estimate_normalization):
-                raise TrainingInterruptedError("stopped before the first step: nothing to save")
-            while trainer.n_training_samples < budget:
-                position = self.store.state_dict()
-                batch = interrupt.wait_for(lambda: next(self.store))
-                if batch is None:
-                    self._stop(position)
-                if window := trainer.maybe_reset_sparsity():
-                    self.report_window(window)
-                output = trainer.step(batch)
-                trainer.n_training_steps += 1
-                self._check_finite(output)
-                bar.update(len(batch))
-                finished = trainer.n_training_samples >= budget
-                if finished or trainer.n_training_steps % self.log_every_n_steps == 0:
-                    metrics = step_metrics(trainer, output)
-                    rate = timer.rows_per_second(trainer.n_training_samples)
-                    self.report({**metrics, "tokens_per_second": rate})
-                    bar.set_postfix_str(_summary(metrics, trainer.sae.cfg.d_sae))
-                self._save_if_due()
-                if interrupt.requested and not finished:
-                    self._stop(self.store.state_dict())
-            self._save(self.store.state_dict())
+            try:
+                self._train(interrupt, bar)
+            finally:
+                self.store.close()
 
     def restore(self, checkpoint: Path) -> None:
         """Put SAE, trainer, store and random generators where they were at a checkpoint."""
         state = read_state(checkpoint)
         trainer = self.trainer
-        trainer.sae.load_weights_from_checkpoint(checkpoint)
+        _load_weights(trainer.sae, checkpoint)
         trainer.load_trainer_state(checkpoint)
         trainer.n_steps_above_max_norm.fill_(state["n_steps_above_max_norm"])
         trainer.checkpoint_thresholds = [
             n_rows for n_rows in trainer.checkpoint_thresholds if n_rows >= state["n_tokens"]
         ]
+        self.l0 = state.get("l0")
         self.store.load_state_dict(state["store"])
         _restore_generators(load_file(checkpoint / RNG_FILE))
         self._last_checkpoint = checkpoint
+
+    def _train(self, interrupt: InterruptRequest, bar: tqdm) -> None:
+        trainer, budget = self.trainer, bar.total
+        clock = _RowClock(trainer.n_training_samples)
+        if not interrupt.wait_for(self._estimate_normalization):
+            raise TrainingInterruptedError("stopped before the first step: nothing to save")
+        while trainer.n_training_samples < budget:
+            position = self.store.state_dict()
+            try:
+                batch = interrupt.wait_for(lambda: next(self.store))
+            except Exception:
+                if trainer.n_training_steps > 0:
+                    self._save(position)
+                raise
+            if batch is None:
+                self._stop(position)
+            if window := trainer.maybe_reset_sparsity():
+                self.report_window(window)
+            output = trainer.step(batch)
+            trainer.n_training_steps += 1
+            self._check_finite(output)
+            bar.update(min(len(batch), budget - bar.n))  # past its total it shows no share
+            finished = trainer.n_training_samples >= budget
+            if finished or trainer.n_training_steps % self.log_every_n_steps == 0:
+                metrics = step_metrics(trainer, output)
+                self.report({**metrics, **clock.rates(trainer.n_training_samples)})
+                self.l0 = metrics["l0"] if finished else None
+                bar.set_postfix_str(_summary(metrics, trainer.sae.cfg.d_sae))
+            self._save_if_due()
+            if interrupt.requested and not finished:
+                self._stop(self.store.state_dict())
+        self._save(self.store.state_dict())
 
     def _estimate_normalization(self) -> bool:
         # as SAETrainer.fit does; a checkpoint's own estimate is kept
@@ -179,6 +183,7 @@ class TrainingLoop:
             **self.run_state,
             "n_tokens": trainer.n_training_samples,
             "n_steps_above_max_norm": int(trainer.n_steps_above_max_norm.item()),
+            "l0": self.l0,
             "store": store_state,
         }
         self._last_checkpoint = self.checkpoints.save(
@@ -193,7 +198,14 @@ class TrainingLoop:
         )
 
     def _write_files(self, folder: Path) -> None:
-        self.trainer.sae.save_model(folder)
+        sae, whitening = self.trainer.sae, self.trainer.activation_scaler.whitening
+        if whitening is None:
+            sae.save_model(folder)
+        else:
+            # Whoever opens the checkpoint has the rows and not their whitening, which is too large
+            # for the metadata: the SAE that opens is the finished one, with it in the weights.
+            _whitened(sae, whitening).save_inference_model(folder)
+            _save_weights(sae, folder)
         self.trainer.save_trainer_state(folder)
         save_file({"sparsity": self.trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
         save_file(_generators(), folder / RNG_FILE)
@@ -207,7 +219,7 @@ class TrainingLoop:
     def _progress_bar(self, budget: int) -> tqdm:
         return tqdm(
             total=budget,
-            initial=self.trainer.n_training_samples,
+            initial=min(self.trainer.n_training_samples, budget),
             desc="training",
             unit="tok",
             unit_scale=True,
@@ -216,17 +228,59 @@ class TrainingLoop:
         )
 
 
-class _RowTimer:
-    """Rows a second since it was last asked."""
+class _RowClock:
+    """Rows a second, over wall time."""
 
     def __init__(self, n_rows: int) -> None:
-        self._n_rows, self._time = n_rows, time.perf_counter()
+        self._first = self._last = (n_rows, time.perf_counter())
 
-    def rows_per_second(self, n_rows: int) -> float:
-        now = time.perf_counter()
-        rate = (n_rows - self._n_rows) / max(now - self._time, 1e-9)
-        self._n_rows, self._time = n_rows, now
-        return rate
+    def rates(self, n_rows: int) -> dict[str, float]:
+        """Since the start or resumption of the run, and since this was last asked.
+
+        The latter comes in bursts, for rows do: a buffer is filled, then served.
+        """
+        now = (n_rows, time.perf_counter())
+        rates = {
+            "tokens_per_second": _rate(self._first, now),
+            "tokens_per_second_since_last_line": _rate(self._last, now),
+        }
+        self._last = now
+        return rates
+
+
+def _rate(before: tuple[int, float], now: tuple[int, float]) -> float:
+    return (now[0] - before[0]) / max(now[1] - before[1], 1e-9)
+
+
+def _whitened(sae: TrainingSAE[Any], whitening: ActivationWhitening) -> TrainingSAE[Any]:
+    """A copy of an SAE with the whitening of its input in its weights, as a finished one has it."""
+    cfg = type(sae.cfg).from_dict({**sae.cfg.to_dict(), "device": "meta"})
+    copy = type(sae)(cfg)  # without memory: the weights follow
+    weights = {name: value.detach().clone() for name, value in sae.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    copy.to(sae.cfg.device)
+    copy.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
+    return copy
+
+
+def _save_weights(sae: TrainingSAE[Any], folder: Path) -> None:
+    weights = sae.state_dict()
+    sae.process_state_dict_for_saving(weights)
+    save_file(weights, folder / TRAINING_WEIGHTS_FILE)
+
+
+def _load_weights(sae: TrainingSAE[Any], checkpoint: Path) -> None:
+    """Copy a checkpoint's weights into the SAE's own parameters.
+
+    They stay where they are in memory: with parameters that lie at other alignments, as those of a
+    mapped file do, matrix products differ in the last bit on some processors.
+    """
+    if not (checkpoint / TRAINING_WEIGHTS_FILE).is_file():
+        sae.load_weights_from_checkpoint(checkpoint)
+        return
+    weights = load_file(checkpoint / TRAINING_WEIGHTS_FILE)
+    sae.process_state_dict_for_loading(weights)
+    sae.load_state_dict(weights)
 
 
 def _summary(metrics: dict[str, Any], d_sae: int) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
-from vit_sae_plugin.hooked_vit.errors import ModelNameError
-from vit_sae_plugin.hooked_vit.loaded_model import LoadedModel, near_models
+from vit_sae_plugin.hooked_vit.errors import ModelNameError, WeightsError
+from vit_sae_plugin.hooked_vit.loading.loaded_model import LoadedModel, in_one_line
+from vit_sae_plugin.near_names import near_names
 
 
 def load_timm(
-    name: str, *, pretrained: str | bool | None, cache_dir: str | None, **kwargs: Any
+    name: str,
+    *,
+    pretrained: str | bool | None,
+    cache_dir: str | None,
+    trusted: bool,
+    **kwargs: Any,
 ) -> LoadedModel:
     """A timm model with its evaluation transform.
 
@@ -17,10 +24,13 @@ def load_timm(
         name: timm's name, with its weight tag after a dot if there are several.
         pretrained: load weights (None: yes).
         cache_dir: where downloads are kept.
+        trusted: makes no difference: timm reads weights with ``weights_only=True``, unless one of
+            the settings says otherwise that a file may not hold.
         kwargs: go to ``timm.create_model``.
 
     Raises:
         ModelNameError: timm has no such model, or ``pretrained`` is a tag.
+        WeightsError: the weights cannot be read, or fetched.
         ImportError: timm is not installed.
     """
     try:
@@ -39,12 +49,19 @@ def load_timm(
     if not timm.is_model(name.partition(".")[0]) and not name.startswith("hf-hub:"):
         raise ModelNameError(
             f"There is no timm model named {name!r}. Near names: "
-            f"{near_models(name, timm.list_models())}. All: timm.list_models()."
+            f"{', '.join(near_names(name, timm.list_models(), n=6, cutoff=0.4))}. "
+            "All: timm.list_models()."
         )
-    module = timm.create_model(
-        name, pretrained=pretrained is not False, cache_dir=cache_dir, **kwargs
-    )
+    wants_weights = pretrained is not False
+    try:
+        module = timm.create_model(name, pretrained=wants_weights, cache_dir=cache_dir, **kwargs)
+    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"timm cannot load 'timm:{name}': {in_one_line(error)} (Weights are downloaded once, "
+            "which needs a network; pretrained=False gives random weights.)"
+        ) from error
     image_size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     args = {} if image_size is None else {"input_size": (3, *image_size)}
     data = resolve_model_data_config(module, args=args)
-    return LoadedModel(module, create_transform(**data, is_training=False), None)
+    preprocess = create_transform(**data, is_training=False)
+    return LoadedModel(module, preprocess, None, pretrained=wants_weights)

@@ -10,8 +10,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from vit_sae_plugin.hooked_vit.errors import ModelNameError
-from vit_sae_plugin.hooked_vit.loaded_model import LoadedModel, near_models
+from vit_sae_plugin.hooked_vit.errors import ModelNameError, UnsafeSettingError
+from vit_sae_plugin.hooked_vit.loading.loaded_model import LoadedModel, in_one_line
+from vit_sae_plugin.near_names import near_names
 
 
 class ImageProcessorTransform:
@@ -48,38 +49,66 @@ class TextTokenizer:
         )
 
 
-def load_transformers(name: str, *, cache_dir: str | None, **kwargs: Any) -> LoadedModel:
+def load_transformers(
+    name: str,
+    *,
+    pretrained: str | bool | None,
+    cache_dir: str | None,
+    trusted: bool,
+    **kwargs: Any,
+) -> LoadedModel:
     """A transformers model with its image processor, and its tokenizer if it has a text tower.
 
     Args:
         name: a name on the Hub, or a folder.
+        pretrained: load weights (None: yes); False builds the same model with random ones.
         cache_dir: where downloads are kept.
+        trusted: False: run no code that comes with the model.
         kwargs: go to ``AutoModel.from_pretrained``.
 
     Raises:
         ModelNameError: neither a folder nor a model on the Hub (or the Hub cannot be reached).
+        UnsafeSettingError: not trusted, and the model's configuration names code to be fetched.
     """
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+    if isinstance(pretrained, str):
+        raise ModelNameError(
+            f"pretrained is {pretrained!r}, but the weights of 'hf:{name}' are part of the name "
+            "(revision= chooses a version); want True (or nothing), or False for random weights"
+        )
+    no_code: dict[str, Any] = {} if trusted else {"trust_remote_code": False}
     try:
-        module = AutoModel.from_pretrained(name, cache_dir=cache_dir, **kwargs)
+        if not trusted:
+            config = AutoConfig.from_pretrained(name, cache_dir=cache_dir, **no_code, **kwargs)
+            _refuse_fetched_kernels(name, config)
+        if pretrained is False:
+            config = AutoConfig.from_pretrained(name, cache_dir=cache_dir, **no_code, **kwargs)
+            module = AutoModel.from_config(config, **no_code)
+        else:
+            only = {} if trusted else {"weights_only": True}
+            module = AutoModel.from_pretrained(
+                name, cache_dir=cache_dir, **no_code, **only, **kwargs
+            )
     except OSError as error:
         folder = Path(name).expanduser()
         beside = [path.name for path in folder.parent.glob("*") if (path / "config.json").exists()]
-        near = f" Models beside it: {near_models(folder.name, beside)}." if beside else ""
+        found = ", ".join(near_names(folder.name, beside, n=6, cutoff=0.4)) or "none is similar"
+        near = f" Models beside it: {found}." if beside else ""
         raise ModelNameError(
             f"transformers cannot load {name!r}: {str(error).splitlines()[0]}{near} "
             "Give 'hf:org/name' as on the Hugging Face Hub, or 'hf:' and a folder made by "
             "save_pretrained."
         ) from error
     revision = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+    revision |= no_code
     try:
         processor = AutoImageProcessor.from_pretrained(name, cache_dir=cache_dir, **revision)
         preprocess = ImageProcessorTransform(processor)
     except (OSError, ValueError) as error:
         preprocess = None
         warnings.warn(
-            f"'hf:{name}' has no image processor ({str(error).splitlines()[0]}), so "
+            f"'hf:{name}' has no image processor ({in_one_line(error, 120)}), so "
             "model.preprocess is None; set it before using images.",
             stacklevel=4,
         )
@@ -99,11 +128,29 @@ def load_transformers(name: str, *, cache_dir: str | None, **kwargs: Any) -> Loa
             )
         except (OSError, ValueError) as error:
             warnings.warn(
-                f"'hf:{name}' has no tokenizer ({str(error).splitlines()[0]}), so model.tokenizer "
+                f"'hf:{name}' has no tokenizer ({in_one_line(error, 120)}), so model.tokenizer "
                 "is None; encode_text then needs token ids.",
                 stacklevel=4,
             )
-    return LoadedModel(module, preprocess, tokenizer, image_size=_size_after(preprocess))
+    return LoadedModel(
+        module,
+        preprocess,
+        tokenizer,
+        image_size=_size_after(preprocess),
+        pretrained=pretrained is not False,
+    )
+
+
+def _refuse_fetched_kernels(name: str, config: Any) -> None:
+    """Attention implementations named as ``org/name`` are code on the Hub."""
+    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        implementation = getattr(part, "_attn_implementation", None)
+        if isinstance(implementation, str) and "/" in implementation:
+            raise UnsafeSettingError(
+                f"the configuration of 'hf:{name}' wants the attention {implementation!r}, which "
+                "is code to be fetched; want 'eager' or 'sdpa'. If you trust it, load the model by "
+                f"hand with HookedViT.from_pretrained('hf:{name}') and pass it as the model"
+            )
 
 
 def _size_after(preprocess: ImageProcessorTransform | None) -> tuple[int, int] | None:

@@ -1,0 +1,96 @@
+"""Percentile bootstrap intervals of means over images, concepts or whatever else was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+N_RESAMPLES = 2000
+_MAX_COUNTS = 2**24
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its interval; arrays if there are several columns."""
+
+    mean: Float[np.ndarray, "*columns"]
+    low: Float[np.ndarray, "*columns"]
+    high: Float[np.ndarray, "*columns"]
+
+
+def bootstrap_mean(
+    values: Float[ArrayLike, "units *columns"],
+    *,
+    strata: Sequence[object] | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean over units of every column, with its percentile interval (Efron 1979).
+
+    All columns are resampled alike. So a paired difference of two methods scored on the same units
+    is ``bootstrap_mean(first - second)``, and the interval of many such differences costs one call.
+
+    Args:
+        values: a row for each unit (image, concept): what is drawn anew, with replacement.
+        strata: the stratum of each unit. Units are drawn within their stratum, and the mean is that
+            of the strata's means, each weighing the same. Default: one stratum.
+        confidence: share of resampled means inside the interval.
+        n_resamples: resampled means.
+        seed: of the draws.
+
+    Returns:
+        Mean, low and high, each of the shape of one row. A single unit gives an interval of no
+        width: it says nothing about other units.
+
+    Raises:
+        ValueError: no unit, NaN or infinity, or a setting out of range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"values have shape {values.shape}; want at least one unit")
+    if not np.isfinite(values).all():
+        raise ValueError("values hold NaN or infinity; want finite numbers: leave those units out")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; want a share between 0 and 1")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples is {n_resamples}; want at least 1")
+    columns = values.reshape(len(values), -1)
+    generator = np.random.default_rng(seed)
+    means, resampled = [], []
+    for units in _strata(strata, len(values)):
+        means.append(columns[units].mean(0))
+        resampled.append(_resampled_means(columns[units], n_resamples, generator))
+    mean = np.mean(means, axis=0)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail], axis=0)
+    return Interval(*(bound.reshape(values.shape[1:]) for bound in (mean, low, high)))
+
+
+def _strata(strata: Sequence[object] | None, n: int) -> list[np.ndarray]:
+    if strata is None:
+        return [np.arange(n)]
+    if len(strata) != n:
+        raise ValueError(f"strata has {len(strata)} entries; want one for each of the {n} units")
+    units: dict[object, list[int]] = {}
+    for unit, stratum in enumerate(strata):
+        units.setdefault(stratum, []).append(unit)
+    return [np.array(of_stratum) for of_stratum in units.values()]
+
+
+def _resampled_means(
+    columns: Float[np.ndarray, "units columns"], n_resamples: int, generator: np.random.Generator
+) -> Float[np.ndarray, "n_resamples columns"]:
+    """How often each unit is drawn, times its values: no resample is ever copied out."""
+    n = len(columns)
+    n_at_a_time = max(1, _MAX_COUNTS // n)
+    means = []
+    for start in range(0, n_resamples, n_at_a_time):
+        n_rows = min(n_at_a_time, n_resamples - start)
+        drawn = generator.integers(n, size=(n_rows, n)) + np.arange(n_rows)[:, None] * n
+        counts = np.bincount(drawn.ravel(), minlength=n_rows * n).reshape(n_rows, n)
+        means.append(counts @ columns / n)
+    return np.concatenate(means)

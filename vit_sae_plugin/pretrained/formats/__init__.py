@@ -1,0 +1,1 @@
+"""One small file for each project whose SAEs can be read."""

@@ -127,7 +127,9 @@ def test_a_named_model_is_loaded_again() -> None:
     source = ActivationSource.from_model(model, "blocks.1.hook_resid_post")
     rebuilt = ActivationSource.from_metadata(source.to_metadata()).load_model()
     pixels = torch.randn(2, 3, *model.cfg.image_size)
-    assert torch.equal(source.activations(model, pixels), source.activations(rebuilt, pixels))
+    torch.testing.assert_close(
+        source.activations(model, pixels), source.activations(rebuilt, pixels)
+    )
 
 
 def test_another_model_is_refused_and_other_preprocessing_warned_of(model) -> None:

@@ -49,9 +49,9 @@ def test_a_low_rank_adapter_inserted_later(family: str):
     case = build_case(family)
     for hook, path in adaptable(case.hooked).items():
         model = copy.deepcopy(case.hooked)
-        before = case.hooked.run_with_cache(case.pixels)[1]
+        before = case.hooked.run_with_cache(case.pixels, names_filter=lambda _: True)[1]
         adapt(model.bare_model, path)
-        output, after = model.run_with_cache(case.pixels)
+        output, after = model.run_with_cache(case.pixels, names_filter=lambda _: True)
         assert not torch.allclose(after[hook], before[hook]), hook
         assert torch.equal(output, model(case.pixels))
         # The heads' results, adapter included, still make up what the attention adds.
@@ -76,11 +76,11 @@ def test_peft_lora_inserted_later(family: str):
 
     case = build_case(family)
     model = copy.deepcopy(case.hooked)
-    before = model.run_with_cache(case.pixels)[1]
+    before = model.run_with_cache(case.pixels, names_filter=lambda _: True)[1]
     config = LoraConfig(r=2, target_modules=peft_targets(family), init_lora_weights=False)
     adapted = get_peft_model(model.bare_model, config).eval()
     with torch.no_grad():
-        output, after = model.run_with_cache(case.pixels)
+        output, after = model.run_with_cache(case.pixels, names_filter=lambda _: True)
         assert torch.equal(output, model(case.pixels))
         for hook in ("attn.hook_v", "attn.hook_z", "attn.hook_result", "hook_attn_out"):
             name = f"blocks.1.{hook}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
-import pytest
 import torch
 from torch import Tensor
 
 from tests.hooked_vit.conftest import Case, build_case
 from tests.hooked_vit.hand_made import by_hand
-from tests.tiny_models import FAMILIES
+from vit_sae_plugin.hooked_vit import HookedViT
 
 BLOCK_HOOKS = [
     "hook_resid_pre",
@@ -44,7 +44,7 @@ HOOKS = [*BEFORE, *(f"blocks.{i}.{hook}" for i in (0, 1) for hook in BLOCK_HOOKS
 def cached(family: str) -> tuple[Tensor, dict[str, Tensor]]:
     case = build_case(family)
     with torch.no_grad():
-        output, cache = case.hooked.run_with_cache(case.pixels)
+        output, cache = case.hooked.run_with_cache(case.pixels, names_filter=lambda _: True)
     return output, dict(cache)
 
 
@@ -91,37 +91,63 @@ def test_the_hooks_are_the_documented_ones_in_firing_order(case: Case):
     assert fired == list(case.hooked.hook_dict)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_reading(family: str, hook: str):
-    case = build_case(family)
-    value = cached(family)[1][hook]
-    assert value.shape == documented_shape(case, hook)
-    torch.testing.assert_close(value, read_by_hand(family)[1][hook], rtol=1e-4, atol=1e-4)
+def _in_place(value: Tensor, factor: Tensor) -> None:
+    value.mul_(factor)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_editing(family: str, hook: str):
-    case = build_case(family)
-    before = cached(family)[0]
-    factor = torch.linspace(0.5, 1.5, cached(family)[1][hook].numel())
-    factor = factor.view(cached(family)[1][hook].shape)
+def test_reading(case: Case):
+    values, wanted = cached(case.family)[1], read_by_hand(case.family)[1]
+    for hook in HOOKS:
+        assert values[hook].shape == documented_shape(case, hook), hook
+        torch.testing.assert_close(values[hook], wanted[hook], rtol=1e-4, atol=1e-4, msg=hook)
 
-    def edit_by_hand(name: str, value: Tensor) -> Tensor:
-        return value * factor if name == hook else value
 
-    def in_place(value: Tensor, hook: object) -> None:
-        value.mul_(factor)
-
-    with torch.no_grad():
-        wanted = by_hand(case.bare)(case.pixels, edit_by_hand)
-        returned = case.hooked.run_with_hooks(
-            case.pixels, fwd_hooks=[(hook, lambda value, hook: value * factor)]
+@torch.no_grad()
+def test_editing(case: Case):
+    before, values = cached(case.family)
+    by_hands = by_hand(case.bare)
+    for hook in HOOKS:
+        factor = torch.linspace(0.5, 1.5, values[hook].numel()).view(values[hook].shape)
+        wanted = by_hands(
+            case.pixels,
+            lambda name, value, hook=hook, by=factor: value * by if name == hook else value,
         )
-        edited = case.hooked.run_with_hooks(case.pixels, fwd_hooks=[(hook, in_place)])
-        after = case.hooked(case.pixels)
-    torch.testing.assert_close(returned, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(edited, returned, rtol=1e-6, atol=1e-6)
-    assert (wanted - before).abs().max() > 1e-4, "the edit must show in the output"
-    assert torch.equal(after, before)
+        returned = case.hooked.run_with_hooks(
+            case.pixels, fwd_hooks=[(hook, lambda value, hook, by=factor: value * by)]
+        )
+        edited = case.hooked.run_with_hooks(
+            case.pixels, fwd_hooks=[(hook, lambda value, hook, by=factor: _in_place(value, by))]
+        )
+        torch.testing.assert_close(returned, wanted, rtol=1e-4, atol=1e-4, msg=hook)
+        torch.testing.assert_close(edited, returned, rtol=1e-6, atol=1e-6, msg=hook)
+        assert (wanted - before).abs().max() > 1e-4, f"an edit of {hook} must show in the output"
+    assert torch.equal(case.hooked(case.pixels), before)
+
+
+@torch.no_grad()
+def test_a_model_in_double_precision_is_computed_in_double_precision(case: Case):
+    """In 32 bit anywhere on the way, errors would be 1e-8 and more."""
+    bare = copy.deepcopy(case.bare).double()
+    model, pixels = HookedViT.from_module(bare), case.pixels.double()
+    output, cache = model.run_with_cache(pixels, names_filter=lambda _: True)
+    wanted: dict[str, Tensor] = {}
+
+    def read(name: str, value: Tensor) -> Tensor:
+        wanted[name] = value.clone()
+        return value
+
+    torch.testing.assert_close(by_hand(bare)(pixels, read), output, rtol=0, atol=1e-12)
+    for hook in HOOKS:
+        assert cache[hook].dtype is torch.float64, hook
+        torch.testing.assert_close(cache[hook], wanted[hook], rtol=0, atol=1e-12, msg=hook)
+
+
+def test_results_of_heads_are_kept_only_on_request():
+    case = build_case("open_clip")
+    hook = "blocks.1.attn.hook_result"
+    assert hook not in case.hooked.run_with_cache(case.pixels)[1]
+    assert list(case.hooked.run_with_cache(case.pixels, names_filter=hook)[1]) == [hook]
+    assert hook in case.hooked.run_with_cache(case.pixels, names_filter=lambda _: True)[1]
+    model = HookedViT.from_module(case.bare)
+    model.cfg.use_attn_result = True
+    assert list(model.run_with_cache(case.pixels)[1]) == list(model.hook_dict)

@@ -35,7 +35,9 @@ def test_the_cache_holds_exactly_the_names_asked_for(open_clip_case: Case, names
 def test_one_name_and_all_names(open_clip_case: Case):
     model, pixels = open_clip_case.hooked, open_clip_case.pixels
     assert list(model.run_with_cache(pixels, names_filter=WANTED[0])[1]) == WANTED[:1]
-    assert list(model.run_with_cache(pixels)[1]) == list(model.hook_dict)
+    assert list(model.run_with_cache(pixels, names_filter=lambda _: True)[1]) == list(
+        model.hook_dict
+    )
     assert list(model.run_with_cache(pixels, names_filter=[])[1]) == []
 
 

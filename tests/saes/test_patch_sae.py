@@ -298,8 +298,8 @@ def test_checkpoints_and_inference_folders_load_as_patch_sae(save, tmp_path):
     loaded = SAE.load_from_disk(tmp_path)
     assert type(loaded) is PatchSAE
     assert set(loaded.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec"}
-    assert torch.equal(loaded(rows()), sae(rows()))
-    assert torch.equal(loaded.encode(rows()), sae.encode(rows()))
+    torch.testing.assert_close(loaded(rows()), sae(rows()))
+    torch.testing.assert_close(loaded.encode(rows()), sae.encode(rows()))
 
 
 def test_training_on_from_an_inference_folder_keeps_the_settings(tmp_path):

@@ -126,8 +126,9 @@ class AttentionInside:
         scores, changed = self.scope.fire_checked(
             "attn.hook_attn_scores", q @ k.transpose(-1, -2) * scale
         )
-        # In 32 bit, as the fused kernels do for 16-bit models.
-        pattern = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+        # In at least 32 bit, as the fused kernels do for 16-bit models.
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        pattern = scores.softmax(dim=-1, dtype=wide).to(scores.dtype)
         pattern, pattern_changed = self.scope.fire_checked("attn.hook_pattern", pattern)
         return pattern, changed or pattern_changed
 

@@ -55,6 +55,10 @@ class HookedViTConfig:
     normalization_type: str = "LN"
     """``"LN"`` or ``"RMS"``; read by TransformerLens's ``ActivationCache``."""
 
+    use_attn_result: bool = False
+    """Whether ``run_with_cache`` without a filter keeps ``attn.hook_result``, which is as large as
+    ``n_heads`` residual streams; asked for by name or by a function it is kept anyway."""
+
     attn_only: bool = False
     """Always false: every block has an MLP. Read by TransformerLens's ``ActivationCache``."""
 

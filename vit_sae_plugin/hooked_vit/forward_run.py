@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,9 @@ class ForwardRun:
         points: the live hook points by name, those beyond the stop left out.
     """
 
-    def __init__(self, bare_model: nn.Module, points: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, bare_model: nn.Module, points: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> None:
         self.bare_model = bare_model
         self.points = points
         self._handles: list[Any] = []

@@ -128,7 +128,8 @@ class StrictHookedRoot(HookedRootModule):
         Args:
             model_args: the pixels; a residual stream, with ``start_at_layer``.
             names_filter: a hook name, a list, set or other collection of names, a function from
-                name to bool, or None for every hook. The cache holds exactly these.
+                name to bool, or None for every hook but ``attn.hook_result`` (which
+                ``cfg.use_attn_result = True`` adds). The cache holds exactly these.
             device: where the cache is kept (None: where the values are).
             remove_batch_dim: drop the batch axis of a batch of one.
             incl_bwd: also run ``backward`` and keep gradients as ``name_grad``; the output must
@@ -146,6 +147,8 @@ class StrictHookedRoot(HookedRootModule):
         """
         reach = self._reach_of(kwargs)
         names = select_names(names_filter, self.hook_dict, reach, self.missing_hooks)
+        if names_filter is None and not self.cfg.use_attn_result:
+            names = [name for name in names if not name.endswith(".hook_result")]
         output, cache = super().run_with_cache(
             *model_args,
             names_filter=set(names).__contains__,

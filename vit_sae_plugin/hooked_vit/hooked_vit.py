@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +26,14 @@ from vit_sae_plugin.hooked_vit.model_output import field_of, select_output
 from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
 from vit_sae_plugin.hooked_vit.running_conditions import eager_if_compiled, refuse_checkpointing
 from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.self_check import check_every_hook, check_first_block
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
 from vit_sae_plugin.hooked_vit.tower_facts import block_paths, check_tower, read_config, tower_dtype
 from vit_sae_plugin.hooked_vit.weight_views import StackedWeights
 from vit_sae_plugin.hooked_vit.zero_shot import zero_shot_classifier
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class HookedViT(StackedWeights, StrictHookedRoot):
@@ -72,6 +76,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         self.missing_hooks = missing_reasons(tower)
         self.bare_model = module
         self.has_pretrained_weights: bool | None = None
+        self._is_checked = False
         plant_hook_tree(self, tower, self.cfg.n_layers)
         self._block_paths = block_paths(module, tower)
         place_hook_tree(self, module, tower, self._block_paths)
@@ -265,7 +270,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             residual = self._checked_residual(pixels)
             if reach.stop_at_layer == reach.start_at_layer:
                 return residual
-            pixels = self._blank_pixels(len(residual))
+            pixels = self.blank_pixels(len(residual))
         points = {
             name: point
             for name in self._site_names
@@ -276,6 +281,8 @@ class HookedViT(StackedWeights, StrictHookedRoot):
                 # A run of its own, for this may be called from a hook within another pass.
                 with ForwardRun(self.bare_model, {}):
                     return self._bare_output(pixels, kwargs)
+            if residual is None and not self._is_checked:
+                self._check_description(pixels, kwargs)
             return self._hooked_output(pixels, kwargs, points, reach, residual)
 
     def embed_residual(
@@ -317,7 +324,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         alone = residual.flatten(0, 1).unsqueeze(1).expand(-1, copies, -1)
         with forward_lock(self.bare_model):
             # Blank pixels of one image will do: nothing that is computed from them is used.
-            output = self._hooked_output(self._blank_pixels(1), kwargs, {}, Reach(n_layers), alone)
+            output = self._hooked_output(self.blank_pixels(1), kwargs, {}, Reach(n_layers), alone)
         return output.unflatten(0, (-1, n_tokens))
 
     def _checked_pixels(self, pixels: Any) -> Tensor:
@@ -339,7 +346,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             )
         return residual.to(self.cfg.dtype)
 
-    def _blank_pixels(self, n_images: int) -> Tensor:
+    def blank_pixels(self, n_images: int) -> Tensor:
         """Pixels to call the model with when nothing that it computes from them is used."""
         cfg = self.cfg
         tower = self.tower
@@ -350,11 +357,44 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         shape = (n_images, n_channels, *cfg.image_size)
         return torch.zeros(shape, device=cfg.device, dtype=cfg.dtype)
 
+    def _check_description(self, pixels: Tensor, kwargs: dict[str, Any]) -> None:
+        """Once, before the first pass with hooks that can be judged: is the description true?"""
+        own_size = tuple(pixels.shape[-2:]) == tuple(self.cfg.image_size)
+        if self.bare_model.training or not own_size or len(pixels) == 0:
+            return
+        image, first_block = pixels[:1], Reach(None, 1)
+        with torch.no_grad():
+            check_first_block(
+                self, lambda points: self._hooked_output(image, kwargs, points, first_block, None)
+            )
+        self._is_checked = True
+
+    def check(
+        self,
+        pixels: Float[Tensor, "batch channel height width"] | None = None,
+        layers: list[int] | None = None,
+    ) -> pd.DataFrame:
+        """Compare every hook with a plain pass: is the tower description true?
+
+        A table indexed by hook, with the columns ``shape``, ``added_off`` (sums of the stream),
+        ``copied_off`` (the output, computed from a copy of the value), ``reaches_output`` and
+        ``fine``; see :func:`vit_sae_plugin.hooked_vit.self_check.check_every_hook`. Two passes a
+        hook.
+
+        Args:
+            pixels: preprocessed images (None: one image of noise).
+            layers: blocks to check (None: all).
+
+        Raises:
+            ValueError: the model is in training mode.
+        """
+        return check_every_hook(self, pixels, layers)
+
     def _hooked_output(
         self,
         pixels: Tensor,
         kwargs: dict[str, Any],
-        points: dict[str, nn.Module],
+        points: Mapping[str, Callable[[Tensor], Tensor]],
         reach: Reach,
         residual: Tensor | None,
     ) -> Tensor:

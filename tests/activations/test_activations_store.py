@@ -253,3 +253,10 @@ def test_bad_settings_are_refused(model, changes, message) -> None:
 def test_a_model_without_preprocessing_is_refused() -> None:
     with pytest.raises(ValueError, match="pass preprocess= to HookedViT"):
         _store(HookedViT.from_module(tiny_open_clip()))
+
+
+def test_a_store_shows_what_it_reads(model):
+    assert repr(_store(model, _images(3))) == (
+        "<ViTActivationsStore of <ArrayImages 'arrays': 3 images>: all tokens at "
+        "blocks.0.hook_resid_post, batches of 34 rows of 32>"
+    )

@@ -7,6 +7,7 @@ import torch
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics, fold_statistics
+from vit_sae_plugin.activations.embedding_store import EmbeddingStore
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def test_rows_and_ids_come_back_from_a_file(tmp_path, rows, suffix):
     assert [loaded.id(row) for row in range(7)] == ids
     assert np.array_equal(loaded.rows, rows)
     assert torch.equal(loaded.tensor(slice(2, 4)), torch.from_numpy(rows[2:4]))
-    left_over = [p.name for p in tmp_path.iterdir() if "unfinished" in p.name]
-    assert left_over == []
+    left_over = {p.name for p in tmp_path.iterdir()} - {path.name, "embeddings.ids.json"}
+    assert not left_over
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
@@ -162,3 +163,23 @@ def test_folding_statistics_keeps_the_latents_and_undoes_the_scaling(apply_b_dec
     fold_statistics(sae, statistics)
     assert torch.allclose(sae.encode(raw), latents, atol=1e-4)
     assert torch.allclose(sae(raw), reconstruction, atol=1e-4)
+
+
+def test_folding_statistics_rescales_the_latents_where_decoder_rows_keep_norm_1():
+    from vit_sae_plugin.saes import PatchTrainingSAE, PatchTrainingSAEConfig
+
+    sae = PatchTrainingSAE(PatchTrainingSAEConfig(d_in=5, d_sae=9))
+    raw = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)) * 2 + 3
+    statistics = EmbeddingStatistics.from_rows(raw)
+    latents = sae.encode(statistics.standardize(raw))
+    reconstruction = statistics.restore(sae.decode(latents))
+    fold_statistics(sae, statistics)
+    torch.testing.assert_close(sae.encode(raw), latents / statistics.scale)
+    torch.testing.assert_close(sae(raw), reconstruction)
+
+
+def test_rows_and_their_store_show_their_size():
+    rows = EmbeddingRows(np.zeros((1200, 5), np.float32), name="faces")
+    assert repr(rows) == "<EmbeddingRows 'faces': 1,200 rows of 5 float32>"
+    store = EmbeddingStore(rows, train_batch_size_tokens=64)
+    assert repr(store) == f"<EmbeddingStore of {rows!r}: batches of 64, torch.float32>"

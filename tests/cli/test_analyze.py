@@ -86,6 +86,17 @@ def test_data_sets_have_atlases_of_their_own(sae, photos, capsys):
     assert LatentAtlas.load(whole.folder).info.threshold == 0.3
 
 
+def test_a_folder_of_images_may_have_a_name_of_250_bytes(sae, photos, capsys):
+    long = photos.with_name("写" * 83 + "x")  # 250 bytes
+    photos.rename(long)
+    try:
+        assert vit_sae("analyze", sae, "--images", long) == 0, capsys.readouterr().err
+    finally:
+        long.rename(photos)
+    (folder,) = sae.glob("atlas-写*")
+    assert LatentAtlas.load(folder).info.n_images == 12
+
+
 def test_the_report_shows_the_chosen_latents_and_images(sae, photos, tmp_path, monkeypatch):
     from vit_sae_plugin import report
 

@@ -91,25 +91,48 @@ def test_class_names_can_be_given_by_index_or_by_folder_and_may_repeat(tmp_path:
         FolderImages(tmp_path, class_names={"n0": "crane"})
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    fill(tmp_path, "images/a/1.png", "images/b/2.png", "elsewhere/3.png")
-    (tmp_path / "images" / "a" / "to_b").symlink_to(tmp_path / "images" / "b")
-    (tmp_path / "images" / "b" / "to_a").symlink_to(tmp_path / "images" / "a")
-    (tmp_path / "images" / "c").symlink_to(tmp_path / "elsewhere")
-    found = ids_and_labels(FolderImages(tmp_path / "images"))
-    assert found == [
-        ("a/1.png", 0),
-        ("a/to_b/2.png", 0),
-        ("a/to_b/to_a", 0),
+def test_links_to_folders_are_followed_and_each_real_folder_is_read_once(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    fill(tmp_path, "images/b/2.png", "images/.store/4.png", "elsewhere/deep/3.png")
+    for link, target in {
+        "a": "images/b",  # read at its own place, with its own class, though the link comes first
+        "b/loop": "images/b",
+        "c": "elsewhere/deep",
+        "d": "elsewhere",
+        "e": "images/.store",  # hidden at its own place
+        "f": "elsewhere",
+    }.items():
+        (images / link).symlink_to(tmp_path / target)
+    source = FolderImages(images)
+    problem = {}
+    for record in source.records():
+        try:
+            record.load()
+        except UnreadableImageError as error:
+            problem[record.id] = error.reason
+    assert source.class_names == ["a", "b", "c", "d", "e", "f"]
+    assert ids_and_labels(source) == [
+        ("a", 0),
         ("b/2.png", 1),
-        ("b/to_a/1.png", 1),
-        ("b/to_a/to_b", 1),
+        ("b/loop", 1),
         ("c/3.png", 2),
+        ("d/deep", 3),
+        ("e/4.png", 4),
+        ("f", 5),
     ]
-    source = FolderImages(tmp_path / "images")
-    for index in (2, 5):
-        with pytest.raises(UnreadableImageError, match="link loop"):
-            source.record(index).load()
+    elsewhere = "link to a folder that is read elsewhere"
+    assert problem == {"a": elsewhere, "b/loop": "link loop", "d/deep": elsewhere, "f": elsewhere}
+
+
+def test_folders_that_are_all_linked_to_each_other_are_read_once(tmp_path: Path) -> None:
+    names = [str(number) for number in range(8)]
+    fill(tmp_path, *(f"{name}/image.png" for name in names))
+    for name in names:
+        for other in names:
+            (tmp_path / name / f"to {other}").symlink_to(tmp_path / other)
+    source = FolderImages(tmp_path)
+    assert source.n_images == 8 + 8 * 8
+    assert sum(id.endswith(".png") for id, _ in ids_and_labels(source)) == 8
 
 
 def test_folders_nested_deeper_than_the_call_stack(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.datasets import sources
 from tests.datasets.sources import CLASSES, EVERY_SOURCE, N_IMAGES, SAME_IMAGES
-from vit_sae_plugin.datasets import ArrayImages, FolderImages, ImageSource
+from vit_sae_plugin.datasets import ArrayImages, FolderImages, ImageSource, open_images
 from vit_sae_plugin.datasets.image_source import fingerprint_of, printable_id
 
 Make = Callable[[Path], ImageSource]
@@ -58,6 +58,33 @@ def test_only_map_style_sources_have_single_records(make: Make, tmp_path: Path) 
     copied = pickle.loads(pickle.dumps(source))  # for workers that are not forked
     assert copied.record(7).id == source.record(7).id
     assert copied.fingerprint() == source.fingerprint()
+
+
+@pytest.mark.parametrize("make", EVERY_SOURCE.values(), ids=EVERY_SOURCE)
+def test_what_a_source_shows_of_itself(make: Make, tmp_path: Path) -> None:
+    source = make(tmp_path)
+    size = "a stream" if source.is_streaming else f"{N_IMAGES} images"
+    n_classes = len(source.class_names or ())
+    kind = type(source).__name__
+    assert repr(source) == f"<{kind} {source.name!r}: {size}, {n_classes} classes>"
+
+
+def test_names_of_classes_can_be_written_to_any_file(tmp_path: Path) -> None:
+    names = ["\ud800", "a\nb", "図"]
+    sources.write_folder(tmp_path / "folder")
+    shards = sources.write_shards(tmp_path / "shards")
+    opened = [
+        open_images(tmp_path / "folder", class_names=names),
+        open_images(tmp_path / "folder", class_names={"class_0": "\ud800", "class_2": "図"}),
+        open_images(f"wds:{shards}", class_names=names),
+        open_images(sources.arrays(), class_names=names, name="\udc80"),
+        open_images(sources.hugging_face_rows(), class_names=names),
+    ]
+    for source in opened:
+        shown = "\n".join([source.name, *source.class_names])
+        assert shown.encode("utf-8")
+        assert source.class_names[0] == r"\ud800"
+        assert source.class_names[2] == "図"
 
 
 @pytest.mark.parametrize("make", EVERY_SOURCE.values(), ids=EVERY_SOURCE)

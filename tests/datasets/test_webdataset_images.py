@@ -69,6 +69,17 @@ def test_a_label_that_means_no_class_is_left_out_with_a_warning(bad: bytes, tmp_
         assert [record.label for record in source.records()] == [None]
 
 
+def test_the_warning_of_labels_is_given_once(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", a__png=PNG, a__cls=b"x", b__png=PNG, b__cls=b"y")
+    source = WebDatasetImages(shard)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            for record in source.records():
+                record.load()  # installs a filter of warnings, if there is none
+    assert sum("count as unlabelled" in str(warning.message) for warning in shown) == 1
+
+
 def test_samples_without_an_image_and_with_several(tmp_path: Path) -> None:
     shard = write_tar(
         tmp_path / "a.tar", a__txt=b"no picture", b__bad__png=b"junk", b__jpg=PNG, c__cls=b"1"

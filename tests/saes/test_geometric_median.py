@@ -23,6 +23,27 @@ def test_fermat_point_of_a_triangle():
     torch.testing.assert_close(geometric_median(rows), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e-9])
+def test_a_row_at_the_start_does_not_hold_it_there(offset):
+    # The mean is (0, 0), where a row lies; the other rows' unit vectors sum to more than 1.
+    rows = torch.tensor(
+        [[offset, 0.0], *[[-1.0, 0.0]] * 3, [-1.0, 0.5], [-1.0, -0.5], [5.0, 0.0]],
+        dtype=torch.float64,
+    )
+    median = geometric_median(rows)
+    torch.testing.assert_close(
+        median, torch.tensor([-1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-3
+    )
+
+
+def test_a_row_that_is_the_median_is_kept():
+    rows = torch.tensor([[0.0, 0.0], [3.0, 0.0], [-1.0, 2.0], [-2.0, -2.0]])
+    assert rows.mean(dim=0).tolist() == [0, 0]
+    unit_vectors = torch.nn.functional.normalize(rows[1:], dim=-1)
+    assert unit_vectors.sum(dim=0).norm() < 1  # so that the row at the origin is the median
+    torch.testing.assert_close(geometric_median(rows), torch.zeros(2))
+
+
 def test_equal_rows_have_themselves_as_median():
     rows = torch.full((5, 3), 2.5)
     assert torch.equal(geometric_median(rows), rows[0])

@@ -133,6 +133,13 @@ class ViTActivationsStore(RowStore):
         self._image_batches: Iterator[ImageBatch] | None = None
         self._open_batch: _OpenImageBatch | None = None
 
+    def __repr__(self) -> str:
+        n_rows, what = self.train_batch_size_tokens, self.source
+        return (
+            f"<ViTActivationsStore of {self.images!r}: {what.token_kind} tokens at "
+            f"{what.hook_name}, batches of {n_rows:,} rows of {self.d_in}>"
+        )
+
     def __next__(self) -> Float[Tensor, "train_batch_size_tokens d_in"]:
         """The next batch, in memory of its own.
 

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_sae_plugin.atomic_files import path_beside
+
 NonFinite = Literal["refuse", "drop"]
 FILE_FORMATS = (".npy", ".safetensors", ".parquet")
 
@@ -86,6 +88,10 @@ class EmbeddingRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        n_rows, d_in = self.rows.shape
+        return f"<EmbeddingRows {self.name!r}: {n_rows:,} rows of {d_in} {self.rows.dtype}>"
+
     @property
     def d_in(self) -> int:
         """Width of a row."""
@@ -119,7 +125,7 @@ class EmbeddingRows:
         _check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         ids = [self.id(row) for row in range(len(self))]
-        unfinished = path.with_name(f".{path.name}.unfinished{path.suffix}")
+        unfinished = path_beside(path)
         unfinished_ids = unfinished.with_suffix(".ids.json")
         try:
             self._write(unfinished, ids)

@@ -97,8 +97,11 @@ class EmbeddingStatistics:
 def fold_statistics(sae: Any, statistics: EmbeddingStatistics) -> None:
     """Fold standardisation into an SAE's weights, in place: it then takes and gives raw embeddings.
 
-    Its latents stay the same. The metadata's ``input_statistics`` are removed, for they no longer
-    apply. (An affine map, so SAELens's own folding of a whitening does it.)
+    Its reconstructions become those in raw units. What its latents become is the architecture's
+    affair: they stay the same, and decoder rows shrink by ``scale``, unless it keeps decoder rows
+    at norm 1 (``patchsae`` in training), where the latents are divided by ``scale``. The metadata's
+    ``input_statistics`` are removed, for they no longer apply. (An affine map, so SAELens's own
+    folding of a whitening does it.)
     """
     d_in = len(statistics.mean)
     identity = torch.eye(d_in, dtype=torch.float32)

@@ -53,6 +53,10 @@ class EmbeddingStore(RowStore):
         self.n_rows_served = 0
         self._order: tuple[int, np.ndarray] | None = None
 
+    def __repr__(self) -> str:
+        n_rows = self.train_batch_size_tokens
+        return f"<EmbeddingStore of {self.embeddings!r}: batches of {n_rows:,}, {self.dtype}>"
+
     def __next__(self) -> Float[Tensor, "rows d_in"]:
         wanted = self.train_batch_size_tokens
         pieces = []

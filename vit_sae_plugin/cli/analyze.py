@@ -69,9 +69,13 @@ def _report_options(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+_LONGEST_NAME = 150
+
+
 def _folder_name(images: ImageSource) -> str:
     """A name for the atlas of these images: another data set's atlas has another."""
     plain = re.sub(r"[^\w.-]+", "-", images.name).strip("-")
+    plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")  # systems allow 255 bytes
     return f"atlas-{plain}-{images.fingerprint()[:8]}"
 
 

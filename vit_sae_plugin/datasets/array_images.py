@@ -15,6 +15,7 @@ from vit_sae_plugin.datasets.image_source import (
     ImageSource,
     NoReadableImagesError,
     fingerprint_of,
+    valid_text,
 )
 
 
@@ -48,14 +49,14 @@ class ArrayImages(ImageSource):
         name: str = "arrays",
         limits: DecodingLimits = DEFAULT_LIMITS,
     ) -> None:
-        self.name = name
+        self.name = valid_text(name)
         self.limits = limits
         self._images = _as_sequence(images)
         self.n_images = len(self._images)
         if self.n_images == 0:
             raise NoReadableImagesError(f"{name} holds no images at all (0 tried).")
         self._labels = _checked_labels(labels, self.n_images, class_names)
-        self.class_names = list(class_names) if class_names is not None else None
+        self.class_names = None if class_names is None else [valid_text(n) for n in class_names]
 
     def record(self, index: int) -> ImageRecord:
         if not 0 <= index < len(self._images):

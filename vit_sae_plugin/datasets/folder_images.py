@@ -6,7 +6,8 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 
 from vit_sae_plugin.datasets.image_decoding import (
@@ -20,6 +21,7 @@ from vit_sae_plugin.datasets.image_source import (
     NoReadableImagesError,
     fingerprint_of,
     printable_id,
+    valid_text,
 )
 
 IMAGE_SUFFIXES = frozenset(
@@ -32,9 +34,11 @@ class FolderImages(ImageSource):
     """All images below a folder, sub-folders in order of their names' bytes.
 
     A file is an image by its ending (any case), or listed as skipped if it turns out not to be
-    one. Links are followed. What can never be an image is listed too: a folder named like one
-    (it is not entered), a link that leads back to a folder around it, a folder that may not be
-    read. Hidden sub-folders (".name") are ignored.
+    one. Links are followed, and each real folder is read once: at its own place if it has one
+    below `root`, else where the first link leads to it. What can never be an image is listed too: a
+    folder named like one (it is not entered), a link that leads back to a folder around it or to
+    one that is read elsewhere, a folder that may not be read. Hidden sub-folders (".name") are
+    ignored.
 
     Args:
         root: the folder.
@@ -71,7 +75,9 @@ class FolderImages(ImageSource):
                 f"{self.root!r} is a file; an image folder is wanted. For shards, write "
                 "'wds:shards-{000..010}.tar'."
             )
-        self.name = name or printable_id(os.path.basename(self.root) or self.root)
+        self.name = (
+            valid_text(name) if name else printable_id(os.path.basename(self.root) or self.root)
+        )
         self.limits = limits
         listing = _Listing(self.root, class_folders, frozenset(s.casefold() for s in suffixes))
         # One block of bytes, not a million strings: worker processes share it untouched.
@@ -142,6 +148,7 @@ class _Listing:
     def _walk(self, class_folders: bool) -> None:
         # A stack rather than recursion: folders may be nested deeper than Python's call stack.
         around = [_identity(self.root)]
+        read = set(around)
         stack = [self._entries("", -1)]
         while stack:
             found = next(stack[-1], None)
@@ -153,17 +160,44 @@ class _Listing:
             if not is_folder:
                 self._add(path, label)
                 continue
-            identity = _identity(os.path.join(self.root, path))
             if os.path.splitext(path)[1].casefold() in self.suffixes:
                 self._add(path, label, "a folder, not a file")
-            elif identity in around:
+                continue
+            if class_folders and len(stack) == 1:
+                label = len(self.class_folders)
+                self.class_folders.append(path)
+            identity = _identity(os.path.join(self.root, path))
+            if identity in around:
                 self._add(path, label, "link loop")
+            elif identity in read or (
+                os.path.islink(os.path.join(self.root, path)) and identity in self._own_folders
+            ):
+                self._add(path, label, "link to a folder that is read elsewhere")
             else:
-                if class_folders and len(stack) == 1:
-                    label = len(self.class_folders)
-                    self.class_folders.append(path)
+                if identity is not None:
+                    read.add(identity)
                 around.append(identity)
                 stack.append(self._entries(path, label))
+
+    @cached_property
+    def _own_folders(self) -> set[tuple[int, int] | None]:
+        """Identities of the folders that are reached without a link; asked for at the first link.
+
+        Where a link comes before the folder it leads to, the images still belong to the folder.
+        """
+        identities = set()
+        folders = [self.root]
+        while folders:
+            with suppress(OSError), os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if (
+                        entry.is_dir(follow_symlinks=False)
+                        and not entry.name.startswith(".")
+                        and os.path.splitext(entry.name)[1].casefold() not in self.suffixes
+                    ):
+                        folders.append(entry.path)
+                        identities.add(_identity(entry.path))
+        return identities - {None}
 
     def _entries(self, folder: str, label: int) -> Iterator[tuple[str, bool, int]]:
         """Path, whether it is a folder, and label of what lies in `folder`, in order."""
@@ -200,11 +234,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int] | None:
+    """What tells two real folders apart; None if it cannot be read."""
     try:
         status = os.stat(folder)
     except OSError:
-        return (-1, -1)
+        return None
     return (status.st_dev, status.st_ino)
 
 
@@ -216,14 +251,14 @@ def _named(folders: list[str], names: Sequence[str] | Mapping[str, str] | None) 
                 f"class_names has {unknown[:5]}, which are no class sub-folders; those are "
                 f"{folders[:5]}{'…' if len(folders) > 5 else ''}."
             )
-        return [names.get(folder, printable_id(folder)) for folder in folders]
+        return [valid_text(names.get(folder, printable_id(folder))) for folder in folders]
     if names is not None:
         if isinstance(names, str) or len(names) != len(folders):
             raise ValueError(
                 f"class_names has {len(names)} names for {len(folders)} class sub-folders "
                 f"({folders[:5]}{'…' if len(folders) > 5 else ''}); give one for each, in order."
             )
-        return list(names)
+        return [valid_text(name) for name in names]
     return [printable_id(folder) for folder in folders] or None
 
 

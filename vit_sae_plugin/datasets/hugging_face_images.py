@@ -17,7 +17,12 @@ from vit_sae_plugin.datasets.image_decoding import (
     UnreadableImageError,
     refuse,
 )
-from vit_sae_plugin.datasets.image_source import ImageRecord, ImageSource, fingerprint_of
+from vit_sae_plugin.datasets.image_source import (
+    ImageRecord,
+    ImageSource,
+    fingerprint_of,
+    valid_text,
+)
 
 _LABEL_COLUMNS = ("label", "labels")
 _N_RECORDS_IN_STREAM_FINGERPRINT = 16
@@ -69,7 +74,8 @@ class HuggingFaceImages(ImageSource):
             options = {"name": config_name, "streaming": streaming, **load_dataset_options}
             dataset = _load(str(dataset), split, options)
         dataset = _one_split(dataset, split)
-        self.name = name or getattr(dataset.info, "dataset_name", None) or "hugging face data set"
+        name = name or getattr(dataset.info, "dataset_name", None) or "hugging face data set"
+        self.name = valid_text(name)
         self.is_streaming = isinstance(dataset, IterableDataset)
         features = dict(dataset.features or _features_of_first_row(dataset, self.name))
         self.image_column = image_column or _the_image_column(features, self.name)
@@ -90,7 +96,7 @@ class HuggingFaceImages(ImageSource):
                 f"{self.label_column!r}; give one for each, in order."
             )
         chosen = class_names if class_names is not None else names
-        self.class_names = list(chosen) if chosen is not None else None
+        self.class_names = None if chosen is None else [valid_text(n) for n in chosen]
         if self.class_names is not None and self._labels.max(initial=-1) >= len(self.class_names):
             raise ValueError(
                 f"A label of {self.label_column!r} is {self._labels.max()}, but there are only "

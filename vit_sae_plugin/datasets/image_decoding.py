@@ -159,6 +159,10 @@ def _prepare_pillow(limits: DecodingLimits) -> None:
         warnings.filterwarnings("ignore", module=_NO_PILLOW_WARNINGS[3].pattern)
 
 
+# Now, not at the first image: a change of the filters lets every warning be shown once more.
+_prepare_pillow(DEFAULT_LIMITS)
+
+
 @contextmanager
 def _open_regular_file(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
     try:

@@ -25,6 +25,7 @@ __all__ = [
     "UnreadableImageError",
     "fingerprint_of",
     "printable_id",
+    "valid_text",
 ]
 
 
@@ -76,6 +77,11 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """SHA-256 (hex) over ids, labels, sizes and seeds: same data, same hash."""
 
+    def __repr__(self) -> str:
+        n_images = "a stream" if self.n_images is None else f"{self.n_images:,} images"
+        n_classes = "" if self.class_names is None else f", {len(self.class_names):,} classes"
+        return f"<{type(self).__name__} {self.name!r}: {n_images}{n_classes}>"
+
     def record(self, index: int) -> ImageRecord:
         """The record at `index`, `0 <= index < n_images`. Map-style sources only."""
         raise TypeError(
@@ -107,6 +113,11 @@ def printable_id(name: str) -> str:
     and a backslash becomes two; any other name is returned as it is.
     """
     return _NEEDS_ESCAPE.sub(lambda found: _escaped(found.group()), name)
+
+
+def valid_text(text: str) -> str:
+    """`text` with escapes for lone surrogates, which no file, table or tokenizer takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _NEEDS_ESCAPE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

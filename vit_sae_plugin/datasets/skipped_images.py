@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+
+from vit_sae_plugin.atomic_files import write_file_atomically
+from vit_sae_plugin.datasets.image_source import valid_text
 
 
 class SkippedImages:
@@ -30,8 +32,7 @@ class SkippedImages:
 
         What is not valid Unicode in a text is kept as an escape.
         """
-        valid = [text.encode("utf-8", "backslashreplace").decode() for text in (id, reason)]
-        self._id_and_reason.setdefault(index, (valid[0], valid[1]))
+        self._id_and_reason.setdefault(index, (valid_text(id), valid_text(reason)))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -50,10 +51,10 @@ class SkippedImages:
         The file appears whole or not at all, and is read back unchanged by
         `pd.read_csv(csv_path, keep_default_na=False)`, whatever the ids hold.
         """
-        csv_path = Path(csv_path)
-        unfinished = csv_path.with_name(csv_path.name + ".partial")
-        self.to_frame().to_csv(unfinished, index=False, encoding="utf-8")
-        os.replace(unfinished, csv_path)
+        frame = self.to_frame()
+        write_file_atomically(
+            Path(csv_path), lambda path: frame.to_csv(path, index=False, encoding="utf-8")
+        )
 
     @classmethod
     def load(cls, csv_path: str | Path) -> SkippedImages:

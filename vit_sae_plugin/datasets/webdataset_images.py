@@ -22,6 +22,7 @@ from vit_sae_plugin.datasets.image_source import (
     ImageSource,
     fingerprint_of,
     printable_id,
+    valid_text,
 )
 
 
@@ -64,10 +65,11 @@ class WebDatasetImages(ImageSource):
             raise ValueError(f"No shards match {shards!r}.")
         self.image_key = image_key
         self.label_keys = ("label", "cls") if label_key is None else (label_key,)
-        self.class_names = list(class_names) if class_names is not None else None
-        self.name = name or _short(self.shards[0])
+        self.class_names = None if class_names is None else [valid_text(n) for n in class_names]
+        self.name = valid_text(name or _short(self.shards[0]))
         self.limits = limits
         short = [_short(shard) for shard in self.shards]
+        self._warned_of_labels = False
         self._shard_ids = short if len(set(short)) == len(short) else self.shards
 
     def records(self, start: int = 0) -> Iterator[ImageRecord]:
@@ -123,11 +125,13 @@ class WebDatasetImages(ImageSource):
                 values = [facts[key] for key in self.label_keys if key in facts]
                 return self._class_index(values[0]) if values else None
         except (ValueError, TypeError):
-            warnings.warn(
-                f"Some samples of {self.name} have a class that is neither an index nor one of "
-                "class_names; they count as unlabelled.",
-                stacklevel=2,
-            )
+            if not self._warned_of_labels:
+                warnings.warn(
+                    f"Some samples of {self.name} have a class that is neither an index nor one of "
+                    "class_names; they count as unlabelled.",
+                    stacklevel=2,
+                )
+            self._warned_of_labels = True
         return None
 
     def _class_index(self, value: Any) -> int | None:

@@ -12,9 +12,11 @@ RELATIVE_TOLERANCE = 1e-6
 
 @torch.no_grad()
 def geometric_median(rows: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, " d_in"]:
-    """``argmin_m Σ_i ‖rows_i − m‖₂`` by Weiszfeld's algorithm (Weiszfeld 1937).
+    """``argmin_m Σ_i ‖rows_i − m‖₂`` by Weiszfeld's algorithm as Vardi and Zhang mended it
+    (PNAS 97, 2000, eq. 2.6).
 
-    Each iteration is a mean of the rows weighted by the inverse of their distance. It starts at
+    Each iteration is a mean of the rows weighted by the inverse of their distance; rows that equal
+    the point, whose weight would be infinite, hold it back by their number instead. It starts at
     the mean and stops after 100 iterations or when the point moves by less than a millionth of
     the mean distance. Unlike the mean it is not dragged along by a few rows of very large norm,
     such as the class token's.
@@ -43,9 +45,15 @@ def _weiszfeld(points: Tensor) -> Tensor:
     median = points.mean(dim=0)
     for _ in range(MAX_ITERATIONS):
         distance = (points - median).norm(dim=-1)
-        # A row exactly at the current point would get an infinite weight.
-        weight = 1.0 / distance.clamp(min=1e-12)
-        new_median = (weight @ points) / weight.sum()
+        equal = distance <= RELATIVE_TOLERANCE * distance.mean()
+        weight = torch.where(equal, 0.0, 1.0 / distance)
+        if not weight.any():
+            break  # all rows are equal
+        target = (weight @ points) / weight.sum()
+        pull = (weight @ (points - median)).norm()
+        # That many rows at the point keep it there if the others' unit vectors sum to less.
+        held_back = (equal.sum() / pull).clamp(max=1.0)
+        new_median = torch.where(held_back < 1, torch.lerp(target, median, held_back), median)
         moved = (new_median - median).norm()
         median = new_median
         if moved <= RELATIVE_TOLERANCE * distance.mean():

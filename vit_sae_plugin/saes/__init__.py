@@ -8,6 +8,7 @@ from .ghost_saes import (
     TopKGhostTrainingSAE,
     TopKGhostTrainingSAEConfig,
 )
+from .l1_coefficient import equivalent_l1_coefficient
 from .matryoshka_topk import MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig
 from .matryoshka_topk_training import (
     MatryoshkaTopKTrainingSAE,
@@ -36,6 +37,7 @@ __all__ = [
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",
     "TopKGhostTrainingSAEConfig",
+    "equivalent_l1_coefficient",
     "export_as_standard",
     "export_as_topk",
     "ghost_gradient_error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,11 @@ from typing_extensions import override
 from .b_dec_init import BDecInitMethod, central_point, check_b_dec_init_method
 from .ghost_gradients import ghost_gradient_error
 from .image_aggregation import COUNT_RULE, ImageAggregationMixin, check_rule
+from .l1_coefficient import MSENormalization
 from .unit_norm_decoder import normalize_rows_, tangent_rows
 
-MSENormalization = Literal["input_norm", "none"]
-
 _STARTED_FLAG = "b_dec_is_initialized"
+_L1_SCALE = "l1_scale"
 
 
 @dataclass
@@ -59,8 +59,9 @@ class PatchSAE(ImageAggregationMixin, StandardSAE):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        # Training checkpoints can be opened for inference too; they carry the training's flag.
+        # Training checkpoints can be opened for inference too; they carry the training's state.
         state_dict.pop(_STARTED_FLAG, None)
+        state_dict.pop(_L1_SCALE, None)
 
 
 @dataclass
@@ -79,7 +80,17 @@ class PatchTrainingSAEConfig(TrainingSAEConfig):
     """
 
     l1_coefficient: float = 8e-5
-    """λ of Eq. 2: weight of the mean over tokens of ``Σ|h|``. Larger is sparser and blunter."""
+    """λ of Eq. 2: weight of the mean over tokens of ``Σ|h|``. Larger is sparser and blunter. What
+    it becomes on rows of another width or scale:
+    :func:`~vit_sae_plugin.saes.equivalent_l1_coefficient`."""
+
+    relative_l1_coefficient: float | None = None
+    """Takes the place of ``l1_coefficient``, in units of the data: the penalty for writing each row
+    with one latent of its own, ``λ · mean ‖z − b_dec‖``, divided by the error of writing none,
+    ``mean (z − b_dec)²`` (over ``‖z‖`` with "input_norm"). From 2 on, writing none is cheapest.
+    λ is worked out from the first batch and saved with checkpoints; it then asks the same of any
+    model, whatever the scale, width and mean of its rows. The published 8e-5 is 0.061 where rows
+    are 768 wide and their mean is small beside their norm. None: ``l1_coefficient`` as it is."""
 
     l1_warm_up_steps: int = 0
     """Steps over which λ rises linearly from zero. 0: the full penalty from the first step."""
@@ -118,6 +129,10 @@ class PatchTrainingSAEConfig(TrainingSAEConfig):
         for name in ("l1_coefficient", "l1_warm_up_steps", "cls_mse_coefficient"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.relative_l1_coefficient is not None and not self.relative_l1_coefficient >= 0:
+            raise ValueError(
+                f"relative_l1_coefficient={self.relative_l1_coefficient} must not be negative"
+            )
         if self.decoder_init_norm != 1.0:
             raise ValueError(
                 f"decoder_init_norm={self.decoder_init_norm} cannot be had: the rows of a "
@@ -156,12 +171,17 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
 
     b_enc: nn.Parameter
     b_dec_is_initialized: Tensor
+    l1_scale: Tensor
 
     def __init__(self, cfg: PatchTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
         self.register_buffer(
             _STARTED_FLAG, torch.zeros((), dtype=torch.bool, device=self.W_dec.device)
         )
+        if cfg.relative_l1_coefficient is not None:
+            # λ ÷ relative_l1_coefficient; NaN until the first batch.
+            unknown = torch.full((), torch.nan, device=self.W_dec.device)
+            self.register_buffer(_L1_SCALE, unknown)
 
     @override
     def initialize_weights(self) -> None:
@@ -173,11 +193,9 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {
-            "l1": TrainCoefficientConfig(
-                value=self.cfg.l1_coefficient, warm_up_steps=self.cfg.l1_warm_up_steps
-            )
-        }
+        relative = self.cfg.relative_l1_coefficient
+        value = self.cfg.l1_coefficient if relative is None else relative
+        return {"l1": TrainCoefficientConfig(value=value, warm_up_steps=self.cfg.l1_warm_up_steps)}
 
     @override
     def encode_with_hidden_pre(
@@ -217,6 +235,8 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         # negative, and this tensor is the largest of the step.
         sum_dtype = torch.promote_types(feature_acts.dtype, torch.float32)
         l1_per_token = feature_acts.sum(dim=-1, dtype=sum_dtype)
+        if self.cfg.relative_l1_coefficient is not None:
+            l1_per_token = l1_per_token * self.l1_scale
         losses = {
             "mse_loss": self._weigh_class_token(error).mean(),
             "l1_loss": step_input.coefficients["l1"] * l1_per_token.mean(),
@@ -254,7 +274,21 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
             start = central_point(rows.reshape(-1, self.cfg.d_in), self.cfg.b_dec_init_method)
             # No `if`: it would wait for the device, and break a compiled graph.
             self.b_dec.copy_(torch.where(self.b_dec_is_initialized, self.b_dec, start))
+        if n_training_steps == 0 and self.cfg.relative_l1_coefficient is not None:
+            scale = self._l1_scale_of(sae_in.to(self.dtype))
+            self.l1_scale.copy_(torch.where(self.l1_scale.isnan(), scale, self.l1_scale))
         self.b_dec_is_initialized.fill_(True)
+
+    def _l1_scale_of(self, sae_in: Tensor) -> Tensor:
+        """Error of rows without latents ÷ their mean distance from ``b_dec``."""
+        rows = self.run_time_activation_norm_fn_in(self.reshape_fn_in(sae_in))
+        distance = (rows - self.b_dec).float().norm(dim=-1).mean()
+        without_latents = self.run_time_activation_norm_fn_out(self.b_dec.expand_as(rows))
+        without_latents = self.reshape_fn_out(without_latents, self.d_head)
+        error = self._reconstruction_error(sae_in.float(), without_latents.float()).mean()
+        scale = torch.where(distance > 0, error / distance, torch.ones_like(distance))
+        # Few enough digits to survive loaders that cast all tensors to 16-bit weights' type.
+        return scale.bfloat16().float()
 
     def _reconstruction_error(self, sae_in: Tensor, sae_out: Tensor) -> Tensor:
         error = (sae_out - sae_in).square()
@@ -297,6 +331,7 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         state_dict.pop(_STARTED_FLAG)
+        state_dict.pop(_L1_SCALE, None)
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
@@ -305,3 +340,6 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         # weights' dtype.
         started = state_dict.get(_STARTED_FLAG, torch.ones((), device=state_dict["b_dec"].device))
         state_dict[_STARTED_FLAG] = started.bool()
+        scale = state_dict.pop(_L1_SCALE, torch.full_like(started, torch.nan, dtype=torch.float32))
+        if self.cfg.relative_l1_coefficient is not None:
+            state_dict[_L1_SCALE] = scale.float()

@@ -255,7 +255,7 @@ def images(world: World, rng: random.Random) -> Iterator[Case]:
         *("shapes?n_images=x", "shapes?n_objects=9", "shapes?n_objects=3-1", "shapes?n_images=0"),
         *("shapes?n_images=-1", "shapes?x=1", "shapes:test?n_images=3", "shapes:test?seed=1e99"),
         *("hf:imagefolder?streaming=maybe", "ftp://x", "http://localhost:1/x.tar", "hf:a/b/c/d"),
-        *("x" * 5000, "a\0b", "hf:../..", "folder:no?max_pixels=x", "/dev/null"),
+        *("x" * 5000, "a\0b", "hf:../no-such", "folder:no?max_pixels=x", "/dev/null"),
     ]
     contents: list[tuple[str, bytes]] = [
         *(("a.png", b""), ("a.png", png[: len(png) // 2]), ("a.png", b"\x89PNG\r\n\x1a\n")),

@@ -22,8 +22,16 @@ def check_field_types(config: Any) -> None:
         setattr(config, entry.name, checked_value(entry.name, value, hints[entry.name]))
 
 
-def check_values(values: Mapping[str, Any], config_class: type) -> None:
+def check_values(
+    values: Mapping[str, Any], config_class: type, *, need_all: bool = True, prefix: str = ""
+) -> None:
     """Check values by name before a dataclass is made of them; names it lacks are left alone.
+
+    Args:
+        values: plain values, as a file holds them.
+        config_class: the dataclass.
+        need_all: also ask for every field that has no default.
+        prefix: put before names in messages.
 
     Raises:
         ValueError: one that it needs is missing, or is of the wrong type.
@@ -31,9 +39,9 @@ def check_values(values: Mapping[str, Any], config_class: type) -> None:
     hints = get_type_hints(config_class)
     for entry in fields(config_class):
         if entry.name in values:
-            checked_value(entry.name, values[entry.name], hints[entry.name])
-        elif _is_required(entry):
-            raise ValueError(f"{entry.name} is missing")
+            checked_value(prefix + entry.name, values[entry.name], hints[entry.name])
+        elif need_all and _is_required(entry):
+            raise ValueError(f"{prefix}{entry.name} is missing")
 
 
 def checked_value(name: str, value: Any, hint: Any) -> Any:
@@ -52,6 +60,8 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
             value = int(value)
     elif float in accepted and isinstance(value, int) and not isinstance(value, bool):
         value = _as_float(name, value)
+    elif tuple in accepted and isinstance(value, list):
+        value = tuple(value)  # YAML and JSON have no tuples
     wrong_bool = isinstance(value, bool) and bool not in accepted
     literals = _literals(hint)
     is_literal = any(value == literal for literal in literals)

@@ -199,29 +199,53 @@ def load_embedding_rows(
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, list[str] | None]:
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or no .npy file of numbers: {error}") from None
+    if not isinstance(rows, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays; want one array, as numpy.save writes it")
     beside = _ids_file(path)
-    return rows, json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    if not beside.is_file():
+        return rows, None
+    return rows, _read_ids(beside.read_text(encoding="utf-8"), beside)
+
+
+def _read_ids(text: str, place: Path) -> list[str]:
+    try:
+        ids = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the ids in {place} can't be read as JSON: {error}") from None
+    if not isinstance(ids, list) or not all(isinstance(row_id, str) for row_id in ids):
+        raise ValueError(f"the ids in {place} are no list of texts; want one text for each row")
+    return ids
 
 
 def _read_safetensors(path: Path) -> tuple[np.ndarray, list[str] | None]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
+    try:
+        opened = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no .safetensors file: {error}") from None
+    with opened as file:
         names = list(file.keys())
         name = "rows" if "rows" in names else _only(names, path, "tensor", "rows")
         # Through torch, for numpy has no bfloat16.
         rows = file.get_tensor(name)
         rows = (rows.float() if rows.is_floating_point() else rows).numpy()
         ids = (file.metadata() or {}).get("ids")
-    return rows, json.loads(ids) if ids is not None else None
+    return rows, None if ids is None else _read_ids(ids, path)
 
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, list[str] | None]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged, or no .parquet file: {error}") from None
     lists = [
         column.name
         for column in table.schema

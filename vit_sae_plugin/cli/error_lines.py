@@ -42,6 +42,8 @@ def _explained(error: BaseException) -> str | None:
             f"a download failed ({type(error).__name__}: {text}); check the network and the name, "
             "or name a file or folder that is on this machine"
         )
+    if library == "wandb":
+        return f"Weights & Biases: {text} (or leave it off: logger.log_to_wandb=false)"
     if library == "safetensors":
         return f"a safetensors file can't be read ({text}): it is damaged; restore a copy of it"
     if isinstance(error, pickle.UnpicklingError):

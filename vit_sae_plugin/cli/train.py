@@ -24,7 +24,6 @@ _FIRST_EXPANSION_FACTOR = 8
 def run(args: argparse.Namespace) -> int:
     """Train, and say where the SAE is."""
     from vit_sae_plugin.training import (
-        DivergedError,
         TrainingInterruptedError,
         ViTSAETrainingRunner,
         load_preset,
@@ -37,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name}\n    {preset_summary(name)}")
         return 0
     if args.resume is not None:
-        runner = ViTSAETrainingRunner.resume(args.resume, **_changes_of_a_resumed_run(args))
+        runner = ViTSAETrainingRunner.resume(
+            args.resume, override_images=args.images, **_changes_of_a_resumed_run(args)
+        )
     else:
         settings = load_preset(args.preset) if args.preset else _settings_of_file(args.config)
         runner = _new_runner(_with_flags(settings, args), args.device)
@@ -53,9 +54,6 @@ def run(args: argparse.Namespace) -> int:
     except TrainingInterruptedError as stopped:
         print(f"vit-sae train: {stopped}", file=sys.stderr)
         return 130
-    except DivergedError as error:
-        print(f"vit-sae train: {error}", file=sys.stderr)
-        return 1
     print(f"The SAE is in {cfg.output_path}/sae")
     print(f"Measure it:  vit-sae eval {cfg.output_path}/sae --images SOURCE")
     print(f"Look at it:  vit-sae analyze {cfg.output_path}/sae --images SOURCE --report report/")
@@ -63,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _changes_of_a_resumed_run(args: argparse.Namespace) -> dict[str, Any]:
-    fixed = ["preset", "config", "images", "embeddings", "model", "pretrained", "architecture"]
+    fixed = ["preset", "config", "embeddings", "model", "pretrained", "architecture"]
     fixed += ["d_sae", "expansion_factor", "hook_name", "token_kind", "training_tokens", "lr"]
     fixed += ["seed", "output_path", "set"]
     given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(args, name)]
     if given:
         raise ValueError(
             f"--resume goes on with the run's own settings; leave out {', '.join(given)} "
-            "(--device and --n-workers may be changed)"
+            "(--device and --n-workers may be changed, and --images may name the same again)"
         )
     device = None if args.device is None else chosen_device(args.device)
     changes = {"device": device, "n_workers": args.n_workers}
@@ -87,9 +85,14 @@ def _settings_of_file(path: str | None) -> dict[str, Any]:
 
 def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """The settings, with those of the command line in place of their own."""
-    from vit_sae_plugin.training import parse_setting
+    from vit_sae_plugin.datasets import check_source_from_file
+    from vit_sae_plugin.training import ViTSAERunnerConfig, check_settings, parse_setting
 
-    sae = settings.setdefault("sae", {})
+    check_settings(ViTSAERunnerConfig, settings)
+    typed = args.images is not None or any(part.startswith("dataset_path=") for part in args.set)
+    if not typed and settings.get("dataset_path"):
+        check_source_from_file(settings["dataset_path"])
+    settings["sae"] = sae = settings.get("sae") or {}
     if args.architecture is not None and args.architecture != sae.get("architecture"):
         # The settings of another architecture would only be refused.
         settings["sae"] = sae = {
@@ -122,6 +125,7 @@ def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str,
         if target not in ("", "sae", "logger"):
             raise ValueError(f"--set {name}: want FIELD, sae.FIELD or logger.FIELD")
         (settings.setdefault(target, {}) if target else settings)[field] = parse_setting(value)
+    check_settings(ViTSAERunnerConfig, settings)
     return settings
 
 
@@ -154,10 +158,10 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
         if not settings.get("dataset_path"):
             raise ValueError("there is nothing to train on: give --images or --embeddings")
         images = open_images(settings["dataset_path"])
-        model = HookedViT.from_pretrained(
+        model = HookedViT.from_recorded(
             settings.get("model_name", "ViT-B-16"),
+            settings.get("model_from_pretrained_kwargs") or {},
             device=settings.get("model_device") or settings["device"],
-            **settings.get("model_from_pretrained_kwargs", {}),
         )
         # As PatchSAE does: the last block's output serves the class token alone.
         default_hook = f"blocks.{max(model.cfg.n_layers - 2, 0)}.hook_resid_post"

@@ -1,7 +1,7 @@
 """Training an SAE on images: settings, runner, checkpoints."""
 
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, DamagedCheckpointError
-from vit_sae_plugin.training.config_files import parse_setting
+from vit_sae_plugin.training.config_files import check_settings, parse_setting
 from vit_sae_plugin.training.config_files import read as read_settings
 from vit_sae_plugin.training.interruption import TrainingInterruptedError
 from vit_sae_plugin.training.presets import (
@@ -25,6 +25,7 @@ __all__ = [
     "ViTSAERunnerConfig",
     "ViTSAETrainer",
     "ViTSAETrainingRunner",
+    "check_settings",
     "complete_settings",
     "load_preset",
     "parse_setting",

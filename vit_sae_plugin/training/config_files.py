@@ -15,6 +15,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.field_types import check_values
 from vit_sae_plugin.training.config_checks import unknown_name_message
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no settings file {path}")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         values = yaml.load(text, _SettingsLoader) if _is_yaml(path) else json.loads(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; want settings by name")
@@ -62,7 +63,7 @@ def parse_setting(text: str) -> Any:
     """
     try:
         return yaml.load(text, _SettingsLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{text!r} can't be read as a value: {error}") from None
 
 
@@ -92,6 +93,29 @@ def config_to_dict(config: ViTSAERunnerConfig) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
+def check_settings(cls: type[Any], values: dict[str, Any]) -> None:
+    """Check the types of a runner's settings, as a file or a person gave them.
+
+    Settings without a type here (unknown ones, or relative ones as ``training_epochs``) are left to
+    those who read them.
+
+    Raises:
+        ValueError: the first of the wrong type.
+    """
+    for name in ("sae", "logger", "model_from_pretrained_kwargs"):
+        if not isinstance(values.get(name) or {}, dict):
+            raise ValueError(f"{name} is {values[name]!r}; want settings by name")
+    inner = {"sae": TrainingSAEConfig, "logger": LoggingConfig}
+    check_values({k: v for k, v in values.items() if k not in inner}, cls, need_all=False)
+    sae, logger = values.get("sae") or {}, values.get("logger") or {}
+    architecture = sae.get("architecture")
+    if architecture in list(SAE_TRAINING_CLASS_REGISTRY):
+        inner["sae"] = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+    own = {name: value for name, value in sae.items() if name != "metadata"}
+    check_values(own, inner["sae"], need_all=False, prefix="sae.")
+    check_values(logger, LoggingConfig, need_all=False, prefix="logger.")
+
+
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     """The runner config that :func:`config_to_dict` made plain.
 
@@ -99,6 +123,7 @@ def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         ValueError: no ``sae``, or an unknown setting or architecture.
     """
     _refuse_unknown("setting", values, (entry.name for entry in fields(cls)))
+    check_settings(cls, values)
     if not isinstance(values.get("sae"), dict) or "architecture" not in values["sae"]:
         raise ValueError("there is no 'sae' with an 'architecture' among the settings")
     logger = values.get("logger") or {"log_to_wandb": False}
@@ -119,7 +144,7 @@ def sae_config_from_dict(values: dict[str, Any]) -> TrainingSAEConfig:
         ValueError: an unknown architecture or setting, or ``d_in`` or ``d_sae`` is missing.
     """
     architecture = values["architecture"]
-    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+    if architecture not in list(SAE_TRAINING_CLASS_REGISTRY):
         raise ValueError(
             unknown_name_message("architecture", str(architecture), SAE_TRAINING_CLASS_REGISTRY)
         )

@@ -62,8 +62,11 @@ class ViTSAETrainingRunner:
     Args:
         cfg: the settings; SAELens's own config with ``model_class_name="HookedViT"`` will do.
         override_images: use these images instead of ``cfg.dataset_path``: anything that
-            :func:`~vit_sae_plugin.datasets.open_images` takes.
-        override_model: use this model instead of loading ``cfg.model_name``.
+            :func:`~vit_sae_plugin.datasets.open_images` takes. A config may have come from anyone's
+            file, so images that start a program (``"wds:pipe:…"``, ``"wds:https://…"``) are only
+            taken from here.
+        override_model: use this model instead of loading ``cfg.model_name``. For the same reason
+            one whose loading takes more than plain settings is only taken from here.
         override_sae: train this SAE instead of a new one.
         override_store: train on these rows, and load neither model nor images.
 
@@ -103,10 +106,10 @@ class ViTSAETrainingRunner:
             self.store = store_of_embeddings(cfg)
         else:
             if self.model is None:
-                self.model = HookedViT.from_pretrained(
+                self.model = HookedViT.from_recorded(
                     cfg.model_name,
+                    cfg.model_from_pretrained_kwargs,
                     device=cfg.model_device or cfg.device,
-                    **cfg.model_from_pretrained_kwargs,
                 )
             if isinstance(given, LanguageModelSAERunnerConfig):
                 check_context_size(given, self.model.cfg.n_tokens)
@@ -211,7 +214,7 @@ class ViTSAETrainingRunner:
             return open_images(override_images)
         if not self.cfg.dataset_path:
             raise ValueError("dataset_path is empty; want the images to train on")
-        return open_images(self.cfg.dataset_path)
+        return open_images(self.cfg.dataset_path, from_file=True)
 
     def _new_sae(self) -> TrainingSAE[Any]:
         # The global generator gives the initial weights; on the CPU they are the same everywhere.

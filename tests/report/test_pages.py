@@ -1,7 +1,4 @@
-"""The pages of latents and of explained images in a browser, and how pages are linked.
-
-Without Chromium only the data behind the pages is looked at.
-"""
+"""The pages of latents and of explained images in a browser, and how pages are linked."""
 
 import re
 
@@ -16,9 +13,6 @@ from vit_sae_plugin.report.site_data import leading_labels, number
 
 
 def test_nothing_in_names_is_run(made, page):
-    if page is None:
-        assert "<img" not in (made.folder / "data/atlas.js").read_text()
-        return
     open_index(page, made)
     page.type("#search", "onerror")
     assert any(HOSTILE in title for title in page.run(TEXTS, ".what div"))
@@ -33,8 +27,6 @@ def test_nothing_in_names_is_run(made, page):
 def test_the_page_of_a_latent(made, page):
     atlas, row = made.atlas, made.atlas.latents.loc[3]
     details = made.details(3)
-    if page is None:
-        return
     visit(page, made.folder, "latent.html#3", "#similar")
     assert page.run(TEXT, "h1") == "Latent 3"
     assert page.run(TEXTS, "h2") == [
@@ -99,8 +91,6 @@ def test_the_page_of_a_latent(made, page):
 
 
 def test_reference_images_and_their_masks(made, page):
-    if page is None:
-        return
     details = made.details(3)
     visit(page, made.folder, "latent.html#3", ".references img")
     images = "return [...document.querySelectorAll('.references img')]"
@@ -129,8 +119,6 @@ def test_reference_images_and_their_masks(made, page):
 
 
 def test_links_between_pages(made, page):
-    if page is None:
-        return
     open_index(page, made)
     page.type("#search", "third")
     page.click('#rows .row[data-latent="3"] .id')
@@ -172,8 +160,6 @@ def test_clicking_a_patch_shows_its_latents(which, row, column, page, request):
     other = explanation.at_patch(n_rows - 1, 0, n_latents=12)
     assert len(expected) > 2
     assert expected != [one.latent for one in other]
-    if page is None:
-        return
     visit(page, report.folder, "explain.html", '[data-image="0"]')
     page.click('[data-image="0"]')
     page.wait("return document.querySelector('.stage img')?.naturalWidth > 0")
@@ -232,8 +218,6 @@ def test_clicking_a_patch_shows_its_latents(which, row, column, page, request):
 
 def test_pages_without_labels(wide, page):
     assert wide.atlas.latents["label_entropy"].isna().all()
-    if page is None:
-        return
     table = open_index(page, wide)
     assert page.run(SHOWN) == in_order(table, "frequency", False)
     for control in ("#class", "#entropy-low", '[data-needs="labels"]'):
@@ -268,8 +252,6 @@ def test_a_latent_never_above_the_threshold(made, page, tmp_path):
     by_mean = atlas.reference_images(3, "mean")["image"].tolist()
     assert [i for i, _ in data["previews"][0]] == by_mean[:5]
     assert data["classes"] == leading_labels(made.atlas, [3])
-    if page is None:
-        return
     visit(page, tmp_path, "latent.html#3", "#similar")
     pressed = "return document.querySelector('[data-aggregation][aria-pressed=true]').textContent"
     assert page.run(pressed) == "mean"
@@ -283,8 +265,6 @@ def test_pages_of_an_sae_without_patches(without_patches, page):
     data = without_patches.data("atlas")
     assert data["explained"] == []
     assert data["has_patches"] is False
-    if page is None:
-        return
     visit(page, without_patches.folder, f"latent.html#{data['latents']['id'][0]}", "#similar")
     assert "bright in the patches" not in page.run(TEXT, "main")
     assert page.run("return document.querySelector('.masks')") is None
@@ -293,9 +273,6 @@ def test_pages_of_an_sae_without_patches(without_patches, page):
 
 
 def test_pages_fit_a_narrow_window(made, wide, page):
-    if page is None:
-        assert "max-width: 640px" in (made.folder / "site.css").read_text()
-        return
     page.resize(500, 900)
     try:
         for report, where, ready in [

@@ -24,7 +24,7 @@ _OTHER_MACHINES_SECONDS = 86_400
 """Left-overs of another machine, whose processes can't be asked, are deleted after a day."""
 
 
-def write_folder_atomically(target: Path, write: Callable[[Path], None]) -> None:
+def write_folder_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a folder, which then takes the place of ``target`` in one move.
 
     If anything fails, a folder that was there before stays as it was. Where the system can swap
@@ -51,7 +51,7 @@ def folder_beside(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_into_folder(folder: Path, write: Callable[[Path], None], *, last: str) -> None:
+def write_into_folder(folder: Path, write: Callable[[Path], object], *, last: str) -> None:
     """Let ``write`` fill a folder, whose contents then take their places in ``folder``.
 
     Other files in ``folder`` stay, and it is never moved itself, so it may be a mounted volume. If
@@ -75,7 +75,7 @@ def write_into_folder(folder: Path, write: Callable[[Path], None], *, last: str)
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_file_atomically(target: Path, write: Callable[[Path], None]) -> None:
+def write_file_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` write one file, which then takes the place of ``target`` in one move.
 
     The path that ``write`` is given ends as ``target`` does, for writers that go by the ending.

@@ -203,8 +203,11 @@ class AttachedSAE:
             results.append(x_hat.to(target))
         new = torch.cat(results)
         if where == "all":
+            return new  # before the layout is asked for, which takes a pass of its own
+        places = positions(self.layout, where)
+        if isinstance(places, slice):
             return new
-        places = positions(self.layout, where).to(new.device)
+        places = places.to(new.device)
         return target.index_copy(1, places, new[:, places])
 
     def replace(

@@ -81,7 +81,8 @@ class HookedSAEViT(HookedViT):
                     f"an SAE stands at {hook_in}, which this transcoder reads; call "
                     f"reset_saes({hook_in!r}) first"
                 )
-            self.hook_dict[hook_in].add_hook(spliced.capture_input, is_permanent=True)
+            point: Any = self.hook_dict[hook_in]
+            point.add_hook(spliced.capture_input, is_permanent=True)
             self._transcoder_output_hooks[hook_in] = hook_out
         self._acts_to_saes[hook_in] = spliced
         parent = self.get_submodule(hook_out.rpartition(".")[0])
@@ -116,7 +117,7 @@ class HookedSAEViT(HookedViT):
             ValueError: a latent or a token isn't there, or an SAE doesn't fit.
         """
         attached = {sae: AttachedSAE(self, sae) for sae in edits}
-        hooks = []
+        hooks: list[tuple[Any, Any]] = []
         for sae, edit in edits.items():
             on = attached[sae]
             if isinstance(edit, (LatentEdit, EditsInOrder)):
@@ -147,7 +148,7 @@ class SplicedSAE(nn.Module):
 
     def __init__(self, attached: AttachedSAE, use_error_term: bool) -> None:
         super().__init__()
-        self.__dict__["attached"] = attached
+        self.__dict__["_attached"] = attached
         self.use_error_term = use_error_term
         self._captured: Tensor | None = None
         for name, hook in self.sae.hook_dict.items():
@@ -158,9 +159,14 @@ class SplicedSAE(nn.Module):
         self.hook_sae_output = HookPoint()
 
     @property
+    def attached(self) -> AttachedSAE:
+        """The SAE on its model."""
+        return self.__dict__["_attached"]
+
+    @property
     def sae(self) -> SAE[Any]:
         """The SAE."""
-        return self.__dict__["attached"].sae
+        return self.attached.sae
 
     def capture_input(self, value: Tensor, hook: Any = None) -> None:
         """Keep what a transcoder reads until its output's hook is reached."""
@@ -168,7 +174,7 @@ class SplicedSAE(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """What the hook holds, with the tokens that the SAE reads replaced."""
-        attached: AttachedSAE = self.__dict__["attached"]
+        attached = self.attached
         cfg, source, rows = attached.model.cfg, attached.source, attached.rows
         target = source.select(cfg, value)
         read = target if self._captured is None else source.select(cfg, self._captured)

@@ -88,9 +88,7 @@ class MaskingResult:
         for at, condition in enumerate(self.conditions):
             key = (condition.ranking, condition.mask, condition.error_term, condition.k)
             columns.setdefault(key, []).append(at)
-        values = np.stack(
-            [self.correct[np.ix_(rows, at)].mean(1) for at in columns.values()], axis=1
-        )
+        values = np.stack([self.correct[rows][:, at].mean(1) for at in columns.values()], axis=1)
         interval = bootstrap_mean(values, confidence=confidence, seed=seed)
         index = pd.MultiIndex.from_tuples(
             list(columns), names=["ranking", "mask", "error_term", "k"]

@@ -247,7 +247,7 @@ class _Progress:
         if self.path is None:
             return
         delete_leftovers(self.path.parent)
-        arrays = {
+        arrays: dict[str, Any] = {
             "settings": np.array(self.settings),
             "correct": np.concatenate(self.correct),
             "label": np.array(self.label),

@@ -77,16 +77,21 @@ def _as_float(name: str, value: int) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} is {value:.3g}; want a number below 1.8e308") from None
+        raise ValueError(f"{name} is too large; want a number below 1.8e308") from None
 
 
 def _check_items(name: str, value: Any, hint: Any) -> None:
     """The entries of a list or tuple of one kind: ``list[int]``, ``tuple[int | None, ...]``."""
     for member in _members(hint):
+        if get_origin(member) not in (list, tuple) or not isinstance(value, (list, tuple)):
+            continue
         kinds = [kind for kind in get_args(member) if kind is not Ellipsis]
-        if get_origin(member) in (list, tuple) and isinstance(value, (list, tuple)):
-            for item in value if len(kinds) == 1 else ():
-                checked_value(f"an entry of {name}", item, kinds[0])
+        if len(kinds) == 1:
+            kinds *= len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} is {value!r}; want {len(kinds)} entries")
+        for item, kind in zip(value, kinds, strict=True):
+            checked_value(f"an entry of {name}", item, kind)
 
 
 def _is_required(entry: Field[Any]) -> bool:
@@ -104,7 +109,7 @@ def _plain_types(hint: Any) -> list[type] | None:
         origin = get_origin(member) or member
         if origin is Literal:
             continue
-        if not isinstance(origin, type):
+        if origin is Any or not isinstance(origin, type):
             return None
         accepted.append(origin)
     return accepted

@@ -140,6 +140,11 @@ def check_file_hashes(folder: Path, hashes: Any) -> None:
         raise DamagedFileError(f"{folder} is damaged: {damage}; make it again or restore a copy")
 
 
+def values_sha256(values: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of plain values in any order; the same once written as JSON and read back."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def write_manifest(folder: Path) -> None:
     """Keep size and SHA-256 of a folder's files beside them, in ``manifest.json``."""
     (folder / MANIFEST).write_text(json.dumps(file_hashes(folder), indent=1), encoding="utf-8")

@@ -178,6 +178,7 @@ def test_every_field_of_a_finished_atlas_is_compared(model, finished, tmp_path):
         values = json.loads(written)
         other = {"sae_metadata": {**values["request"]["sae_metadata"], "n_tokens": 99}}
         values["request"][key] = other.get(key, "something else")
+        del values["sha256"]
         (folder / "atlas.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match=rf"another analysis \({key}"):
             analyze(model, make_topk(), NoisePictures(N), folder=folder, progress=False)
@@ -187,7 +188,7 @@ def test_an_atlas_of_an_earlier_release_still_opens(model, finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     values = json.loads((folder / "atlas.json").read_text())
-    for name in ("request", "typical_activation", "files"):
+    for name in ("request", "typical_activation", "files", "sha256"):
         del values[name]
     (folder / "atlas.json").write_text(json.dumps(values))
     assert LatentAtlas.load(folder).info.n_images == N
@@ -211,6 +212,11 @@ def test_a_damaged_file_is_named(model, finished, tmp_path):
             LatentAtlas.load(folder)
     (folder / name).unlink()
     with pytest.raises(ValueError, match=rf"is damaged: {name} is missing"):
+        LatentAtlas.load(folder)
+    values = json.loads((folder / "atlas.json").read_text())
+    values["n_images"] += 1
+    (folder / "atlas.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"atlas\.json is damaged: its contents have changed"):
         LatentAtlas.load(folder)
     (folder / "atlas.json").write_text('{"schema_version": 2')
     with pytest.raises(ValueError, match=r"atlas\.json is damaged"):

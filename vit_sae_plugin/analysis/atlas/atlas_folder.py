@@ -30,7 +30,8 @@ from safetensors.numpy import load_file, save_file
 
 from vit_sae_plugin.analysis.atlas.atlas_info import SCHEMA_VERSION, AtlasInfo
 from vit_sae_plugin.atomic_files import is_aside, write_into_folder
-from vit_sae_plugin.fingerprints import check_file_hashes, file_hashes
+from vit_sae_plugin.field_types import check_values
+from vit_sae_plugin.fingerprints import check_file_hashes, file_hashes, values_sha256
 
 _FRAMES = {"latents": "parquet", "images": "parquet", "skipped_images": "csv"}
 _ARRAYS = ("reference_images", "histograms", "class_counts", "partners")
@@ -70,6 +71,7 @@ def write_atlas(
             contiguous = {key: np.ascontiguousarray(value) for key, value in arrays[name].items()}
             save_file(contiguous, aside / f"{name}.safetensors", metadata=metadata)
         described = {**asdict(info), "files": file_hashes(aside, _FILES)}
+        described["sha256"] = values_sha256(described)
         text = json.dumps(described, indent=1, ensure_ascii=False)
         (aside / _INFO).write_text(text, encoding="utf-8")
 
@@ -133,6 +135,10 @@ def read_info(folder: Path) -> AtlasInfo:
     missing = [f.name for f in fields(AtlasInfo) if f.default is MISSING and f.name not in values]
     if missing:
         raise ValueError(f"{folder / _INFO} is damaged: it says no {missing[0]}; make it anew")
+    try:
+        check_values(values, AtlasInfo)
+    except ValueError as error:
+        raise ValueError(f"{folder / _INFO} is damaged: {error}; make the atlas anew") from None
     values["grid"] = tuple(values["grid"])
     return AtlasInfo(**{f.name: values[f.name] for f in fields(AtlasInfo) if f.name in values})
 
@@ -143,10 +149,13 @@ def _described(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no atlas ({_INFO} is missing); make one with analyze()")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; make the atlas anew") from None
     if not isinstance(described, dict):
         raise ValueError(f"{path} is damaged: it holds no object; make the atlas anew")
+    kept = described.pop("sha256", None)  # earlier releases kept none
+    if kept is not None and kept != values_sha256(described):
+        raise ValueError(f"{path} is damaged: its contents have changed; make the atlas anew")
     return described
 
 

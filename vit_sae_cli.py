@@ -144,6 +144,13 @@ def _command(
     return command
 
 
+def whole_number(text: str) -> int:
+    number = float(text)
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+    return int(text.replace("_", "")) if text.replace("_", "").isdigit() else int(number)
+
+
 def _add_demo(commands) -> None:
     command = _command(
         commands,
@@ -156,7 +163,7 @@ def _add_demo(commands) -> None:
     )
     command.add_argument(
         "--training-tokens",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="train on this many tokens instead of the demo's own number",
     )
@@ -186,6 +193,12 @@ def _add_train(commands) -> None:
         metavar="FILE",
         help="train on the rows of this .npy, .safetensors or .parquet file instead of on images",
     )
+    command.add_argument(
+        "--eval-images",
+        metavar="SOURCE",
+        help="also measure reconstruction on these held-out images, ten times in the run "
+        "(--set eval_every_n_steps=N: more or less often)",
+    )
     _add_model(command)
     command.add_argument(
         "--hook-name", metavar="HOOK", help="where the SAE sits, such as blocks.10.hook_resid_post"
@@ -203,7 +216,9 @@ def _add_train(commands) -> None:
     width.add_argument(
         "--expansion-factor", type=int, metavar="N", help="number of latents ÷ width of the hook"
     )
-    command.add_argument("--training-tokens", type=int, metavar="N", help="rows to train on")
+    command.add_argument(
+        "--training-tokens", type=whole_number, metavar="N", help="rows to train on, such as 2e6"
+    )
     command.add_argument("--lr", type=float, metavar="X", help="learning rate")
     command.add_argument("--n-workers", type=int, metavar="N", help="processes that decode images")
     command.add_argument("--seed", type=int, metavar="N")

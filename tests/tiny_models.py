@@ -67,11 +67,13 @@ def _roughened(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def tiny_open_clip(seed: int = 0, image_size: int = 32, patch_size: int = 8, layers: int = 3):
-    """An ``open_clip.CLIP`` with width 32, 4 heads, 16 patches of 8x8 and an embedding of 24."""
+def tiny_open_clip(
+    seed: int = 0, image_size: int = 32, patch_size: int = 8, layers: int = 3, width: int = 32
+):
+    """An ``open_clip.CLIP`` with heads of 8, 16 patches of 8x8 and an embedding of 24."""
     import open_clip
 
-    vision = {"image_size": image_size, "patch_size": patch_size, "layers": layers}
+    vision = {"image_size": image_size, "patch_size": patch_size, "layers": layers, "width": width}
     with _seeded(seed):
         return open_clip.CLIP(
             embed_dim=24, vision_cfg={**OPEN_CLIP_VISION, **vision}, text_cfg=OPEN_CLIP_TEXT

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 def check_field_types(config: Any) -> None:
     """Check a dataclass's values against its annotations; make whole floats integers.
 
-    YAML and the command line read ``2e6`` as a float where an integer is wanted.
+    YAML and the command line read ``2e6`` as a float where an integer is wanted. A field whose
+    metadata hold ``"auto"`` may also be ``"auto"``.
 
     Raises:
         ValueError: for the first value of the wrong type.
@@ -19,6 +20,8 @@ def check_field_types(config: Any) -> None:
     hints = get_type_hints(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
+        if _is_automatic(entry, value):
+            continue
         setattr(config, entry.name, checked_value(entry.name, value, hints[entry.name]))
 
 
@@ -38,9 +41,9 @@ def check_values(
     """
     hints = get_type_hints(config_class)
     for entry in fields(config_class):
-        if entry.name in values:
+        if entry.name in values and not _is_automatic(entry, values[entry.name]):
             checked_value(prefix + entry.name, values[entry.name], hints[entry.name])
-        elif need_all and _is_required(entry):
+        elif need_all and entry.name not in values and _is_required(entry):
             raise ValueError(f"{prefix}{entry.name} is missing")
 
 
@@ -92,6 +95,10 @@ def _check_items(name: str, value: Any, hint: Any) -> None:
             raise ValueError(f"{name} is {value!r}; want {len(kinds)} entries")
         for item, kind in zip(value, kinds, strict=True):
             checked_value(f"an entry of {name}", item, kind)
+
+
+def _is_automatic(entry: Field[Any], value: Any) -> bool:
+    return value == "auto" and "auto" in entry.metadata
 
 
 def _is_required(entry: Field[Any]) -> bool:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from sae_lens.saes.sae import TrainingSAE
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 FileHashes = dict[str, dict[str, Any]]
 """File name → ``{"size": bytes, "sha256": hex}``."""
 
-_KNOWN: WeakKeyDictionary[SAE[Any], tuple[Any, str]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 
 
 def model_fingerprint(model: HookedViT) -> str:
@@ -72,6 +72,20 @@ def known_sae_fingerprint(sae: SAE[Any]) -> str:
     known = _KNOWN.get(sae)
     if known is None or known[0] != version:
         known = _KNOWN[sae] = (version, sae_fingerprint(sae))
+    return known[1]
+
+
+def known_model_fingerprint(model: HookedViT) -> str:
+    """A model's fingerprint, hashed again only when PyTorch has counted a change.
+
+    Hashing goes through all weights, of the text tower too: about a second a gigabyte. (Writes
+    through ``.data`` aren't counted; to look for them each time would take as long as an image.)
+    """
+    tensors = model.bare_model.state_dict().items()
+    version = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    known = _KNOWN.get(model)
+    if known is None or known[0] != version:
+        known = _KNOWN[model] = (version, model_fingerprint(model))
     return known[1]
 
 

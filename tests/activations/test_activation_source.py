@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
+from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from tests.tiny_models import tiny_open_clip
 from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.fingerprints import model_fingerprint
 from vit_sae_plugin.hooked_vit import HookedViT
 
 
@@ -146,3 +149,50 @@ def test_saes_of_other_models_are_refused() -> None:
     metadata = SAEMetadata(model_class_name="HookedTransformer", hook_name="blocks.0.hook_mlp_out")
     with pytest.raises(ValueError, match=r"'HookedTransformer'.*want one trained on a 'Hook"):
         ActivationSource.from_metadata(metadata)
+
+
+def test_an_sae_is_tied_to_its_model_s_weights(model) -> None:
+    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=8, k=2))
+    ActivationSource.from_model(model, "blocks.0.hook_resid_post").stamp(sae, model)
+    stamped = json.loads(json.dumps(sae.cfg.metadata.to_dict()))
+    assert stamped["model_sha256"] == model_fingerprint(model)
+    assert stamped["model_weights"] == "unknown weights"
+    source = ActivationSource.from_metadata(stamped)
+    with warnings.catch_warnings(action="error"):
+        source.check_model(model)
+        source.check_model(HookedViT.from_module(tiny_open_clip(), preprocess=_to_pixels))
+    other = HookedViT.from_module(tiny_open_clip(seed=1), preprocess=_to_pixels)
+    other.model_name, other.has_pretrained_weights = "ViT-B-17", False
+    other.from_pretrained_kwargs = {"pretrained": False}
+    ours, theirs = model_fingerprint(model)[:8], model_fingerprint(other)[:8]
+    message = rf"an object \[{ours}\], but this model is ViT-B-17 \(random weights\) \[{theirs}\]"
+    with pytest.warns(UserWarning, match=message):
+        source.check_model(other)
+    with torch.no_grad():  # the same object, changed
+        next(model.bare_model.parameters()).mul_(2.0)
+    try:
+        with pytest.warns(UserWarning, match="other weights"):
+            source.check_model(model)
+    finally:
+        with torch.no_grad():
+            next(model.bare_model.parameters()).div_(2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "weights", "words"),
+    [
+        ("ViT-B-16", {"pretrained": "openai"}, "openai weights", "ViT-B-16 (openai weights)"),
+        ("ViT-B-16", {"pretrained": False}, None, "ViT-B-16 (random weights)"),
+        ("ViT-B-16", {}, None, "ViT-B-16 (random weights)"),  # as earlier releases loaded it
+        ("shapes-clip", {}, None, "shapes-clip (pretrained weights)"),
+        (None, {}, "unknown weights", "a model passed as an object"),
+    ],
+)
+def test_a_model_in_words(name, settings, weights, words) -> None:
+    source = ActivationSource(
+        "hook_image_embed",
+        model_name=name,
+        model_from_pretrained_kwargs=settings,
+        model_weights=weights,
+    )
+    assert source.describe_model() == words

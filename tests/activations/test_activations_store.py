@@ -8,12 +8,14 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from sae_lens import TopKTrainingSAEConfig
 from torch import Tensor
 
 from tests.tiny_models import tiny_open_clip, tiny_open_clip_custom_text
 from vit_sae_plugin.activations import ViTActivationsStore
 from vit_sae_plugin.datasets import ArrayImages
 from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.training import ViTSAERunnerConfig, ViTSAETrainingRunner
 
 N_TOKENS = 17
 HOOK = "blocks.0.hook_resid_post"
@@ -260,3 +262,63 @@ def test_a_store_shows_what_it_reads(model):
         "<ViTActivationsStore of <ArrayImages 'arrays': 3 images>: all tokens at "
         "blocks.0.hook_resid_post, batches of 34 rows of 32>"
     )
+
+
+@pytest.mark.parametrize("kind", ["all", "patches", "cls"])
+def test_rows_say_where_they_come_from(model, kind) -> None:
+    images = _images(8)
+    store = _store(model, images, token_kind=kind, with_coordinates=True)
+    plain = _store(model, images, token_kind=kind)
+    expected = _rows_of(model, images)
+    n_rows = 0
+    while n_rows < 2 * 8 * N_TOKENS:  # across buffers and epochs
+        rows = next(store)
+        assert torch.equal(rows, next(plain))
+        image, row, column = store.coordinates.T
+        position = torch.where(row < 0, 0, 1 + row * 4 + column)
+        torch.testing.assert_close(rows, expected[image, position], rtol=1e-4, atol=1e-5)
+        assert ((row >= 0) == (column >= 0)).all()
+        if kind != "all":
+            assert ((row >= 0) == (kind == "patches")).all()
+        n_rows += len(rows)
+    assert plain.coordinates is None
+
+
+def test_a_resumed_store_has_the_same_coordinates(model) -> None:
+    store, resumed = (_store(model, with_coordinates=True) for _ in range(2))
+    for _ in range(5):
+        next(store)
+    resumed.load_state_dict(store.state_dict())
+    for _ in range(5):
+        assert torch.equal(next(store), next(resumed))
+        assert torch.equal(store.coordinates, resumed.coordinates)
+
+
+def test_a_store_is_made_from_settings_and_from_a_trained_sae(model) -> None:
+    images = _images(8)
+    sae_cfg = TopKTrainingSAEConfig(d_in=32, d_sae=64, k=4)
+    config = ViTSAERunnerConfig(
+        sae_cfg,
+        hook_name=HOOK,
+        seqpos_slice=(1, None),
+        train_batch_size_tokens=34,
+        store_batch_size_images=3,
+        n_batches_in_buffer=4,
+        seed=5,
+        device="cpu",
+        training_tokens=34 * 3,
+        output_path=None,
+        verbose=False,
+    )
+    expected = _store(model, images, token_kind="patches")
+    from_config = ViTActivationsStore.from_config(model, config, images)
+    sae = ViTSAETrainingRunner(config, images, model).run()
+    settings = {"train_batch_size_tokens": 34, "store_batch_size_images": 3, "seed": 5}
+    from_sae = ViTActivationsStore.from_sae(model, sae, images, n_batches_in_buffer=4, **settings)
+    for _ in range(5):
+        rows = next(expected)
+        assert torch.equal(next(from_config), rows)
+        assert torch.equal(next(from_sae), rows)
+    sae.cfg.metadata.model_class_name = "HookedTransformer"
+    with pytest.raises(ValueError, match="want one trained on a 'HookedViT'"):
+        ViTActivationsStore.from_sae(model, sae, images)

@@ -131,6 +131,91 @@ def test_the_presets_are_listed(capsys):
     assert "patchsae-vit-b-16\n    PatchSAE as published" in capsys.readouterr().out
 
 
+def test_the_start_line_says_which_weights(photos, tmp_path, capsys):
+    """Random weights are asked for, and said."""
+    command = ["train", "--images", photos, "--d-sae", 8, "--training-tokens", "1e3"]
+    command += ["--set", "train_batch_size_tokens=250", "--device", "cpu"]
+    for name, flags, words in (
+        ("packaged", [], "shapes-clip (pretrained weights)"),
+        ("random", ["--pretrained", "none"], "shapes-clip (random weights)"),
+    ):
+        folder = tmp_path / name
+        assert vit_sae(*command, "--model", "shapes-clip", *flags, "--output-path", folder) == 0
+        assert f"blocks.2.hook_resid_post of {words} (width 128), 1,000 tokens in 4 steps" in (
+            capsys.readouterr().err
+        )
+        metadata = json.loads((folder / "sae/cfg.json").read_text())["metadata"]
+        assert metadata["model_weights"] in words
+
+
+def test_a_resumed_run_says_what_may_be_given(run, tmp_path, capsys, photos):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for flag, value in (("--seed", 0), ("--lr", 0), ("--set", "lr=0")):
+        assert vit_sae("train", "--resume", folder, flag, value) == 2
+        assert f"leave out {flag} (what may be given: --device" in capsys.readouterr().err
+    # longer, on the same images by another name, with measures on held-out ones
+    more = ("--training-tokens", 7680, "--images", f"folder:{photos}", "--eval-images", photos)
+    assert vit_sae("train", "--resume", folder, *more) == 0
+    metrics = pd.read_json(folder / "metrics.jsonl", lines=True)
+    assert metrics["n_tokens"].iloc[-1] == 7680
+    assert metrics["held_out_explained_variance"].iloc[-1] < 1
+    assert vit_sae("train", "--resume", folder, "--images", "shapes?n_images=5") == 2
+    assert "can't resume with other model or images" in capsys.readouterr().err
+
+
+def test_a_settings_file_starts_no_program(run, photos, tmp_path, capsys):
+    """Commands only when they are typed; a model's settings only plain ones."""
+    import yaml
+
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings |= {"output_path": str(tmp_path / "out"), "training_tokens": 512}
+    proof = tmp_path / "proof"
+    pipe = f"wds:pipe:touch {proof}"
+    unsafe = {"trust_remote_code": True}
+    for change, message in (
+        ({"dataset_path": pipe}, "opening them would start a program"),
+        (
+            {"eval_dataset_path": pipe, "eval_every_n_steps": 1},
+            "opening them would start a program",
+        ),
+        ({"model_from_pretrained_kwargs": unsafe}, "which a file may not set"),
+    ):
+        path = tmp_path / "settings.yaml"
+        path.write_text(yaml.safe_dump(settings | change))
+        assert vit_sae("train", "--config", path) == 2
+        assert message in capsys.readouterr().err
+        # the same file, as a run's own
+        resumed = tmp_path / "resumed"
+        resumed.mkdir(exist_ok=True)
+        (resumed / "config.yaml").write_text(yaml.safe_dump(settings | change))
+        assert vit_sae("train", "--resume", resumed) == 2
+        assert message in capsys.readouterr().err
+    assert not proof.exists()
+    path.write_text(yaml.safe_dump(settings | {"dataset_path": pipe}))
+    assert vit_sae("train", "--config", path, "--images", photos) == 0
+
+
+def test_embeddings_replace_a_preset_s_images_and_fit_its_model(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(300, 128)).astype(np.float32)
+    for width in (64, 128):
+        np.save(tmp_path / f"{width}.npy", rows[:, :width])
+    command = ["train", "--preset", "msae-shapes", "--device", "cpu", "--training-tokens", 600]
+    command += ["--set", "train_batch_size_tokens=100", "--output-path"]
+    assert vit_sae(*command, tmp_path / "a", "--embeddings", tmp_path / "64.npy") == 2
+    assert "64 wide, but the embeddings of shapes-clip are 128 wide" in capsys.readouterr().err
+    assert vit_sae(*command, tmp_path / "a", "--embeddings", tmp_path / "128.npy") == 0
+    unnamed = ("--embeddings", tmp_path / "64.npy", "--set", "model_name=null")
+    assert vit_sae(*command, tmp_path / "b", *unnamed) == 0
+    names = [
+        json.loads((tmp_path / run / "sae/cfg.json").read_text())["metadata"]["model_name"]
+        for run in "ab"
+    ]
+    assert names == ["shapes-clip", None]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

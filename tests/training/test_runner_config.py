@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TopKTrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
 
-from vit_sae_plugin.saes import PatchTrainingSAEConfig
+from vit_sae_plugin.devices import best_device
+from vit_sae_plugin.hooked_vit import TokenLayout
+from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig, PatchTrainingSAEConfig
 from vit_sae_plugin.training import ViTSAERunnerConfig
-from vit_sae_plugin.training.language_model_config import (
-    check_context_size,
-    from_language_model_config,
-)
+from vit_sae_plugin.training.language_model_config import from_language_model_config
+
+TOKENS = TokenLayout.of_grid((7, 7), front=("class",))
 
 
 def _topk(**changes: Any) -> TopKTrainingSAEConfig:
@@ -67,6 +69,37 @@ def test_a_bad_setting_is_one_clear_error(changes: dict[str, Any], message: str)
 def test_sae_must_be_a_training_config() -> None:
     with pytest.raises(TypeError, match="sae is a dict; want the config of a training"):
         _config(sae={"architecture": "topk"})
+
+
+AUTOMATIC = (
+    "lr lr_warm_up_steps lr_decay_steps optimizer adam_eps clip_grad_norm dead_feature_window"
+).split()
+
+
+def test_an_architecture_is_trained_as_published_unless_the_user_says_otherwise() -> None:
+    def settings(config: ViTSAERunnerConfig) -> list[Any]:
+        return [getattr(config, name) for name in AUTOMATIC]
+
+    patchsae = PatchTrainingSAEConfig(d_in=32, d_sae=64)
+    matryoshka = MatryoshkaTopKTrainingSAEConfig(d_in=32, d_sae=64)
+    long = {"training_tokens": 20_480 * 4096}  # PatchSAE's number of steps
+    assert settings(_config(sae=patchsae, **long)) == [4e-4, 500, 0, "adam", 1e-8, None, 64]
+    # a short run must not end within its warm-up
+    assert settings(_config(sae=patchsae)) == [4e-4, 48, 0, "adam", 1e-8, None, 64]
+    assert settings(_config(sae=matryoshka)) == [1e-4, 0, 98, "adamw", 6.25e-10, 1.0, 1000]
+    theirs = SAETrainerConfig(10, 10, lr_end=None)
+    assert settings(_config()) == [theirs.lr, 0, 0, "adam", 1e-8, 1.0, theirs.dead_feature_window]
+
+    own = {"lr": 1e-3, "lr_warm_up_steps": 1, "lr_decay_steps": 2, "optimizer": "adam"}
+    own |= {"adam_eps": 1e-7, "clip_grad_norm": 3.0, "dead_feature_window": 5}
+    for sae in (patchsae, matryoshka, _topk()):
+        assert settings(_config(sae=sae, **own)) == [own[name] for name in AUTOMATIC]
+    assert ViTSAERunnerConfig.from_dict(_config(sae=patchsae, lr="auto").to_dict()).lr == 4e-4
+
+
+def test_without_a_device_the_best_is_taken() -> None:
+    assert _config().device == best_device()
+    assert _config(device="cpu").device == "cpu"
 
 
 def test_patchsae_is_trained_unclipped_as_published_and_others_as_in_saelens() -> None:
@@ -160,7 +193,7 @@ def test_saelens_config_is_taken_over() -> None:
         n_checkpoints=1,
         checkpoint_path="saved",
     )
-    ours = from_language_model_config(theirs)
+    ours = from_language_model_config(theirs, TOKENS)
     assert ours.store_batch_size_images == 7
     assert ours.seqpos_slice == (1, None)
     assert ours.model_from_pretrained_kwargs == {"pretrained": "openai"}
@@ -194,7 +227,7 @@ def test_settings_without_meaning_for_images_are_refused_by_name(name: str, valu
     if name == "use_chat_formatting":  # SAELens wants both
         changes["is_dataset_tokenized"] = False
     with pytest.raises(ValueError, match=rf"{name} is|is_dataset_tokenized is"):
-        from_language_model_config(_language_model_config(**changes))
+        from_language_model_config(_language_model_config(**changes), TOKENS)
 
 
 def test_every_saelens_setting_is_used_or_refused() -> None:
@@ -204,14 +237,61 @@ def test_every_saelens_setting_is_used_or_refused() -> None:
 
     named = {*ours._SAME_MEANING, *ours._RENAMED, *ours._WITHOUT_EFFECT}
     named |= {name for names in ours._REFUSED.values() for name in names.split()}
-    named |= {"dataset_path", "output_path", "checkpoint_path", "context_size"}
+    named |= set(ours._CONVERTED)
     assert {entry.name for entry in fields(LanguageModelSAERunnerConfig)} == named
 
 
 def test_other_model_classes_and_context_sizes_are_refused() -> None:
+    def convert(**changes: Any) -> ViTSAERunnerConfig:
+        return from_language_model_config(_language_model_config(**changes), TOKENS)
+
     with pytest.raises(ValueError, match="'HookedTransformer'; want 'HookedViT'"):
-        from_language_model_config(_language_model_config(model_class_name="HookedTransformer"))
-    check_context_size(_language_model_config(), 50)
-    check_context_size(_language_model_config(context_size=50), 50)
+        convert(model_class_name="HookedTransformer")
+    convert(context_size=50)
     with pytest.raises(ValueError, match="context_size is 77, but an image of ViT-B-32 has 50"):
-        check_context_size(_language_model_config(context_size=77), 50)
+        convert(context_size=77)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        # SAELens keeps the rows of so many prompts: images of 50 tokens here
+        ({"n_batches_in_buffer": 20}, 1),
+        ({"n_batches_in_buffer": 1024}, 13),  # 51,200 rows are 12.5 batches of 4,096
+        ({"n_batches_in_buffer": 1024, "seqpos_slice": (1, 9)}, 2),
+        ({"n_batches_in_buffer": 8192, "hook_name": "hook_image_embed"}, 2),
+    ],
+)
+def test_the_buffer_holds_as_many_rows_as_saelens_would(theirs, ours) -> None:
+    config = from_language_model_config(_language_model_config(**theirs), TOKENS)
+    assert config.n_batches_in_buffer == ours
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("folder:photos", "folder:photos"),
+        ("shapes", "shapes"),
+        ("shapes?n_images=5", "shapes?n_images=5"),
+        ("shapes3d", "hf:shapes3d"),
+        ("wds:a.tar", "wds:a.tar"),
+        ("hf:cifar10:test", "hf:cifar10:test"),
+        ("cifar10", "hf:cifar10"),
+        ("", ""),
+    ],
+)
+def test_a_source_of_ours_stays_and_else_it_is_hugging_face_s(theirs, ours) -> None:
+    config = from_language_model_config(_language_model_config(dataset_path=theirs), TOKENS)
+    assert config.dataset_path == ours
+
+
+def test_the_table_of_saelens_settings_names_them_all() -> None:
+    from dataclasses import fields
+
+    from vit_sae_plugin.training import language_model_config as ours
+
+    refused = {name for names in ours._REFUSED.values() for name in names.split()}
+    for entry in fields(LanguageModelSAERunnerConfig):
+        short = entry.name[:2] == "lr" or entry.name[:9] == "adam_beta" or "version" in entry.name
+        if entry.name not in refused and not short:
+            assert f"``{entry.name}``" in (ours.__doc__ or ""), entry.name

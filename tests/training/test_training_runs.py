@@ -347,7 +347,7 @@ def test_a_changed_run_is_not_resumed(runner_of, images, model, tmp_path) -> Non
     with pytest.raises(ValueError, match=r"other model or images .*images: "):
         ViTSAETrainingRunner.resume(tmp_path, small_images(39), model).run()
     finer = HookedViT.from_module(model.bare_model, preprocess=lambda image: None)
-    with pytest.raises(ValueError, match=r"other model or images .*model: "):
+    with pytest.raises(ValueError, match=r"other model or images .*model\.preprocessing: "):
         ViTSAETrainingRunner.resume(tmp_path, images, finer).run()
     ViTSAETrainingRunner.resume(tmp_path, images, model, n_workers=1, log_every_n_steps=1)
 
@@ -456,21 +456,38 @@ def test_saelens_config_trains(model, images, tmp_path) -> None:
         logger=LoggingConfig(log_to_wandb=False),
         verbose=False,
     )
-    ViTSAETrainingRunner(config, images, model).run()
+    runner = ViTSAETrainingRunner(config, images, model)
+    assert runner.cfg.n_batches_in_buffer == 1  # 4 images of 16 patches
+    runner.run()
     loaded = SAE.load_from_disk(tmp_path / "out/sae")
     assert loaded.cfg.metadata.token_kind == "patches"
     assert loaded.cfg.metadata.model_class_name == "HookedViT"
 
 
-def test_weights_and_biases_get_the_same_metrics(runner_of, tmp_path, monkeypatch) -> None:
-    logged: list[dict[str, Any]] = []
-    monkeypatch.setattr(wandb, "log", lambda metrics, step: logged.append(metrics))
-    for name in ("init", "finish", "log_artifact"):
+def test_weights_and_biases_get_saelens_names(runner_of, tmp_path, monkeypatch) -> None:
+    logged: dict[int, dict[str, Any]] = {}
+    begun: dict[str, Any] = {}
+
+    def log(metrics: dict[str, Any], step: int) -> None:
+        logged.setdefault(step, {}).update(metrics)
+
+    monkeypatch.setattr(wandb, "log", log)
+    monkeypatch.setattr(wandb, "init", lambda **settings: begun.update(settings))
+    for name in ("finish", "log_artifact"):
         monkeypatch.setattr(wandb, name, lambda *args, **kwargs: None)
-    logger = LoggingConfig(log_to_wandb=True, log_weights_to_wandb=False)
+    logger = LoggingConfig(log_to_wandb=True, log_weights_to_wandb=False, wandb_log_frequency=2)
     runner_of(tmp_path, logger=logger, training_tokens=10 * 128, feature_sampling_window=4).run()
-    assert [line for line in logged if "step" in line] == _metrics(tmp_path)
-    assert any("metrics/mean_log10_feature_sparsity" in line for line in logged)
+    assert begun["name"] == "patchsae-96-LR-0.002-Tokens-1.280e+03"
+    for line in _metrics(tmp_path):
+        there = logged[line["step"]]
+        assert there["metrics/grad_norm"] == line["grad_norm"]
+        assert there["details/tokens_per_second"] == line["tokens_per_second"]
+        if line["step"] % 2 == 0:
+            assert there["metrics/explained_variance"] == pytest.approx(line["explained_variance"])
+            assert there["losses/overall_loss"] == line["loss"]
+            assert there["sparsity/dead_features"] == line["n_dead_latents"]
+    assert [step for step in logged if "metrics/l0" in logged[step]] == [2, 4, 6, 8, 10]
+    assert "metrics/mean_log10_feature_sparsity" in logged[4]
 
 
 def test_the_16_bit_model_and_any_hook_train(images) -> None:

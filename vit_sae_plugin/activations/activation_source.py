@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +20,12 @@ from vit_sae_plugin.activations.token_selection import (
     selected_index,
     selected_positions,
 )
+from vit_sae_plugin.fingerprints import known_model_fingerprint, short
 from vit_sae_plugin.hooked_vit.hook_names import layer_of
+from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
 
 if TYPE_CHECKING:
+    from sae_lens import SAE
     from sae_lens.saes.sae import SAEMetadata
 
     from vit_sae_plugin.hooked_vit import HookedViT, HookedViTConfig
@@ -61,6 +64,11 @@ class ActivationSource:
     """Pixels of a patch."""
     preprocessing: str | None = None
     """The model's preprocessing in words."""
+    model_weights: str | None = None
+    """The model's weights in words: ``"openai weights"``, ``"random weights"``, or ``"unknown
+    weights"`` of a model passed as an object. None: the SAE was saved before this was kept."""
+    model_sha256: str | None = None
+    """The model's fingerprint when the SAE was trained. None: not taken."""
     input_scaling: float | None = None
     """What rows must still be multiplied by before the SAE reads them. None: nothing (a finished
     SAE holds the factor in its weights; a checkpoint in the middle of training doesn't)."""
@@ -99,13 +107,26 @@ class ActivationSource:
             image_size=_plain(cfg.image_size),
             patch_size=_plain(cfg.patch_size),
             preprocessing=describe_preprocessing(model.preprocess),
+            model_weights=_weights_of(model),
         )
+
+    def stamp(self, sae: SAE[Any], model: HookedViT) -> None:
+        """Write into an SAE's metadata all that is needed to rebuild its model and input.
+
+        Hashes the model's weights, so that the SAE isn't used on others without a warning.
+        """
+        described = replace(self, model_sha256=known_model_fingerprint(model)).to_metadata()
+        for name, value in described.items():
+            sae.cfg.metadata[name] = value
 
     def to_metadata(self) -> dict[str, Any]:
         """What to put into ``sae.cfg.metadata``; everything in it can be written as JSON."""
         metadata = asdict(self)
         metadata["seqpos_slice"] = list(self.seqpos_slice)
         metadata["model_class_name"] = MODEL_CLASS_NAME
+        for name in ("model_weights", "model_sha256"):
+            if metadata[name] is None:
+                del metadata[name]
         return metadata
 
     @classmethod
@@ -173,6 +194,29 @@ class ActivationSource:
                 f"model preprocesses them by\n{preprocessing}",
                 stacklevel=3,
             )
+        self._check_weights(model)
+
+    def _check_weights(self, model: HookedViT) -> None:
+        if self.model_sha256 is None:
+            return
+        found = known_model_fingerprint(model)
+        if found != self.model_sha256:
+            theirs = ActivationSource.from_model(model, self.hook_name)
+            warnings.warn(
+                f"the SAE was trained on {self.describe_model()} [{short(self.model_sha256)}], but "
+                f"this model is {theirs.describe_model()} [{short(found)}], with other weights or "
+                "another precision: its latents need not mean the same",
+                stacklevel=4,
+            )
+
+    def describe_model(self) -> str:
+        """The model and its weights in words, such as ``"ViT-B-16 (openai weights)"``."""
+        if self.model_name is None:
+            return "a model passed as an object"
+        weights = self.model_weights or describe_weights(
+            self.model_name, self.model_from_pretrained_kwargs
+        )
+        return f"{self.model_name} ({weights})"
 
     @property
     def stop_at_layer(self) -> int | None:
@@ -294,6 +338,12 @@ def _is_unnamed(model: HookedViT) -> bool:
     """Whether ``model_name`` is only the wrapped object's class, which nothing can load."""
     kind = type(model.bare_model)
     return model.model_name == f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _weights_of(model: HookedViT) -> str:
+    if model.has_pretrained_weights is None:
+        return "unknown weights"
+    return describe_weights(model.model_name, model.from_pretrained_kwargs)
 
 
 def _plain(size: Any) -> int | list[int] | None:

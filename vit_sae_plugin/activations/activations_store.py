@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import EVERY_TOKEN, ActivationSource
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
-from vit_sae_plugin.datasets import ImageLoader, SkippedImages
+from vit_sae_plugin.datasets import ImageLoader, SkippedImages, open_images
 
 if TYPE_CHECKING:
+    from sae_lens import SAE
+
     from vit_sae_plugin.datasets import ImageBatch, ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
 
@@ -40,16 +43,17 @@ class _OpenImageBatch:
 
     number: int
     rows: Tensor
+    coordinates: Tensor
     n_taken: int = 0
 
     @property
     def is_used_up(self) -> bool:
         return self.n_taken == len(self.rows)
 
-    def take(self, n_rows: int) -> Tensor:
-        taken = self.rows[self.n_taken : self.n_taken + n_rows]
-        self.n_taken += len(taken)
-        return taken
+    def take(self, n_rows: int) -> tuple[Tensor, Tensor]:
+        taken = slice(self.n_taken, min(self.n_taken + n_rows, len(self.rows)))
+        self.n_taken = taken.stop
+        return self.rows[taken], self.coordinates[taken]
 
 
 class ViTActivationsStore(RowStore):
@@ -76,9 +80,13 @@ class ViTActivationsStore(RowStore):
         dtype: of the rows, whatever the model's precision is.
         device: where the buffer and the batches are.
         autocast_model: run the model under bfloat16 autocast.
+        with_coordinates: keep where each row comes from, see ``coordinates``.
 
     Attributes:
         source: what the rows are, for the SAE's metadata.
+        coordinates: ``[rows, 3]`` of the batch given last: the image's index in its source, and
+            row and column of the patch, −1 and −1 for what is no patch. None without
+            ``with_coordinates``.
         skipped: the images that could not be used so far.
 
     Raises:
@@ -103,6 +111,7 @@ class ViTActivationsStore(RowStore):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         autocast_model: bool = False,
+        with_coordinates: bool = False,
     ) -> None:
         for name, size in (
             ("train_batch_size_tokens", train_batch_size_tokens),
@@ -127,11 +136,74 @@ class ViTActivationsStore(RowStore):
 
         self.skipped: SkippedImages = SkippedImages()
         self._buffer = ShuffleBuffer(
-            n_batches_in_buffer, train_batch_size_tokens, self.d_in, dtype, self.device
+            n_batches_in_buffer,
+            train_batch_size_tokens,
+            self.d_in,
+            dtype,
+            self.device,
+            n_coordinates=3 if with_coordinates else 0,
         )
+        self.with_coordinates = with_coordinates
+        self.coordinates: Int[Tensor, "rows 3"] | None = None
         self._position = StorePosition()
         self._image_batches: Iterator[ImageBatch] | None = None
         self._open_batch: _OpenImageBatch | None = None
+
+    @classmethod
+    def from_config(cls, model: HookedViT, cfg: Any, override_images: Any = None) -> Self:
+        """The store of a run.
+
+        Args:
+            model: the model.
+            cfg: the run's settings, a ``ViTSAERunnerConfig``.
+            override_images: use these instead of ``cfg.dataset_path``, as :func:`open_images`
+                takes them.
+        """
+        if override_images is None:
+            images = open_images(cfg.dataset_path, from_file=True)
+        else:
+            images = open_images(override_images)
+        return cls(
+            model,
+            images,
+            hook_name=cfg.hook_name,
+            token_kind=cfg.token_kind,
+            seqpos_slice=cfg.seqpos_slice,
+            train_batch_size_tokens=cfg.train_batch_size_tokens,
+            store_batch_size_images=cfg.store_batch_size_images,
+            n_batches_in_buffer=cfg.n_batches_in_buffer,
+            n_workers=cfg.n_workers,
+            shuffle_images=cfg.shuffle_images,
+            seed=cfg.seed,
+            dtype=str_to_dtype(cfg.dtype),
+            device=cfg.act_store_device or cfg.device,
+            autocast_model=cfg.autocast_model,
+        )
+
+    @classmethod
+    def from_sae(cls, model: HookedViT, sae: SAE[Any], images: Any, **settings: Any) -> Self:
+        """A store of the rows that a trained SAE reads, as its metadata say.
+
+        Rows are the model's: an SAE whose metadata hold ``input_statistics`` or ``input_scaling``
+        reads them through :class:`AttachedSAE`.
+
+        Args:
+            model: the model.
+            sae: the SAE.
+            images: as :func:`open_images` takes them.
+            settings: batch sizes and whatever else the store takes.
+
+        Raises:
+            ValueError: the SAE's metadata don't say what it reads, or the model doesn't fit.
+        """
+        source = ActivationSource.from_metadata(sae.cfg.metadata)
+        source.check_model(model)
+        selection = {
+            "hook_name": source.hook_name,
+            "token_kind": source.token_kind,
+            "seqpos_slice": source.seqpos_slice,
+        }
+        return cls(model, open_images(images), **selection, **settings)
 
     def __repr__(self) -> str:
         n_rows, what = self.train_batch_size_tokens, self.source
@@ -154,6 +226,8 @@ class ViTActivationsStore(RowStore):
                 self._forget_buffer()
                 raise
         batch = self._buffer.batch(self._position.batch_in_buffer)
+        if self.with_coordinates:
+            self.coordinates = self._buffer.coordinates(self._position.batch_in_buffer)
         self._position.batch_in_buffer += 1
         if self._position.batch_in_buffer == self.n_batches_in_buffer:
             self._position = self._start_of_next_buffer()
@@ -185,8 +259,8 @@ class ViTActivationsStore(RowStore):
         """End the worker processes. The buffer they filled is forgotten, and filled again."""
         self._forget_buffer()
 
-    def _take_rows(self, n_rows: int) -> Tensor:
-        """The rows that follow, at most ``n_rows``."""
+    def _take_rows(self, n_rows: int) -> tuple[Tensor, Tensor]:
+        """The rows that follow and their coordinates, at most ``n_rows``."""
         if self._open_batch is None or self._open_batch.is_used_up:
             self._open_batch = self._next_image_batch()
         return self._open_batch.take(n_rows)
@@ -211,8 +285,17 @@ class ViTActivationsStore(RowStore):
         with torch.autocast(
             self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_model
         ):
-            acts_btd = self.source.activations(self.model, images.pixels)
-        return _OpenImageBatch(images.batch_number, acts_btd.flatten(end_dim=1), n_taken)
+            value = self.source.value(self.model, images.pixels)
+        rows = self.source.select(self.model.cfg, value).flatten(end_dim=1)
+        coordinates = torch.empty(len(rows), 0, dtype=torch.long)
+        if self.with_coordinates:
+            coordinates = self._coordinates_of(images, value)
+        return _OpenImageBatch(images.batch_number, rows, coordinates, n_taken)
+
+    def _coordinates_of(self, images: ImageBatch, hook_value: Tensor) -> Int[Tensor, "rows 3"]:
+        places = self.source.layout(self.model.cfg, hook_value).row_and_column
+        index = images.index.repeat_interleave(len(places)).unsqueeze(1)
+        return torch.cat([index, places.repeat(len(images.index), 1)], dim=1)
 
     def _start_of_next_buffer(self) -> StorePosition:
         last = self._open_batch

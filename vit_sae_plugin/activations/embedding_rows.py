@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_sae_plugin.atomic_files import path_beside
+from vit_sae_plugin.atomic_files import write_file_atomically, write_text_atomically
 
 NonFinite = Literal["refuse", "drop"]
 FILE_FORMATS = (".npy", ".safetensors", ".parquet")
@@ -125,19 +125,15 @@ class EmbeddingRows:
         _check_format(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         ids = [self.id(row) for row in range(len(self))]
-        unfinished = path_beside(path)
-        unfinished_ids = unfinished.with_suffix(".ids.json")
-        try:
+
+        def write(unfinished: Path) -> None:
             self._write(unfinished, ids)
             if path.suffix == ".npy":
-                unfinished_ids.write_text(json.dumps(ids), encoding="utf-8")
                 # Should this stop halfway, no rows are left rather than rows with others' ids.
                 path.unlink(missing_ok=True)
-                unfinished_ids.replace(_ids_file(path))
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-            unfinished_ids.unlink(missing_ok=True)
+                write_text_atomically(_ids_file(path), json.dumps(ids))
+
+        write_file_atomically(path, write)
         return path
 
     def _write(self, path: Path, ids: list[str]) -> None:

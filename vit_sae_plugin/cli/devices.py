@@ -11,6 +11,8 @@ def chosen_device(name: str | None) -> str:
     """
     import torch
 
+    from vit_sae_plugin.devices import best_device
+
     if name is not None:
         try:
             torch.empty(1, device=name)
@@ -21,6 +23,4 @@ def chosen_device(name: str | None) -> str:
                 "machine has, such as cuda, cuda:1 or mps"
             ) from None
         return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return best_device()

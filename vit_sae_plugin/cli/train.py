@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
 from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import weights_flag
 
+if TYPE_CHECKING:
+    from vit_sae_plugin.training import ViTSAETrainingRunner
+
 _OWN_FLAGS = (
     "hook_name token_kind training_tokens lr n_workers seed output_path".split()
 )  # flags named as the setting they set
-_FIRST_SETTINGS: dict[str, Any] = {
-    "lr": 4e-4,
-    "dead_feature_window": 64,
-    "sae": {"architecture": "patchsae"},
-}
+_FIRST_ARCHITECTURE = "patchsae"
 _FIRST_EXPANSION_FACTOR = 8
 
 
@@ -25,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say where the SAE is."""
     from vit_sae_plugin.training import (
         TrainingInterruptedError,
-        ViTSAETrainingRunner,
         load_preset,
         preset_names,
         preset_summary,
@@ -36,16 +34,14 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name}\n    {preset_summary(name)}")
         return 0
     if args.resume is not None:
-        runner = ViTSAETrainingRunner.resume(
-            args.resume, override_images=args.images, **_changes_of_a_resumed_run(args)
-        )
+        runner = _resumed_runner(args)
     else:
         settings = load_preset(args.preset) if args.preset else _settings_of_file(args.config)
-        runner = _new_runner(_with_flags(settings, args), args.device)
+        runner = _new_runner(_with_flags(settings, args), args)
     cfg = runner.cfg
     print(
-        f"{cfg.sae.architecture()} with {cfg.sae.d_sae:,} latents on {cfg.hook_name} of "
-        f"{cfg.model_name} (width {cfg.sae.d_in}), {cfg.training_tokens:,} tokens in "
+        f"{cfg.sae.architecture()} with {cfg.sae.d_sae:,} latents on {_rows_in_words(runner)} "
+        f"(width {cfg.sae.d_in}), {cfg.training_tokens:,} tokens in "
         f"{cfg.total_training_steps:,} steps, on {cfg.device}",
         file=sys.stderr,
     )
@@ -60,19 +56,50 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _changes_of_a_resumed_run(args: argparse.Namespace) -> dict[str, Any]:
-    fixed = ["preset", "config", "embeddings", "model", "pretrained", "architecture"]
-    fixed += ["d_sae", "expansion_factor", "hook_name", "token_kind", "training_tokens", "lr"]
-    fixed += ["seed", "output_path", "set"]
-    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(args, name)]
+def _rows_in_words(runner: ViTSAETrainingRunner) -> str:
+    from vit_sae_plugin.activations import ActivationSource
+
+    if runner.model is None:
+        return f"the rows of {runner.cfg.embeddings_path}"
+    source = ActivationSource.from_metadata(runner.sae.cfg.metadata)
+    return f"{source.hook_name} of {source.describe_model()}"
+
+
+def _resumed_runner(args: argparse.Namespace) -> ViTSAETrainingRunner:
+    """The runner of an interrupted run, with what may differ from its settings."""
+    from vit_sae_plugin.datasets import open_images
+    from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.training import ViTSAETrainingRunner
+
+    fixed = "preset config embeddings architecture d_sae expansion_factor hook_name token_kind lr "
+    fixed += "seed output_path set"
+    given = [name for name in fixed.split() if getattr(args, name) not in (None, [])]
     if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
-            f"--resume goes on with the run's own settings; leave out {', '.join(given)} "
-            "(--device and --n-workers may be changed, and --images may name the same again)"
+            f"--resume goes on with the run's own settings; leave out {flags} (what may be given: "
+            "--device, --n-workers, --training-tokens, --eval-images, and --images, --model and "
+            "--pretrained if they are the run's own)"
         )
     device = None if args.device is None else chosen_device(args.device)
-    changes = {"device": device, "n_workers": args.n_workers}
-    return {name: value for name, value in changes.items() if value is not None}
+    changes = {
+        "device": device,
+        "n_workers": args.n_workers,
+        "training_tokens": args.training_tokens,
+        "eval_dataset_path": args.eval_images,
+        "eval_every_n_steps": None if args.eval_images is None else "auto",
+    }
+    model = None
+    if args.model is not None:
+        model = HookedViT.from_pretrained(
+            args.model, device=device or "cpu", **weights_flag(args.pretrained)
+        )
+    return ViTSAETrainingRunner.resume(
+        args.resume,
+        None if args.images is None else open_images(args.images),
+        model,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
 
 
 def _settings_of_file(path: str | None) -> dict[str, Any]:
@@ -80,7 +107,7 @@ def _settings_of_file(path: str | None) -> dict[str, Any]:
 
     if path is not None:
         return read_settings(path)
-    return {**_FIRST_SETTINGS, "sae": dict(_FIRST_SETTINGS["sae"])}
+    return {"sae": {"architecture": _FIRST_ARCHITECTURE}}
 
 
 def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -111,8 +138,12 @@ def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str,
         settings["model_from_pretrained_kwargs"] = weights_flag(args.pretrained)
     if args.images is not None:
         settings["dataset_path"] = args.images
+        settings.pop("embeddings_path", None)
     if args.embeddings is not None:
         settings["embeddings_path"] = args.embeddings
+        settings.pop("dataset_path", None)
+    if args.eval_images is not None:
+        settings["eval_dataset_path"] = args.eval_images
     for name, other in (("d_sae", "expansion_factor"), ("expansion_factor", "d_sae")):
         if getattr(args, name) is not None:
             sae[name] = getattr(args, name)
@@ -129,7 +160,7 @@ def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str,
     return settings
 
 
-def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
+def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETrainingRunner:
     """Load what the settings name, work out what depends on it, and make the runner."""
     from vit_sae_plugin.activations import load_embedding_rows
     from vit_sae_plugin.datasets import open_images
@@ -145,7 +176,7 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
         sae["expansion_factor"] = _FIRST_EXPANSION_FACTOR
     if settings.get("output_path") is not None:
         check_output_folder(settings["output_path"])
-    settings["device"] = chosen_device(device or settings.get("device"))
+    settings["device"] = chosen_device(args.device or settings.get("device"))
     model = images = None
     n_rows: int | None
     if settings.get("embeddings_path"):
@@ -154,12 +185,13 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
         )
         d_in, n_rows = rows.d_in, len(rows)
         settings.setdefault("hook_name", "hook_image_embed")
+        _check_embedding_width(settings, d_in)
     else:
         if not settings.get("dataset_path"):
             raise ValueError("there is nothing to train on: give --images or --embeddings")
         images = open_images(settings["dataset_path"])
         model = HookedViT.from_recorded(
-            settings.get("model_name", "ViT-B-16"),
+            settings.get("model_name") or "ViT-B-16",
             settings.get("model_from_pretrained_kwargs") or {},
             device=settings.get("model_device") or settings["device"],
         )
@@ -170,7 +202,23 @@ def _new_runner(settings: dict[str, Any], device: str | None) -> Any:
     cfg = ViTSAERunnerConfig.from_dict(
         complete_settings(settings, d_in=d_in, n_rows_per_epoch=n_rows)
     )
-    return ViTSAETrainingRunner(cfg, override_model=model, override_images=images)
+    return ViTSAETrainingRunner(cfg, override_images=images, override_model=model)
+
+
+def _check_embedding_width(settings: dict[str, Any], width: int) -> None:
+    """Raise if the model that the settings name can't have made embeddings of this width."""
+    from vit_sae_plugin.hooked_vit import embedding_width
+
+    name = settings.get("model_name")
+    if name is None or settings["hook_name"] != "hook_image_embed":
+        return
+    of_model = embedding_width(name)
+    if of_model not in (None, width):
+        raise ValueError(
+            f"the rows of {settings['embeddings_path']} are {width} wide, but the embeddings of "
+            f"{name} are {of_model} wide; name the model that made them with --model, or say "
+            "--set model_name=null if it has no name"
+        )
 
 
 def _rows_per_epoch(model: Any, images: Any, settings: dict[str, Any]) -> int | None:

@@ -10,6 +10,7 @@ from vit_sae_plugin.hooked_vit.errors import (
 )
 from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
 from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
+from vit_sae_plugin.hooked_vit.loading.open_clip_models import embedding_width
 from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import (
     AttentionDescription,
@@ -32,4 +33,5 @@ __all__ = [
     "UnsupportedTowerError",
     "WeightsError",
     "describe_weights",
+    "embedding_width",
 ]

@@ -9,7 +9,7 @@ from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 MAY_CHANGE = frozenset(
     "device model_device act_store_device sae.device n_workers dataset_path output_path "
     "checkpoint_path checkpoint_every_minutes n_checkpoints resume_from_checkpoint "
-    "log_every_n_steps logger verbose".split()
+    "log_every_n_steps logger verbose eval_every_n_steps eval_dataset_path n_eval_images".split()
 )
 """Settings that don't alter the result (images are compared by their fingerprint)."""
 
@@ -55,15 +55,22 @@ def check_same_input(run: dict[str, Any], now: dict[str, Any]) -> None:
         run: what a checkpoint says of them.
         now: what the runner would put into one.
     """
+    before, after = _flat(run), _flat(now)
     _refuse(
         {
-            name: (run[name], now[name])
-            for name in run.keys() & now.keys()
-            if run[name] != now[name]
+            name: (before[name], after[name])
+            for name in before.keys() & after.keys()
+            if before[name] != after[name]
         },
         "model or images",
         "want those that the run began with",
     )
+
+
+def _flat(state: dict[str, Any]) -> dict[str, Any]:
+    """The model's description entry by entry: later releases say more of it."""
+    model = state.get("model", {})
+    return {**state, "model": None, **{f"model.{name}": value for name, value in model.items()}}
 
 
 def _refuse(differing: dict[str, tuple[Any, Any]], what: str, wanted: str) -> None:

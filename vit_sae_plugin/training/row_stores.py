@@ -40,22 +40,7 @@ def store_of_images(
             "standardize_embeddings needs all embeddings before training, but these images are a "
             "stream; write the embeddings to a file first and give that as embeddings_path"
         )
-    return ViTActivationsStore(
-        model,
-        images,
-        hook_name=cfg.hook_name,
-        token_kind=cfg.token_kind,
-        seqpos_slice=cfg.seqpos_slice,
-        train_batch_size_tokens=cfg.train_batch_size_tokens,
-        store_batch_size_images=cfg.store_batch_size_images,
-        n_batches_in_buffer=cfg.n_batches_in_buffer,
-        n_workers=cfg.n_workers,
-        shuffle_images=cfg.shuffle_images,
-        seed=cfg.seed,
-        dtype=str_to_dtype(cfg.dtype),
-        device=cfg.act_store_device or cfg.device,
-        autocast_model=cfg.autocast_model,
-    )
+    return ViTActivationsStore.from_config(model, cfg, images)
 
 
 def store_of_embeddings(

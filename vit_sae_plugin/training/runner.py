@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.util import temporary_seed
 from safetensors.torch import save_file
 
@@ -28,10 +28,8 @@ from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
-from vit_sae_plugin.training.language_model_config import (
-    check_context_size,
-    from_language_model_config,
-)
+from vit_sae_plugin.training.held_out import HeldOutImages
+from vit_sae_plugin.training.language_model_config import from_language_model_config
 from vit_sae_plugin.training.resume_checks import (
     check_same_input,
     check_same_settings,
@@ -41,7 +39,11 @@ from vit_sae_plugin.training.row_stores import store_of_embeddings, store_of_ima
 from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.training_loop import TrainingLoop
-from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
+from vit_sae_plugin.training.training_metrics import (
+    METRICS_FILE,
+    MetricsFile,
+    metrics_beside_saelens,
+)
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 CONFIG_FILE = "config.yaml"
@@ -90,15 +92,18 @@ class ViTSAETrainingRunner:
                 "override_images is a HookedViT; want images (as in SAELens the data come first): "
                 "name the arguments, override_images=… and override_model=…"
             )
-        given = cfg
+        self.model = override_model
         if isinstance(cfg, LanguageModelSAERunnerConfig):
-            cfg = from_language_model_config(cfg)
+            if self.model is None:
+                self.model = HookedViT.from_recorded(
+                    cfg.model_name, cfg.model_from_pretrained_kwargs or {}, device=cfg.llm_device
+                )
+            cfg = from_language_model_config(cfg, self.model.cfg.tokens)
         self.cfg: ViTSAERunnerConfig = cfg
         if cfg.run_folder is not None:
             check_free(cfg.run_folder)
         self._check_folder()
         _check_devices(cfg)
-        self.model = override_model
         self.images: ImageSource | None = None
         if override_store is not None:
             self.store = override_store
@@ -107,14 +112,20 @@ class ViTSAETrainingRunner:
         else:
             if self.model is None:
                 self.model = HookedViT.from_recorded(
-                    cfg.model_name,
+                    cfg.model_name or "",
                     cfg.model_from_pretrained_kwargs,
                     device=cfg.model_device or cfg.device,
                 )
-            if isinstance(given, LanguageModelSAERunnerConfig):
-                check_context_size(given, self.model.cfg.n_tokens)
             self.images = self._open_images(override_images)
             self.store = store_of_images(cfg, self.model, self.images)
+        self.eval_images: ImageSource | None = None
+        if cfg.eval_every_n_steps > 0:
+            self.eval_images = open_images(cfg.eval_dataset_path, from_file=True)
+        if self.eval_images is not None and self.model is None:
+            raise ValueError(
+                f"eval_every_n_steps is {cfg.eval_every_n_steps}, but without a model there are no "
+                "activations of held-out images; want 0, or override_model="
+            )
         _check_width(cfg, self.store.d_in)
         self.sae = override_sae if override_sae is not None else self._new_sae()
         self.sae.to(cfg.device)
@@ -184,11 +195,17 @@ class ViTSAETrainingRunner:
                 if metrics_file is not None:
                     metrics_file.append(metrics)
                 if wandb is not None:
-                    wandb.log(metrics, step=metrics["step"])
+                    wandb.log(metrics_beside_saelens(metrics), step=trainer.n_training_steps)
 
             def report_window(metrics: dict[str, Any]) -> None:
                 if wandb is not None:
                     wandb.log(metrics, step=trainer.n_training_steps)
+
+            def report_step(output: TrainStepOutput) -> None:
+                if wandb is None or trainer.n_training_steps % cfg.logger.wandb_log_frequency:
+                    return
+                metrics = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
+                wandb.log(metrics, step=trainer.n_training_steps)
 
             loop = TrainingLoop(
                 trainer,
@@ -199,6 +216,9 @@ class ViTSAETrainingRunner:
                 on_checkpoint=self._save_skipped,
                 report=report,
                 report_window=report_window,
+                report_step=report_step,
+                evaluate=self._evaluation(trainer),
+                eval_every_n_steps=cfg.eval_every_n_steps,
                 log_every_n_steps=cfg.log_every_n_steps,
                 how_to_resume=f"Go on with: vit-sae train --resume {cfg.output_path}",
                 show_progress=cfg.verbose,
@@ -216,6 +236,21 @@ class ViTSAETrainingRunner:
             raise ValueError("dataset_path is empty; want the images to train on")
         return open_images(self.cfg.dataset_path, from_file=True)
 
+    def _evaluation(self, trainer: ViTSAETrainer) -> Callable[[], dict[str, float]]:
+        cfg, model = self.cfg, self.model
+        if self.eval_images is None or model is None:
+            return dict
+        held_out = HeldOutImages(
+            model,
+            self.eval_images,
+            ActivationSource.from_model(model, cfg.hook_name, cfg.token_kind, cfg.seqpos_slice),
+            statistics=self.store.statistics,
+            n_images=cfg.n_eval_images,
+            batch_size_images=cfg.store_batch_size_images,
+            n_workers=cfg.n_workers,
+        )
+        return lambda: held_out.measure(self.sae, trainer.activation_scaler)
+
     def _new_sae(self) -> TrainingSAE[Any]:
         # The global generator gives the initial weights; on the CPU they are the same everywhere.
         with temporary_seed(self.cfg.seed):
@@ -224,17 +259,18 @@ class ViTSAETrainingRunner:
     def _set_metadata(self) -> None:
         metadata = self.sae.cfg.metadata
         if self.model is not None:
-            described = ActivationSource.from_model(
+            ActivationSource.from_model(
                 self.model, self.cfg.hook_name, self.cfg.token_kind, self.cfg.seqpos_slice
-            ).to_metadata()
+            ).stamp(self.sae, self.model)
         else:
             names = "model_name model_class_name model_from_pretrained_kwargs hook_name token_kind"
-            described = {name: getattr(self.cfg, name) for name in names.split()}
-        described |= self.store.describe()
-        if self.store.statistics is not None:
-            described["input_statistics"] = self.store.statistics.to_metadata()
-        for name, value in {**described, "dataset_path": self.cfg.dataset_path}.items():
+            for name in names.split():
+                metadata[name] = getattr(self.cfg, name)
+        for name, value in self.store.describe().items():
             metadata[name] = value
+        if self.store.statistics is not None:
+            metadata["input_statistics"] = self.store.statistics.to_metadata()
+        metadata["dataset_path"] = self.cfg.dataset_path
 
     def _check_folder(self) -> None:
         folder, resumed = self.cfg.run_folder, self.cfg.resume_from_checkpoint
@@ -268,6 +304,8 @@ class ViTSAETrainingRunner:
     def _run_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self.store.fingerprint()
         state["settings"] = settings_that_count(self.cfg)
+        if self.model is not None:
+            state["model_sha256"] = self.sae.cfg.metadata.model_sha256
         if self.images is not None:
             state["images"] = self.images.fingerprint()
         return state
@@ -363,13 +401,18 @@ class ViTSAETrainingRunner:
             project=logger.wandb_project,
             entity=logger.wandb_entity,
             config=self.cfg.to_dict(),
-            name=logger.run_name,
+            name=logger.run_name or _run_name(self.cfg),
             id=logger.wandb_id,
         )
         try:
             yield wandb
         finally:
             wandb.finish()
+
+
+def _run_name(cfg: ViTSAERunnerConfig) -> str:
+    """As SAELens names runs in Weights & Biases."""
+    return f"{cfg.sae.architecture()}-{cfg.sae.d_sae}-LR-{cfg.lr}-Tokens-{cfg.training_tokens:3.3e}"
 
 
 def _check_devices(cfg: ViTSAERunnerConfig) -> None:

@@ -12,6 +12,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
+from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.field_types import check_field_types
 from vit_sae_plugin.hooked_vit.token_layout import check_token_kind
 from vit_sae_plugin.training.config_checks import (
@@ -20,10 +21,16 @@ from vit_sae_plugin.training.config_checks import (
     check_positive,
 )
 from vit_sae_plugin.training.config_files import config_from_dict, config_to_dict, read, write
+from vit_sae_plugin.training.training_defaults import training_defaults
 
 LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 OPTIMIZERS = ("adam", "adamw")
-_TRAINED_UNCLIPPED = ("patchsae",)
+AUTO = "auto"
+
+
+def _auto() -> Any:
+    """A setting that may be left to the architecture, or to the machine: ``"auto"``."""
+    return field(default=AUTO, metadata={AUTO: True})
 
 
 def _quiet_logger() -> LoggingConfig:
@@ -37,6 +44,9 @@ class ViTSAERunnerConfig:
     Names are those of SAELens's ``LanguageModelSAERunnerConfig`` wherever the meaning is the same.
     Checked when it is made; what needs the model is checked before training begins.
 
+    A setting of ``"auto"`` takes the value that the architecture was published with, and SAELens's
+    default for SAELens's own architectures (:mod:`vit_sae_plugin.training.training_defaults`).
+
     Raises:
         ValueError: a setting of the wrong type or out of range; the message names it, its value
             and what is wanted.
@@ -46,9 +56,10 @@ class ViTSAERunnerConfig:
     sae: TrainingSAEConfig
     """The SAE: the config of any training architecture that is registered with SAELens."""
 
-    model_name: str = "ViT-B-16"
+    model_name: str | None = _auto()
     """The model, as :meth:`HookedViT.from_pretrained` takes it: an open_clip name, ``"hf:…"``,
-    ``"timm:…"`` or ``"shapes-clip"``."""
+    ``"timm:…"`` or ``"shapes-clip"``. ``"auto"``: ``"ViT-B-16"``, but None, which is unknown, with
+    ``embeddings_path``."""
     model_class_name: str = "HookedViT"
     """Always ``"HookedViT"``; there so that the SAE's metadata say what to load."""
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -89,8 +100,9 @@ class ViTSAERunnerConfig:
     shuffle_images: bool = True
     """See the images in a new random order each epoch (a stream is always read in order)."""
 
-    device: str = "cpu"
-    """Where the SAE is trained, and the default for the model and the buffer."""
+    device: str = _auto()
+    """Where the SAE is trained, and the default for the model and the buffer. ``"auto"``: the best
+    that this machine has, CUDA before MPS before the CPU."""
     model_device: str | None = None
     """Where the model runs (SAELens: ``llm_device``). None: ``device``."""
     act_store_device: str | None = None
@@ -108,38 +120,51 @@ class ViTSAERunnerConfig:
     seed: int = 42
     """Of the SAE's initial weights, the order of the images and the shuffle of the rows."""
 
-    lr: float = 3e-4
-    """Learning rate."""
+    lr: float = _auto()
+    """Learning rate. ``"auto"``: 3e-4 as in SAELens; ``patchsae`` 4e-4, ``matryoshka_topk``
+    1e-4."""
     lr_scheduler_name: str = "constant"
     """``"constant"``, ``"cosineannealing"`` or ``"cosineannealingwarmrestarts"``."""
-    lr_warm_up_steps: int = 0
-    """Steps of linear warm-up."""
-    lr_decay_steps: int = 0
-    """Steps of linear decay to zero at the end."""
+    lr_warm_up_steps: int = _auto()
+    """Steps of linear warm-up. ``"auto"``: 0; ``patchsae`` 500, but at most a tenth of the run."""
+    lr_decay_steps: int = _auto()
+    """Steps of linear decay to zero at the end. ``"auto"``: 0; ``matryoshka_topk`` a fifth of the
+    run."""
     lr_end: float | None = None
     """Where cosine annealing ends. None: a tenth of ``lr``."""
     n_restart_cycles: int = 1
     """Cycles of cosine annealing with warm restarts."""
-    optimizer: str = "adam"
-    """``"adam"`` or ``"adamw"``."""
+    optimizer: str = _auto()
+    """``"adam"`` or ``"adamw"``. ``"auto"``: Adam; ``matryoshka_topk`` AdamW."""
     adam_beta1: float = 0.9
     """Decay of the gradient's running mean."""
     adam_beta2: float = 0.999
     """Decay of the squared gradient's running mean."""
-    adam_eps: float = 1e-8
-    """Added to the root of the squared gradient's mean. MSAE trains with 6.25e-10."""
+    adam_eps: float = _auto()
+    """Added to the root of the squared gradient's mean. ``"auto"``: 1e-8; ``matryoshka_topk``
+    6.25e-10."""
     weight_decay: float = 0.0
     """With ``"adam"`` added to the gradient, with ``"adamw"`` decoupled from it."""
-    clip_grad_norm: float | Literal["auto"] | None = "auto"
+    clip_grad_norm: float | None = _auto()
     """Scale gradients down to this norm; None: never. SAELens always clips at 1. ``"auto"``: 1,
     except for ``patchsae``, which was published unclipped."""
 
-    dead_feature_window: int = 1000
-    """A latent is dead after more than so many training steps without firing."""
+    dead_feature_window: int = _auto()
+    """A latent is dead after more training steps than this without firing. ``"auto"``: 1,000 as in
+    SAELens; 64 with ghost gradients, which act on dead latents only."""
     feature_sampling_window: int = 2000
     """Training steps over which firing frequencies are averaged."""
     n_batches_for_norm_estimate: int = 1000
     """Batches that estimate the mean norm, if ``sae.normalize_activations`` asks for it."""
+
+    eval_every_n_steps: int = _auto()
+    """Training steps between measurements on held-out images; 0: none. They go with the metrics,
+    under names that begin with ``held_out_``. ``"auto"``: a tenth of the run, if there is an
+    ``eval_dataset_path``."""
+    eval_dataset_path: str = ""
+    """The held-out images, as ``dataset_path``."""
+    n_eval_images: int = 256
+    """How many of them to measure on."""
 
     output_path: str | None = "output"
     """The run's folder; the finished SAE is in ``sae`` inside it. None: write nothing."""
@@ -163,6 +188,7 @@ class ViTSAERunnerConfig:
         self.model_from_pretrained_kwargs = dict(self.model_from_pretrained_kwargs or {})
         self._check_sae()
         check_field_types(self)
+        self._fill_in_auto()
         self._check_source()
         self._check_sizes()
         self._check_optimizer()
@@ -229,6 +255,19 @@ class ViTSAERunnerConfig:
             n_batches_for_norm_estimate=self.n_batches_for_norm_estimate,
         )
 
+    def _fill_in_auto(self) -> None:
+        check_positive(train_batch_size_tokens=self.train_batch_size_tokens)
+        n_steps = self.total_training_steps
+        defaults = training_defaults(self.sae.architecture()).settings(n_steps)
+        defaults |= {
+            "model_name": "ViT-B-16" if self.embeddings_path is None else None,
+            "device": best_device(),
+            "eval_every_n_steps": max(1, n_steps // 10) if self.eval_dataset_path else 0,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) == AUTO:
+                setattr(self, name, value)
+
     def _check_sae(self) -> None:
         if not isinstance(self.sae, TrainingSAEConfig):
             raise TypeError(
@@ -264,6 +303,8 @@ class ViTSAERunnerConfig:
                 f"embeddings_path is {self.embeddings_path!r} and dataset_path is "
                 f"{self.dataset_path!r}; want one of the two"
             )
+        if self.model_name is None and self.embeddings_path is None:
+            raise ValueError("model_name is None; want the model whose activations to train on")
         embeddings = self.embeddings_path is not None or self.hook_name == "hook_image_embed"
         if self.standardize_embeddings and not embeddings:
             raise ValueError(
@@ -291,10 +332,12 @@ class ViTSAERunnerConfig:
         names = (
             "training_tokens train_batch_size_tokens store_batch_size_images n_batches_in_buffer "
             "n_restart_cycles dead_feature_window feature_sampling_window "
-            "n_batches_for_norm_estimate log_every_n_steps"
+            "n_batches_for_norm_estimate log_every_n_steps n_eval_images"
         )
         check_positive(**{name: getattr(self, name) for name in names.split()})
-        for name in ("n_workers", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps", "seed"):
+        for name in (
+            "n_workers n_checkpoints lr_warm_up_steps lr_decay_steps seed eval_every_n_steps"
+        ).split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; want 0 or more")
         if self.training_tokens < self.train_batch_size_tokens:
@@ -321,13 +364,15 @@ class ViTSAERunnerConfig:
                 f"{self.lr_decay_steps} is more than the {self.total_training_steps} training "
                 "steps (training_tokens ÷ train_batch_size_tokens)"
             )
-        if self.clip_grad_norm == "auto":
-            unclipped = self.sae.architecture() in _TRAINED_UNCLIPPED
-            self.clip_grad_norm = None if unclipped else 1.0
         if self.clip_grad_norm is not None:
             check_positive(clip_grad_norm=self.clip_grad_norm)
 
     def _check_outputs(self) -> None:
+        if self.eval_every_n_steps > 0 and not self.eval_dataset_path:
+            raise ValueError(
+                f"eval_every_n_steps is {self.eval_every_n_steps}, but eval_dataset_path is empty; "
+                "want the held-out images"
+            )
         if not self.checkpoint_every_minutes >= 0:
             raise ValueError(
                 f"checkpoint_every_minutes is {self.checkpoint_every_minutes}; want 0 (after "

@@ -9,20 +9,19 @@ from typing import Any, NoReturn
 
 import torch
 from sae_lens.constants import SPARSITY_FILENAME
-from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
-from sae_lens.training.activation_scaler import ActivationWhitening
+from sae_lens.saes.sae import TrainStepOutput
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.training.checkpoint_weights import load_weights, save_weights
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
 from vit_sae_plugin.training.interruption import InterruptRequest, TrainingInterruptedError
 from vit_sae_plugin.training.training_metrics import step_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 RNG_FILE = "rng_state.safetensors"
-TRAINING_WEIGHTS_FILE = "training_weights.safetensors"
 
 
 class DivergedError(RuntimeError):
@@ -41,6 +40,9 @@ class TrainingLoop:
         on_checkpoint: called after each checkpoint.
         report: called with the metrics of every ``log_every_n_steps``-th step.
         report_window: called with SAELens's sparsity metrics after each sampling window.
+        report_step: called with the output of every step.
+        evaluate: gives measures on held-out images, which are reported with the metrics.
+        eval_every_n_steps: how often; 0: never. The last step is always measured.
         log_every_n_steps: how often metrics are taken.
         how_to_resume: said when an interrupted run has been saved.
         show_progress: draw a progress bar.
@@ -57,6 +59,9 @@ class TrainingLoop:
         on_checkpoint: Callable[[], None] = lambda: None,
         report: Callable[[dict[str, Any]], None] = lambda metrics: None,
         report_window: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        report_step: Callable[[TrainStepOutput], None] = lambda output: None,
+        evaluate: Callable[[], dict[str, float]] = dict,
+        eval_every_n_steps: int = 0,
         log_every_n_steps: int = 10,
         how_to_resume: str = "",
         show_progress: bool = True,
@@ -69,6 +74,9 @@ class TrainingLoop:
         self.on_checkpoint = on_checkpoint
         self.report = report
         self.report_window = report_window
+        self.report_step = report_step
+        self.evaluate = evaluate
+        self.eval_every_n_steps = eval_every_n_steps
         self.log_every_n_steps = log_every_n_steps
         self.how_to_resume = how_to_resume
         self.show_progress = show_progress
@@ -97,7 +105,7 @@ class TrainingLoop:
         """Put SAE, trainer, store and random generators where they were at a checkpoint."""
         state = read_state(checkpoint)
         trainer = self.trainer
-        _load_weights(trainer.sae, checkpoint)
+        load_weights(trainer.sae, checkpoint)
         trainer.load_trainer_state(checkpoint)
         trainer.n_steps_above_max_norm.fill_(state["n_steps_above_max_norm"])
         trainer.checkpoint_thresholds = [
@@ -129,9 +137,11 @@ class TrainingLoop:
             trainer.n_training_steps += 1
             self._check_finite(output)
             bar.update(min(len(batch), budget - bar.n))  # past its total it shows no share
+            self.report_step(output)
             finished = trainer.n_training_samples >= budget
-            if finished or trainer.n_training_steps % self.log_every_n_steps == 0:
-                metrics = step_metrics(trainer, output)
+            measures = self._measures_if_due(interrupt, finished)
+            if measures or finished or trainer.n_training_steps % self.log_every_n_steps == 0:
+                metrics = step_metrics(trainer, output) | measures
                 self.report({**metrics, **clock.rates(trainer.n_training_samples)})
                 self.l0 = metrics["l0"] if finished else None
                 bar.set_postfix_str(_summary(metrics, trainer.sae.cfg.d_sae))
@@ -139,6 +149,12 @@ class TrainingLoop:
             if interrupt.requested and not finished:
                 self._stop(self.store.state_dict())
         self._save(self.store.state_dict())
+
+    def _measures_if_due(self, interrupt: InterruptRequest, finished: bool) -> dict[str, float]:
+        every = self.eval_every_n_steps
+        if every == 0 or not (finished or self.trainer.n_training_steps % every == 0):
+            return {}
+        return interrupt.wait_for(self.evaluate) or {}
 
     def _estimate_normalization(self) -> bool:
         # as SAETrainer.fit does; a checkpoint's own estimate is kept
@@ -198,14 +214,7 @@ class TrainingLoop:
         )
 
     def _write_files(self, folder: Path) -> None:
-        sae, whitening = self.trainer.sae, self.trainer.activation_scaler.whitening
-        if whitening is None:
-            sae.save_model(folder)
-        else:
-            # Whoever opens the checkpoint has the rows and not their whitening, which is too large
-            # for the metadata: the SAE that opens is the finished one, with it in the weights.
-            _whitened(sae, whitening).save_inference_model(folder)
-            _save_weights(sae, folder)
+        save_weights(self.trainer.sae, self.trainer.activation_scaler.whitening, folder)
         self.trainer.save_trainer_state(folder)
         save_file({"sparsity": self.trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
         save_file(_generators(), folder / RNG_FILE)
@@ -250,37 +259,6 @@ class _RowClock:
 
 def _rate(before: tuple[int, float], now: tuple[int, float]) -> float:
     return (now[0] - before[0]) / max(now[1] - before[1], 1e-9)
-
-
-def _whitened(sae: TrainingSAE[Any], whitening: ActivationWhitening) -> TrainingSAE[Any]:
-    """A copy of an SAE with the whitening of its input in its weights, as a finished one has it."""
-    cfg = type(sae.cfg).from_dict({**sae.cfg.to_dict(), "device": "meta"})
-    copy = type(sae)(cfg)  # without memory: the weights follow
-    weights = {name: value.detach().clone() for name, value in sae.state_dict().items()}
-    copy.load_state_dict(weights, assign=True)
-    copy.to(sae.cfg.device)
-    copy.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
-    return copy
-
-
-def _save_weights(sae: TrainingSAE[Any], folder: Path) -> None:
-    weights = sae.state_dict()
-    sae.process_state_dict_for_saving(weights)
-    save_file(weights, folder / TRAINING_WEIGHTS_FILE)
-
-
-def _load_weights(sae: TrainingSAE[Any], checkpoint: Path) -> None:
-    """Copy a checkpoint's weights into the SAE's own parameters.
-
-    They stay where they are in memory: with parameters that lie at other alignments, as those of a
-    mapped file do, matrix products differ in the last bit on some processors.
-    """
-    if not (checkpoint / TRAINING_WEIGHTS_FILE).is_file():
-        sae.load_weights_from_checkpoint(checkpoint)
-        return
-    weights = load_file(checkpoint / TRAINING_WEIGHTS_FILE)
-    sae.process_state_dict_for_loading(weights)
-    sae.load_state_dict(weights)
 
 
 def _summary(metrics: dict[str, Any], d_sae: int) -> str:

@@ -75,6 +75,22 @@ def load_open_clip(
     return LoadedModel(module, preprocess, tokenizer, pretrained=chosen)
 
 
+def embedding_width(model_name: str) -> int | None:
+    """How wide a model's embeddings are, by its name alone; None where only loading it would say.
+
+    Args:
+        model_name: as :meth:`HookedViT.from_pretrained` takes it.
+    """
+    if model_name == SHAPES_CLIP:
+        folder = Path(_shapes_clip_folder().removeprefix("local-dir:"))
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    else:
+        import open_clip
+
+        config = open_clip.get_model_config(model_name)
+    return None if config is None else int(config["embed_dim"])
+
+
 def _choose_weights(model_name: str, pretrained: str | bool | None) -> str | bool:
     """A weight tag or file, or False: what was asked for, or else the weights that a name alone
     stands for (OpenAI's, or the only ones)."""

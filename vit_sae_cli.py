@@ -122,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_eval(commands)
+    _add_frontier(commands)
     _add_analyze(commands)
     _add_export(commands)
     return parser
@@ -234,6 +235,15 @@ def _add_train(commands) -> None:
     )
 
 
+def _add_rows(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
+    command.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="measure on the rows of this .npy, .safetensors or .parquet file instead of on images",
+    )
+
+
 def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
     command.add_argument(
         "--model",
@@ -271,9 +281,10 @@ def _add_eval(commands) -> None:
         "eval",
         "measure a saved SAE: sparsity, reconstruction, and what splicing it in does to the model",
         "vit-sae eval runs/photos/sae --images photos/",
+        "vit-sae eval runs/rows/sae --embeddings held_out.npy",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
-    command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
+    _add_rows(command)
     _add_model(command, " (default: the SAE's own)")
     command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
     _add_batching(command)
@@ -286,8 +297,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--suite",
         choices=["splice", "msae"],
-        default="splice",
-        help="splice: the measures of PatchSAE (default); msae: those of the Matryoshka paper",
+        help="splice: the measures of PatchSAE (default with --images); msae: those of the "
+        "Matryoshka paper (default with --embeddings)",
     )
     command.add_argument(
         "--probe-images",
@@ -305,13 +316,44 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--save-latents",
         metavar="FOLDER",
-        help="also write every image's latents there, as sparse rows in the order of the images",
+        help="also write the latents of every image (or row) there, as sparse rows in their order",
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     command.add_argument(
         "--output-path",
         metavar="FOLDER",
         help="where the CSV and JSON go (default: 'evaluation' in the SAE's folder)",
+    )
+
+
+def _add_frontier(commands) -> None:
+    command = _command(
+        commands,
+        "frontier",
+        "set saved SAEs side by side: sparsity against fidelity, and recovery as more latents are "
+        "kept",
+        "vit-sae frontier runs/k8 runs/k32 runs/msae --images photos/ --output-path frontier/",
+        "vit-sae frontier runs/k8 runs/k32 --embeddings held_out.npy --names 'k=8,k=32'",
+    )
+    command.add_argument(
+        "saes", nargs="+", metavar="SAE_FOLDER", help="folders saved by SAELens or train"
+    )
+    _add_rows(command)
+    command.add_argument(
+        "--names",
+        metavar="A,B,…",
+        help="what to call the SAEs; those whose names differ only in a last NAME=VALUE, such as "
+        "'TopK k=8', share a line (default: their folders' names)",
+    )
+    _add_model(command, " (default: each SAE's own)")
+    command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
+    _add_batching(command)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument(
+        "--output-path",
+        default="frontier",
+        metavar="FOLDER",
+        help="where tables, plots and the page go (default: frontier)",
     )
 
 

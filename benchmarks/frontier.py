@@ -33,6 +33,7 @@ from vit_sae_plugin import HookedViT, ViTSAERunnerConfig, ViTSAETrainingRunner
 from vit_sae_plugin.activations import EmbeddingRows, EmbeddingStatistics, EmbeddingStore
 from vit_sae_plugin.activations.embed import embed_images
 from vit_sae_plugin.activations.embedding_rows import load_embedding_rows
+from vit_sae_plugin.attached_sae import RowCoder
 from vit_sae_plugin.datasets import ShapeScenes
 from vit_sae_plugin.evaluation import (
     EvaluationReport,
@@ -41,7 +42,6 @@ from vit_sae_plugin.evaluation import (
     fit_linear_probe,
 )
 from vit_sae_plugin.evaluation.evaluation_report import REPORT_FILE
-from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 from vit_sae_plugin.evaluation.ranking import Ranks
 from vit_sae_plugin.report.recovery_plots import plot_frontier, plot_progressive_recovery
 
@@ -267,7 +267,7 @@ def concept_scores(
     k: int | None = None,
 ) -> dict[str, float]:
     """Mean AUROC over concepts of the latent that is best on one half, measured on the other."""
-    coder = ModelSpaceSAE(sae)
+    coder = RowCoder(sae)
     latents = torch.cat([coder.encode(batch, k) for batch in rows.batches(1024)])
     half = len(latents) // 2
     first, second = Ranks(latents[:half].T.contiguous()), latents[half:]

@@ -1,14 +1,15 @@
 """Do the latents of a trained SAE find the right thing in the right patches?
 
 Prints, for the built-in shape scenes, how well the best latent for each shape, colour, coloured
-shape and texture ranks and marks the patches that show it, beside the same latents before ReLU,
-single neurons, principal components, random directions, and those cut off to be as sparse as the
-latents. Latents are chosen on one half of the scenes, by average precision and by AUROC, and scored
-on the other.
+shape and texture ranks and marks the patches that show it, beside single neurons, principal
+components, random directions and others: as many as there are latents, as few as there are neurons,
+and as sparse as the latents. Candidates are chosen on one half of the scenes, by average precision
+and by AUROC, and scored on the other. Means over concepts, and their paired differences, come with
+bootstrap intervals.
 
-    python benchmarks/localization.py                      # trains the SAE first, some minutes
-    python benchmarks/localization.py --d-sae 1024 --l1-coefficient 9e-4 --training-tokens 1200000
-    python benchmarks/localization.py runs/demo/sae        # one that is trained already
+    python benchmarks/localization.py --output localization/patchsae   # trains first, some minutes
+    python benchmarks/localization.py --architecture topk --k 16 --lr 3e-4
+    python benchmarks/localization.py runs/demo/sae                    # one that is trained already
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from sae_lens import SAE
 
 import vit_sae_plugin  # noqa: F401 (registers this package's architectures)
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.datasets import open_images
-from vit_sae_plugin.evaluation import localize
+from vit_sae_plugin.evaluation import EvaluationReport, localize
 from vit_sae_plugin.training import (
     ViTSAERunnerConfig,
     ViTSAETrainingRunner,
@@ -33,7 +34,7 @@ from vit_sae_plugin.training import (
 
 
 def train(args: argparse.Namespace, folder: Path) -> SAE[Any]:
-    """The demo's PatchSAE, on patches alone, and wider."""
+    """The demo's PatchSAE, on patches alone, and wider; or a TopK SAE on the same rows."""
     settings = load_preset("patchsae-shapes")
     n_steps = args.training_tokens // settings["train_batch_size_tokens"]
     settings |= {
@@ -46,7 +47,12 @@ def train(args: argparse.Namespace, folder: Path) -> SAE[Any]:
         "device": args.device,
         "seed": args.seed,
     }
-    settings["sae"] |= {"d_sae": args.d_sae, "l1_coefficient": args.l1_coefficient}
+    if args.architecture == "patchsae":
+        settings["sae"] |= {"d_sae": args.d_sae, "l1_coefficient": args.l1_coefficient}
+    else:
+        settings["sae"] = {"architecture": args.architecture, "d_sae": args.d_sae, "k": args.k}
+    if args.lr is not None:
+        settings["lr"] = args.lr
     model = ActivationSource(args.hook_name, model_name=settings["model_name"]).load_model()
     d_in = model.hook_width(args.hook_name)
     settings = complete_settings(settings, d_in=d_in, n_rows_per_epoch=None)
@@ -59,7 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("sae", nargs="?", help="folder of an SAE that reads patches of shapes-clip")
     parser.add_argument("--d-sae", type=int, default=4096, help="latents of the SAE to train")
-    parser.add_argument("--l1-coefficient", type=float, default=9e-4, help="its λ")
+    parser.add_argument("--architecture", default="patchsae", choices=["patchsae", "topk"])
+    parser.add_argument("--l1-coefficient", type=float, default=9e-4, help="λ of a PatchSAE")
+    parser.add_argument("--k", type=int, default=16, help="latents that a TopK SAE keeps")
+    parser.add_argument("--lr", type=float, help="learning rate (default: the demo's)")
     parser.add_argument("--hook-name", default="blocks.2.hook_resid_post", help="what it reads")
     parser.add_argument("--training-tokens", type=int, default=1_200_000)
     parser.add_argument("--images", default="shapes:test?n_images=2000", help="scenes with masks")
@@ -79,25 +88,42 @@ def main() -> None:
         else:
             sae = SAE.load_from_disk(args.sae, device=args.device)
         model = ActivationSource.from_metadata(sae.cfg.metadata).load_model(args.device)
-        for criterion in args.select_by:
-            report = localize(
-                model,
-                sae,
-                open_images(args.images),
-                n_images=args.n_images,
-                select_by=criterion,
-                min_coverage=args.min_coverage,
-                seed=args.seed,
-                progress=True,
-            )
-            print(f"\nlatents chosen by {criterion}")
-            print(report.tables["summary"].round(3).to_string())
-            for name, value in report.settings.items():
-                print(f"{name}: {value}")
-            for note in report.notes:
-                print(f"note: {note}")
-            if args.output:
-                print(f"saved in {report.save(folder / criterion)}")
+        settings = {"n_images": args.n_images, "select_by": args.select_by, "seed": args.seed}
+        report = localize(
+            model,
+            sae,
+            args.images,
+            min_coverage=args.min_coverage,
+            progress=True,
+            **settings,
+        )
+        show(report)
+        if args.output:
+            print(f"saved in {report.save(folder / 'localization')}")
+
+
+def show(report: EvaluationReport) -> None:
+    """Means with their intervals, a line for each score, and the differences likewise."""
+    for name in ("summary", "differences"):
+        print(f"\n{name}")
+        print(_joined(report.tables[name]).to_string())
+    for name, value in report.settings.items():
+        print(f"{name}: {value}")
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+def _joined(table: pd.DataFrame) -> pd.DataFrame:
+    """``0.259 (0.224 to 0.297)`` in place of three columns."""
+    scores = [name for name in table.columns if f"{name}_low" in table.columns]
+    columns = {"n_concepts": table["n_concepts"]}
+    for score in scores:
+        low, high = table[f"{score}_low"], table[f"{score}_high"]
+        columns[score] = [
+            f"{value:.3f} ({from_:.3f} to {to:.3f})"
+            for value, from_, to in zip(table[score], low, high, strict=True)
+        ]
+    return pd.DataFrame(columns, index=table.index)
 
 
 if __name__ == "__main__":

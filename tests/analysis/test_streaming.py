@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.analysis.five_images import build, feed, make_atlas, make_builder
 from tests.c_compiler import WAYS, doing_it
+from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.counting import largest_keys
-from vit_sae_plugin.analysis.counting.activation_histogram import ActivationHistogram
 from vit_sae_plugin.analysis.counting.coactivation import CoActivation, scramble
 from vit_sae_plugin.analysis.counting.decoder_similarity import decoder_neighbors
 from vit_sae_plugin.analysis.counting.label_statistics import label_entropy

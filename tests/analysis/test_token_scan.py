@@ -6,8 +6,8 @@ import torch
 from tests.analysis.five_images import build, feed, make_atlas, make_builder
 from tests.analysis.test_streaming import assert_same_atlas
 from tests.c_compiler import WAYS, doing_it
+from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram
 from vit_sae_plugin.analysis.counting import largest_keys, token_scan
-from vit_sae_plugin.analysis.counting.activation_histogram import ActivationHistogram
 from vit_sae_plugin.analysis.counting.token_scan import scan_tokens
 
 

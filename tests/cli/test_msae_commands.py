@@ -51,7 +51,10 @@ def test_the_suite_measures_images_and_captions_at_every_k(run, photos, tmp_path
         *("--output-path", tmp_path, "--batch-size-images", 16, "--device", "cpu"),
     )
     assert code == 0
-    assert "progressive_recovery" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "progressive_recovery" in printed
+    assert "activation_histogram" in printed
+    assert len(printed.splitlines()) < 60
     own = pd.read_csv(tmp_path / "embeddings.csv", index_col="modality")
     assert own["n_rows"].to_dict() == {"image": N_IMAGES, "text": N_IMAGES}
     assert own.notna().all(axis=None)
@@ -73,8 +76,8 @@ def test_saved_latents_come_back_in_the_order_of_the_images(run, photos, tmp_pat
 
     from vit_sae_plugin import HookedViT
     from vit_sae_plugin.activations import embed_images
+    from vit_sae_plugin.attached_sae import RowCoder
     from vit_sae_plugin.evaluation import load_latents
-    from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 
     command = ("eval", run / "sae", "--images", photos, "--suite", "msae", "--device", "cpu")
     command = (*command, "--batch-size-images", 7, "--n-workers", 2, "--n-images", 30)
@@ -85,7 +88,7 @@ def test_saved_latents_come_back_in_the_order_of_the_images(run, photos, tmp_pat
     source = open_images(photos)
     assert saved.row_ids == [source.record(index).id for index in range(30)]
     rows = embed_images(HookedViT.from_pretrained("shapes-clip"), source, progress=False)
-    expected = ModelSpaceSAE(SAE.load_from_disk(run / "sae")).encode(rows.tensor(slice(30)))
+    expected = RowCoder(SAE.load_from_disk(run / "sae")).encode(rows.tensor(slice(30)))
     torch.testing.assert_close(saved.to_dense(), expected, rtol=1e-4, atol=1e-4)
     assert expected.any(dim=1).all()
 
@@ -110,7 +113,7 @@ save_file(outputs | latents, root / "outputs.safetensors")
 def test_the_exported_sae_is_the_same_in_a_process_without_the_plugin(run, tmp_path):
     from sae_lens import SAE
 
-    from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
+    from vit_sae_plugin.attached_sae import RowCoder
 
     assert vit_sae("export", run, tmp_path / "standard") == 0
     assert vit_sae("export", run, tmp_path / "topk", "--architecture", "topk", "--k", 8) == 0
@@ -121,7 +124,7 @@ def test_the_exported_sae_is_the_same_in_a_process_without_the_plugin(run, tmp_p
     outputs = load_file(tmp_path / "outputs.safetensors")
 
     # Ours centres and scales its input by the training statistics; the plain ones have that inside.
-    ours = ModelSpaceSAE(SAE.load_from_disk(run / "sae"))
+    ours = RowCoder(SAE.load_from_disk(run / "sae"))
     for name, k in (("standard", None), ("topk", 8)):
         latents = ours.encode(rows, k)
         torch.testing.assert_close(outputs[f"{name}_latents"], latents, rtol=1e-4, atol=1e-4)

@@ -62,5 +62,5 @@ def test_nothing_to_compare_gives_nothing():
 
 
 def test_a_batch_of_one_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="batch_size is 1; want 2"):
         ContrastiveBatches(batch_size=1, logit_scale=1.0)

@@ -9,10 +9,11 @@ from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
+from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram
+from vit_sae_plugin.attached_sae import RowCoder, keep_top_k
 from vit_sae_plugin.evaluation import EvaluationReport, evaluate_embeddings, fit_linear_probe
-from vit_sae_plugin.evaluation.activation_histogram import ActivationHistogram
 from vit_sae_plugin.evaluation.embedding_suite import default_k_list
-from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE, keep_top_k
+from vit_sae_plugin.evaluation.histogram_table import histogram_table
 from vit_sae_plugin.evaluation.row_sample import RowSample
 from vit_sae_plugin.saes.matryoshka_topk import MatryoshkaTopKSAE, MatryoshkaTopKSAEConfig
 
@@ -63,14 +64,14 @@ def test_an_encode_that_takes_k_is_asked_for_k(rows):
             return latents if k is None else keep_top_k(latents, k) * 3
 
     nested = NestedSAE(StandardSAEConfig(d_in=8, d_sae=16))
-    assert torch.equal(ModelSpaceSAE(nested).encode(rows, k=2), nested.encode(rows, k=2))
+    assert torch.equal(RowCoder(nested).encode(rows, k=2), nested.encode(rows, k=2))
 
 
 def test_keep_top_k_keeps_signs():
     latents = torch.tensor([[-3.0, 1.0, 2.0, 0.0]])
     assert keep_top_k(latents, 2).tolist() == [[-3, 0, 2, 0]]
     assert keep_top_k(latents, 4) is latents
-    with pytest.raises(ValueError, match="at least 1; got 0"):
+    with pytest.raises(ValueError, match="k is 0; want 1"):
         keep_top_k(latents, 0)
 
 
@@ -90,7 +91,7 @@ def test_metrics_are_in_the_models_space_and_use_training_statistics(rows):
     from_metadata = evaluate_embeddings(sae, rows).embeddings.loc["image"]
     pd.testing.assert_series_equal(from_metadata, own)
     # the rows' own mean plays no part: one row alone gives the same latents
-    coder = ModelSpaceSAE(sae)
+    coder = RowCoder(sae)
     torch.testing.assert_close(coder.encode(rows[:1]), coder.encode(rows)[:1])
 
 
@@ -129,9 +130,9 @@ def test_an_sae_of_captions_measures_captions_by_their_own_statistics(rows):
 def test_input_scaling_of_a_checkpoint_is_undone(rows):
     sae = pair_sae()
     sae.b_enc.data.fill_(-0.1)
-    plain = ModelSpaceSAE(sae)
+    plain = RowCoder(sae)
     sae.cfg.metadata.input_scaling = 2.0
-    scaled = ModelSpaceSAE(sae)
+    scaled = RowCoder(sae)
     torch.testing.assert_close(scaled.encode(rows), plain.encode(2 * rows))
     torch.testing.assert_close(
         scaled.decode(scaled.encode(rows)), plain.decode(plain.encode(2 * rows)) / 2
@@ -141,10 +142,10 @@ def test_input_scaling_of_a_checkpoint_is_undone(rows):
 def test_hook_z_reshaping_of_saelens_is_undone(rows):
     sae = pair_sae(reshape_activations="hook_z")
     sae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
-    coder = ModelSpaceSAE(sae, d_head=2)
+    coder = RowCoder(sae, d_head=2)
     torch.testing.assert_close(coder.decode(coder.encode(rows)), rows)
     with pytest.raises(ValueError, match="d_head"):
-        ModelSpaceSAE(sae)
+        RowCoder(sae)
 
 
 @pytest.mark.parametrize("batch_size_rows", [5, 64])
@@ -165,7 +166,7 @@ def test_top_k_sae_works_and_its_sparse_latents_too(rows):
     assert report.progressive_recovery.loc[("image", 16), "l0"] <= 3
     latents = sae.encode(rows).detach()
     sae.encode = lambda x: latents.to_sparse()
-    assert torch.equal(ModelSpaceSAE(sae).encode(rows), latents)
+    assert torch.equal(RowCoder(sae).encode(rows), latents)
 
 
 def test_probe_agreement_and_divergence():
@@ -206,23 +207,25 @@ def test_probe_matches_logistic_regression_of_scikit_learn():
 
 
 def test_probe_refuses_what_it_cannot_learn():
-    with pytest.raises(ValueError, match="4 embeddings, but 3 labels"):
+    with pytest.raises(ValueError, match="there are 3 labels; want 4"):
         fit_linear_probe(torch.randn(4, 2), torch.tensor([0, 1, 0]))
-    with pytest.raises(ValueError, match="labels must be 0 or more"):
+    with pytest.raises(ValueError, match="want one from 0 up"):
         fit_linear_probe(torch.randn(2, 2), torch.tensor([0, -1]))
     with pytest.raises(ValueError, match="at least 2 classes"):
         fit_linear_probe(torch.randn(2, 2), torch.tensor([0, 0]))
 
 
 def test_histogram_by_hand():
-    histogram = ActivationHistogram(d_sae=3, bins_per_decade=1)
-    histogram.update(torch.tensor([[0.0, 2.0, 0.05], [0.0, 30.0, 0.0]]))
+    histogram = ActivationHistogram(d_sae=3)
+    histogram.add(torch.tensor([[0.0, 2.0, 0.05], [0.0, 30.0, 0.0]]))
     for _ in range(99):
-        histogram.update(torch.tensor([[0.0, 2.0, 0.0]] * 2))
-    table = histogram.compute()
+        histogram.add(torch.tensor([[0.0, 2.0, 0.0]] * 2))
+    table = histogram_table(histogram, n_rows=200)
     assert table.index.names == ["magnitude_from", "magnitude_to"]
     counts = table[table["all"] > 0].reset_index()
-    assert counts["magnitude_to"].to_list() == pytest.approx([0.1, 10, 100])
+    eighth = 10 ** (1 / 8)
+    # 0.05, 2 and 30 lie between these powers of an eighth of a decade
+    assert counts["magnitude_from"].to_list() == pytest.approx([eighth**-11, eighth**2, eighth**11])
     assert counts["all"].to_list() == [1, 199, 1]
     assert counts["(0.1, 1]"].to_list() == [0, 199, 1]  # latent 1: active on every row
     assert counts["(0.001, 0.01]"].to_list() == [1, 0, 0]  # latent 2: on one of 200
@@ -248,13 +251,13 @@ def test_default_k_list():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"k_list": [4, 2]}, "must increase"),
-        ({"k_list": [0, 2]}, "at least 1"),
-        ({"k_list": [17]}, "at most d_sae=16"),
-        ({"batch_size_rows": 0}, "at least 1, got 0"),
-        ({"rows": torch.randn(4, 7)}, "7 wide, but the SAE's d_in is 8"),
+        ({"k_list": [4, 2]}, "k_list is \\[4, 2\\]; want rising"),
+        ({"k_list": [0, 2]}, "from 1 to d_sae, 16"),
+        ({"k_list": [17]}, "from 1 to d_sae, 16"),
+        ({"batch_size_rows": 0}, "batch_size_rows is 0; want 1"),
+        ({"rows": torch.randn(4, 7)}, "7 wide; want 8, the SAE's d_in"),
         ({"rows": torch.randn(0, 8)}, "no image rows"),
-        ({"rows": torch.randn(2, 3, 8)}, r"want rows \[n, d_in\]"),
+        ({"rows": torch.randn(2, 3, 8)}, r"rows are \[2, 3, 8\]; want \[n, d_in\]"),
         ({"statistics": EmbeddingStatistics(torch.zeros(7), 1.0)}, "7 wide, but the SAE's d_in"),
     ],
 )

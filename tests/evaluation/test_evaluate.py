@@ -156,7 +156,7 @@ def test_scenes_that_show_the_same_are_not_each_others_negatives(model):
 
 
 def test_a_label_without_a_name_is_an_error(model):
-    with pytest.raises(ValueError, match="label 2, but there are only 2 class names"):
+    with pytest.raises(ValueError, match="label 2; want one below 2, the number of class names"):
         evaluate_sae(model, identity_sae(model), Pictures(), class_names=["cat", "dog"], **QUICK)
 
 
@@ -216,12 +216,12 @@ def test_file_names_and_notes_are_escaped_in_html():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size_images": 0}, "at least 1, got 0"),
-        ({"n_images": 0}, "at least 1, or None"),
+        ({"batch_size_images": 0}, "batch_size_images is 0; want 1"),
+        ({"n_images": 0}, "n_images is 0; want 1 or more, or None"),
         ({"templates": ["no place for the name"]}, "exactly one"),
         ({"templates": []}, "templates is empty"),
-        ({"dense_threshold": 2}, "between 0 and 1, got 2"),
-        ({"batch_size_contrastive": 1}, "at least 2"),
+        ({"dense_frequency": 2}, "dense_frequency is 2; want a share"),
+        ({"batch_size_contrastive": 1}, "batch_size_contrastive is 1; want 2"),
     ],
 )
 def test_wrong_settings_are_refused(model, kwargs, message):
@@ -232,5 +232,5 @@ def test_wrong_settings_are_refused(model, kwargs, message):
 def test_an_sae_for_another_width_is_refused(model):
     sae = tiny_sae(model, "blocks.0.mlp.hook_post")
     sae.cfg.metadata.hook_name = HOOK
-    with pytest.raises(ValueError, match=r"d_in is 128, but .* is 32 wide"):
+    with pytest.raises(ValueError, match=r"32 wide, but the SAE\'s d_in is 128"):
         evaluate_sae(model, sae, Pictures())

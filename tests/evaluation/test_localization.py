@@ -291,7 +291,7 @@ def test_pixels_past_the_last_whole_patch_are_not_seen():
     mask = np.zeros((5, 5), dtype=bool)
     mask[4] = mask[0, :2] = True
     torch.testing.assert_close(coverage(mask), torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
-    with pytest.raises(ValueError, match=r"\[height, width\], got shape"):
+    with pytest.raises(ValueError, match=r"want \[height, width\]"):
         coverage(np.zeros((5, 5, 3)))
 
 
@@ -336,7 +336,7 @@ def test_shape_scenes_bring_their_own_masks(model):
     ("token_kind", "kwargs", "message"),
     [
         ("all", {}, "has no masks of its own"),
-        ("cls", {"concept_masks": lambda index: {}}, "needs all 16 patches"),
+        ("cls", {"concept_masks": lambda index: {}}, "none of which is a patch"),
         ("all", {"concept_masks": lambda index: {}}, "no concept has 10 patches"),
         ("all", {"concept_masks": lambda index: {}, "select_by": "luck"}, "select_by is .*luck"),
         ("all", {"concept_masks": lambda index: {}, "select_by": []}, "select_by is empty"),
@@ -345,7 +345,7 @@ def test_shape_scenes_bring_their_own_masks(model):
             {"concept_masks": lambda index: {}, "baselines": ["magic"]},
             "baselines is .*magic",
         ),
-        ("all", {"concept_masks": lambda index: {}, "n_images": 1}, "at least 2 images"),
+        ("all", {"concept_masks": lambda index: {}, "n_images": 1}, "got 1 images; want 2 or more"),
     ],
 )
 def test_wrong_input_is_refused(model, token_kind, kwargs, message):

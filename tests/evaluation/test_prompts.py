@@ -2,17 +2,17 @@
 
 import pytest
 
-from vit_sae_plugin.evaluation.prompts import fill, named_templates
+from vit_sae_plugin.evaluation.prompts import named_templates
 
 
 def test_default_are_the_80_of_openai():
     templates = named_templates(None)
     assert len(templates) == 80
-    assert fill(templates[0], "cat") == "a bad photo of a cat."
+    assert templates[0]("cat") == "a bad photo of a cat."
 
 
 def test_templates_for_shape_scenes_speak_their_language():
-    prompts = [fill(template, "orange star") for template in named_templates("shapes")]
+    prompts = [template("orange star") for template in named_templates("shapes")]
     assert prompts[0] == "an orange star"
     assert "a photo of an orange star" in prompts
     assert len(set(prompts)) == len(prompts)
@@ -22,7 +22,6 @@ def test_templates_from_a_file(tmp_path):
     path = tmp_path / "templates.txt"
     path.write_text("# mine\na {}\n\nmany {} together\n", encoding="utf-8")
     assert named_templates(path) == ("a {}", "many {} together")
-    assert fill("many {} together", "{0} cats") == "many {0} cats together"
     path.write_text("a {} and a {}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="exactly one"):
         named_templates(path)

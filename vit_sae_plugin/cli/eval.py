@@ -13,84 +13,125 @@ from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+    from vit_sae_plugin.attached_sae import AttachedSAE
     from vit_sae_plugin.datasets import ImageSource
-    from vit_sae_plugin.evaluation import EvaluationReport, ImageActivations
-    from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.evaluation import EvaluationReport
 
 _ONLY_MSAE = ("probe_images", "captions", "training_captions")
+_ONLY_IMAGES = ("model", "pretrained", "n_images", "n_workers", "templates", *_ONLY_MSAE)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables and save them."""
-    from vit_sae_plugin.datasets import open_images
-    from vit_sae_plugin.evaluation import evaluate_sae, save_latents
-
-    misplaced = [name for name in _ONLY_MSAE if getattr(args, name) and args.suite != "msae"]
-    if misplaced:
-        raise ValueError(f"--{misplaced[0].replace('_', '-')} goes with --suite msae")
-    if args.save_latents is not None and Path(args.save_latents).exists():
-        raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
+    _check(args)
     folder = Path(args.output_path or folder_beside(args.sae, "evaluation"))
     check_output_folder(folder)
     if args.save_latents is not None:
         check_output_folder(args.save_latents, "--save-latents")
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
-    images = open_images(args.images)
-    model = load_model(sae, args, device)
-    if args.suite == "msae":
-        report = _msae_suite(model, sae, images, args)
-    else:
-        templates = args.templates
-        if templates is None and sae.cfg.metadata.model_name == "shapes-clip":
-            templates = "shapes"
-        report = evaluate_sae(
-            model,
-            sae,
-            images,
-            batch_size_images=args.batch_size_images,
-            n_images=args.n_images,
-            templates=templates,
-            n_workers=args.n_workers,
-            progress=True,
-        )
+    evaluate = _on_images if args.embeddings is None else _on_embeddings
+    report = evaluate(sae, args, device, folder)
     print(report)
-    report.save(folder)
     print(f"\nSaved as CSV and JSON in {folder}")
     if args.save_latents is not None:
-        save_latents(
-            model,
-            sae,
-            images,
-            args.save_latents,
-            batch_size_images=args.batch_size_images,
-            n_images=args.n_images,
-            n_workers=args.n_workers,
-            progress=True,
-        )
         print(f"Latents saved; read them by load_latents({args.save_latents!r})")
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise where options don't go together."""
+    if args.embeddings is not None:
+        for name in ("images", *_ONLY_IMAGES):
+            if getattr(args, name):
+                raise ValueError(f"{_flag(name)} doesn't go with --embeddings, but with --images")
+        if args.suite == "splice":
+            raise ValueError(
+                "--suite splice needs a model and --images; of --embeddings there is --suite msae"
+            )
+    elif args.images is None:
+        raise ValueError("want --images SOURCE or --embeddings FILE to measure the SAE on")
+    elif args.suite != "msae":
+        for name in _ONLY_MSAE:
+            if getattr(args, name):
+                raise ValueError(f"{_flag(name)} goes with --suite msae")
+    if args.save_latents is not None and Path(args.save_latents).exists():
+        raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _on_embeddings(
+    sae: SAE[Any], args: argparse.Namespace, device: str, folder: Path
+) -> EvaluationReport:
+    """The Matryoshka paper's measures on the rows of a file; no model is needed."""
+    from vit_sae_plugin.activations.embedding_rows import load_embedding_rows
+    from vit_sae_plugin.evaluation import evaluate_embeddings, save_embedding_latents
+
+    rows = load_embedding_rows(args.embeddings, d_in=sae.cfg.d_in)
+    report = evaluate_embeddings(sae, rows)
+    report.settings["embeddings"] = rows.name
+    report.save(folder)
+    if args.save_latents is not None:
+        save_embedding_latents(sae, rows, args.save_latents)
+    return report
+
+
+def _on_images(
+    sae: SAE[Any], args: argparse.Namespace, device: str, folder: Path
+) -> EvaluationReport:
+    """The measures of PatchSAE, or the Matryoshka paper's on what the SAE reads of images."""
+    from vit_sae_plugin.attached_sae import AttachedSAE
+    from vit_sae_plugin.datasets import open_images
+    from vit_sae_plugin.evaluation import evaluate_sae, save_latents
+
+    images = open_images(args.images)
+    model = load_model(sae, args, device)
+    walk = {
+        "batch_size_images": args.batch_size_images,
+        "n_images": args.n_images,
+        "n_workers": args.n_workers,
+        "progress": True,
+    }
+    if args.suite == "msae":
+        report = _msae_suite(AttachedSAE(model, sae), images, args, walk)
+    else:
+        templates = args.templates
+        if templates is None and model.model_name == "shapes-clip":
+            templates = "shapes"
+        report = evaluate_sae(model, sae, images, templates=templates, **walk)
+    report.save(folder)
+    if args.save_latents is not None:
+        save_latents(model, sae, images, args.save_latents, **walk)
+    return report
+
+
 def _msae_suite(
-    model: HookedViT, sae: SAE[Any], images: ImageSource, args: argparse.Namespace
+    attached: AttachedSAE, images: ImageSource, args: argparse.Namespace, walk: dict[str, Any]
 ) -> EvaluationReport:
     """The Matryoshka paper's measures on what the SAE reads, and on captions if there are any."""
     from vit_sae_plugin.activations import EmbeddingStatistics, embed_texts
     from vit_sae_plugin.datasets import open_images
-    from vit_sae_plugin.evaluation import evaluate_embeddings, fit_linear_probe
+    from vit_sae_plugin.evaluation import (
+        evaluate_embeddings,
+        fit_linear_probe,
+        image_rows,
+        labelled_rows,
+    )
 
-    rows: dict[str, Any] = {"image": _activations(model, sae, images, args, args.n_images).rows()}
+    model, metadata = attached.model, attached.sae.cfg.metadata
+    rows: dict[str, Any] = {"image": image_rows(attached, images, **walk)}
     statistics = None
     if args.captions is not None:
-        hook_name = sae.cfg.metadata.hook_name
-        if hook_name != "hook_image_embed":
+        if metadata.hook_name != "hook_image_embed":
             raise ValueError(
-                f"--captions: this SAE reads {hook_name}, and captions have no such activations; "
-                "that goes with an SAE of hook_image_embed"
+                f"--captions: this SAE reads {metadata.hook_name}, and captions have no such "
+                "activations; that goes with an SAE of hook_image_embed"
             )
         rows["text"] = embed_texts(model, _lines(args.captions))
-        if sae.cfg.metadata.input_statistics is not None:
+        if metadata.input_statistics is not None:
             if args.training_captions is None:
                 raise ValueError(
                     "this SAE reads centred and scaled rows: --training-captions FILE must give "
@@ -100,31 +141,11 @@ def _msae_suite(
             statistics = EmbeddingStatistics.from_rows(training_rows.batches(), "text")
     probe = None
     if args.probe_images is not None:
-        labelled = _activations(model, sae, open_images(args.probe_images), args, None)
-        probe = fit_linear_probe(*labelled.labelled_rows())
-    return evaluate_embeddings(sae, rows, statistics=statistics, probe=probe)
-
-
-def _activations(
-    model: HookedViT,
-    sae: SAE[Any],
-    images: ImageSource,
-    args: argparse.Namespace,
-    n_images: int | None,
-) -> ImageActivations:
-    """What the SAE reads of the images."""
-    from vit_sae_plugin.activations import ActivationSource
-    from vit_sae_plugin.evaluation import ImageActivations
-
-    return ImageActivations(
-        model,
-        ActivationSource.from_metadata(sae.cfg.metadata),
-        images,
-        batch_size_images=args.batch_size_images,
-        n_images=n_images,
-        n_workers=args.n_workers,
-        progress=True,
-    )
+        probe_images = open_images(args.probe_images)
+        probe = fit_linear_probe(
+            *labelled_rows(attached, probe_images, **walk | {"n_images": None})
+        )
+    return evaluate_embeddings(attached.sae, rows, statistics=statistics, probe=probe)
 
 
 def _lines(path: str) -> list[str]:

@@ -55,7 +55,7 @@ class PatchCoverage:
         """Between 0 and 1 for each patch."""
         mask = np.asarray(mask, dtype=bool)
         if mask.ndim != 2:
-            raise ValueError(f"a mask is [height, width], got shape {mask.shape}")
+            raise ValueError(f"a mask has shape {list(mask.shape)}; want [height, width]")
         if mask.shape not in self._extremes:
             self._extremes[mask.shape] = (
                 self._pixels(np.zeros_like(mask)),

@@ -50,7 +50,7 @@ class ContrastiveBatches:
 
     def __init__(self, batch_size: int, logit_scale: float, max_open: int = 16):
         if batch_size < 2:
-            raise ValueError(f"a contrastive batch holds at least 2 images, got {batch_size}")
+            raise ValueError(f"batch_size is {batch_size}; want 2 or more images")
         self.batch_size = batch_size
         self.logit_scale = logit_scale
         self.max_open = max_open

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
-from vit_sae_plugin.evaluation.activation_histogram import ActivationHistogram
+from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram
+from vit_sae_plugin.attached_sae import RowCoder
 from vit_sae_plugin.evaluation.cknna import Neighbours, alignment
 from vit_sae_plugin.evaluation.embedding_metrics import EmbeddingTotals, decoder_orthogonality
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
+from vit_sae_plugin.evaluation.histogram_table import histogram_table
 from vit_sae_plugin.evaluation.linear_probe import LinearProbe, ProbeTotals
-from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceSAE
 from vit_sae_plugin.evaluation.row_sample import RowSample
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def evaluate_embeddings(
       (``_unit``, as Huh et al.); probe agreement and KL; decoder orthogonality (of unit decoder
       rows).
     - ``progressive_recovery``: the same for each (modality, k).
-    - ``activation_histogram``: see [`ActivationHistogram.compute`][].
+    - ``activation_histogram``: see [`histogram_table`][].
 
     Everything is exact but CKNNA, whose time grows with the square of the rows: it is computed on
     ``n_cknna`` of them, drawn uniformly. An SAE that keeps few latents by its own rule (TopK) gives
@@ -78,19 +79,19 @@ def evaluate_embeddings(
     by_modality = _by_modality(rows, sae)
     ks = _check_k_list(k_list, sae.cfg.d_sae)
     if batch_size_rows < 1:
-        raise ValueError(f"batch_size_rows must be at least 1, got {batch_size_rows}")
+        raise ValueError(f"batch_size_rows is {batch_size_rows}; want 1 or more")
     orthogonality = decoder_orthogonality(functional.normalize(sae.W_dec.detach().float(), dim=-1))
     own, progressive, histograms = {}, {}, {}
     for modality, modality_rows in by_modality.items():
-        coder = ModelSpaceSAE(sae, statistics=_statistics_of(modality, statistics, sae))
+        coder = RowCoder(sae, statistics=_statistics_of(modality, statistics, sae))
         measured = _Measured(coder, [None, *ks], probe)
         sample = RowSample(n_cknna, seed)
-        for batch in iterate_rows(modality_rows, batch_size_rows, sae.cfg.d_sae):
-            batch = batch.to(sae.W_dec.device)
+        for batch in iterate_rows(modality_rows, batch_size_rows, coder):
+            batch = batch.to(coder.device)
             measured.update(batch)
             sample.update(batch)
         if measured.totals[None].basic.n_tokens == 0:
-            raise ValueError(f"there are no {modality} rows to evaluate")
+            raise ValueError(f"there are no {modality} rows; want 1 or more to evaluate")
         aligned = _Alignment(coder, sample.rows, n_neighbors)
         for k in measured.totals:
             result = measured.compute(k) | aligned.compute(k)
@@ -98,7 +99,7 @@ def evaluate_embeddings(
                 own[modality] = result | {"decoder_orthogonality": orthogonality}
             else:
                 progressive[modality, k] = result
-        histograms[modality] = measured.histogram.compute()
+        histograms[modality] = histogram_table(measured.histogram, own[modality]["n_rows"])
 
     tables = {"embeddings": pd.DataFrame.from_dict(own, orient="index").rename_axis("modality")}
     if progressive:
@@ -119,11 +120,11 @@ def evaluate_embeddings(
 class _Measured:
     """Totals for the SAE's own rule (k None) and for each k, filled from the same rows."""
 
-    def __init__(self, coder: ModelSpaceSAE, ks: Sequence[int | None], probe: LinearProbe | None):
+    def __init__(self, coder: RowCoder, ks: Sequence[int | None], probe: LinearProbe | None):
         self.coder = coder
         self.totals = {k: EmbeddingTotals(coder.d_in, coder.d_sae) for k in ks}
         self.probes = {k: ProbeTotals(probe) for k in ks} if probe is not None else {}
-        self.histogram = ActivationHistogram(coder.d_sae)
+        self.histogram = ActivationHistogram(coder.d_sae).to(coder.device)
 
     def update(self, x: Tensor) -> None:
         for k, totals in self.totals.items():
@@ -133,7 +134,7 @@ class _Measured:
             if k in self.probes:
                 self.probes[k].update(x, x_hat)
             if k is None:
-                self.histogram.update(latents)
+                self.histogram.add(latents.abs())
 
     def compute(self, k: int | None) -> dict[str, float]:
         probe = self.probes[k].compute() if k in self.probes else {}
@@ -152,10 +153,10 @@ ALIGNMENT_COLUMNS = (
 class _Alignment:
     """CKNNA of sampled inputs with what the SAE makes of them at any k."""
 
-    def __init__(self, coder: ModelSpaceSAE, x: Tensor, n_neighbors: int):
+    def __init__(self, coder: RowCoder, x: Tensor, n_neighbors: int):
         self.coder = coder
         self.n_neighbors = n_neighbors
-        self.x = x.to(coder.sae.W_dec.device)
+        self.x = x.to(coder.device)
         self.is_possible = len(x) > max(n_neighbors, 3)
         if self.is_possible:
             self.of_raw, self.of_unit = self._neighbours(self.x)
@@ -168,11 +169,12 @@ class _Alignment:
         """NaN where the rows are too few."""
         if not self.is_possible:
             return dict.fromkeys(ALIGNMENT_COLUMNS, float("nan"))
-        n_at_a_time = max(1, MAX_LATENT_VALUES // self.coder.d_sae)
-        latents = torch.cat([self.coder.encode(part, k) for part in self.x.split(n_at_a_time)])
-        x_hat = torch.cat([self.coder.decode(part) for part in latents.split(n_at_a_time)])
-        latents_raw, latents_unit = self._neighbours(latents)
-        x_hat_raw, x_hat_unit = self._neighbours(x_hat)
+        latents, x_hat = [], []
+        for part in self.coder.parts(len(self.x)):
+            latents.append(self.coder.encode(self.x[part], k))
+            x_hat.append(self.coder.decode(latents[-1]))
+        latents_raw, latents_unit = self._neighbours(torch.cat(latents))
+        x_hat_raw, x_hat_unit = self._neighbours(torch.cat(x_hat))
         values = (
             alignment(self.of_raw, latents_raw),
             alignment(self.of_unit, latents_unit),
@@ -183,17 +185,18 @@ class _Alignment:
         return dict(zip(ALIGNMENT_COLUMNS, values, strict=True))
 
 
-def iterate_rows(rows: Rows, batch_size_rows: int, d_sae: int) -> Iterator[Tensor]:
+def iterate_rows(rows: Rows, batch_size_rows: int, coder: RowCoder) -> Iterator[Tensor]:
     """Rows in batches small enough for their latents."""
-    n_at_a_time = max(1, min(batch_size_rows, MAX_LATENT_VALUES // d_sae))
     if isinstance(rows, EmbeddingRows):
+        n_at_a_time = next(coder.parts(batch_size_rows)).stop
         yield from rows.batches(n_at_a_time)
         return
     for batch in [rows] if isinstance(rows, Tensor) else rows:
         if batch.ndim != 2:
-            raise ValueError(f"want rows [n, d_in], got shape {tuple(batch.shape)}")
-        if len(batch):
-            yield from batch.split(n_at_a_time)
+            raise ValueError(f"rows are {list(batch.shape)}; want [n, d_in]")
+        for some in batch.split(batch_size_rows):
+            for part in coder.parts(len(some)):
+                yield some[part]
 
 
 def default_k_list(d_sae: int, start: int = 16) -> list[int]:
@@ -208,7 +211,7 @@ def default_k_list(d_sae: int, start: int = 16) -> list[int]:
 def _check_k_list(k_list: Sequence[int] | None, d_sae: int) -> list[int]:
     ks = default_k_list(d_sae) if k_list is None else list(k_list)
     if ks != sorted(set(ks)) or (ks and not 1 <= ks[0] <= ks[-1] <= d_sae):
-        raise ValueError(f"k_list must increase from at least 1 to at most d_sae={d_sae}, got {ks}")
+        raise ValueError(f"k_list is {ks}; want rising numbers from 1 to d_sae, {d_sae}")
     return ks
 
 
@@ -234,7 +237,7 @@ def _statistics_of(
     if in_metadata is None and statistics is None:
         return None
     if in_metadata is not None and in_metadata["modality"] == modality:
-        return None  # ModelSpaceSAE finds them there
+        return None  # RowCoder finds them there
     raise ValueError(
         f"the SAE reads standardised rows, but no statistics of {modality!r} rows are known; pass "
         f"statistics={{{modality!r}: EmbeddingStatistics.from_rows(training_rows, {modality!r})}}"

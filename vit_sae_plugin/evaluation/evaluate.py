@@ -10,30 +10,31 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.attached_sae import AttachedSAE, UpperRun
+from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
-from vit_sae_plugin.evaluation.image_activations import ImageActivations
-from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceSAE
 from vit_sae_plugin.evaluation.per_token_variance import PerTokenVariance
-from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
+from vit_sae_plugin.evaluation.prompts import Template, named_templates
 from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
-from vit_sae_plugin.evaluation.splicing import TOKEN_GROUPS, run_spliced, token_groups
-from vit_sae_plugin.evaluation.zero_shot import Caption, SplicingTotals
+from vit_sae_plugin.evaluation.splicing_totals import Caption, SplicingTotals
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
+    from vit_sae_plugin.activations import ActivationSource, EmbeddingStatistics
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
+
+TOKEN_GROUPS = ("all", "cls", "patches")
 
 
 @torch.no_grad()
 def evaluate_sae(
     model: HookedViT,
     sae: SAE[Any],
-    images: ImageSource,
+    images: Any,
     *,
     batch_size_images: int = 32,
     n_images: int | None = None,
@@ -42,7 +43,7 @@ def evaluate_sae(
     captions: Callable[[int], str] | Sequence[str] | None = None,
     batch_size_contrastive: int = 64,
     splice: bool = True,
-    dense_threshold: float = 0.1,
+    dense_frequency: float = 0.1,
     source: ActivationSource | None = None,
     statistics: EmbeddingStatistics | None = None,
     n_workers: int = 0,
@@ -61,8 +62,9 @@ def evaluate_sae(
     Args:
         model: the model whose activations the SAE reads.
         sae: any SAELens SAE; its metadata say which hook and tokens it reads.
-        images: where images come from. A map-style source is visited in a random order fixed by
-            ``seed``, so that ``n_images`` is a fair sample of it; a streaming one in its own order.
+        images: an image source, or what ``open_images`` makes one of. A map-style source is
+            visited in a random order fixed by ``seed``, so that ``n_images`` is a fair sample of
+            it; a streaming one in its own order.
         batch_size_images: images in one forward pass.
         n_images: how many to use; None: all.
         class_names: label index → name; default: the source's.
@@ -73,8 +75,8 @@ def evaluate_sae(
         batch_size_contrastive: images in a batch of the contrastive loss. No two of them share a
             caption (or, in shape scenes, the same objects), so it is lowered where there are fewer
             distinct class names.
-        splice: also measure the ``splicing`` table (three more forward passes).
-        dense_threshold: a latent active on more than this share of tokens is dense.
+        splice: also measure the ``splicing`` table: the blocks above the SAE run three times.
+        dense_frequency: a latent active on more than this share of tokens is dense.
         source: hook and tokens, for an SAE whose metadata don't name them.
         statistics: centring and scaling of the SAE's training rows; default: in its metadata.
         n_workers: processes that decode images.
@@ -85,21 +87,13 @@ def evaluate_sae(
         ValueError: the SAE doesn't fit the model, a setting is out of range, or the source gives
             no image.
     """
-    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
-    source.check_model(model)
-    if model.hook_width(source.hook_name) != sae.cfg.d_in:
-        raise ValueError(
-            f"the SAE's d_in is {sae.cfg.d_in}, but {source.hook_name} of this model is "
-            f"{model.hook_width(source.hook_name)} wide"
-        )
-    coder = ModelSpaceSAE(sae, statistics=statistics, d_head=model.cfg.d_head)
+    images = open_images(images)
+    attached = AttachedSAE(model, sae, source, statistics)
     totals = {
-        name: ReconstructionTotals(sae.cfg.d_in, sae.cfg.d_sae, dense_threshold)
+        name: ReconstructionTotals(attached.rows.d_out, attached.d_sae, dense_frequency)
         for name in TOKEN_GROUPS
     }
-    walk = ImageActivations(
-        model,
-        source,
+    walk = attached.walk(
         images,
         batch_size_images=batch_size_images,
         n_images=n_images,
@@ -116,23 +110,17 @@ def evaluate_sae(
         )
 
     per_token = PerTokenVariance(seed)
-    groups: dict[str, slice | Tensor] = {}
-    for batch in walk.batches():
-        output, cache = model.run_with_cache(
-            batch.pixels,
-            names_filter=source.hook_name,
-            stop_at_layer=None if splicing else source.stop_at_layer,
-        )
-        hook_value = cache[source.hook_name]
-        groups = token_groups(source, model.cfg, hook_value)
-        acts_btd = source.select(model.cfg, hook_value).to(sae.W_dec.device)
-        x_hat = _reconstruct(coder, acts_btd, groups, totals)
-        per_token.update(batch.index, acts_btd, x_hat)
+    groups = token_groups(attached.layout)
+    for batch in walk:
+        run = UpperRun(attached, batch.pixels)
+        target_btd = run.target_btd
+        x_hat = _reconstruct(attached, run.acts_btd, target_btd, groups, totals)
+        per_token.update(batch.index, target_btd, x_hat)
         if splicing is not None:
             outputs = {
-                "original": output,
-                "spliced": run_spliced(model, source, batch.pixels, x_hat),
-                "zeros": run_spliced(model, source, batch.pixels, 0.0),
+                "original": run.output(target_btd),
+                "spliced": run.output(x_hat),
+                "zeros": run.output(torch.zeros_like(target_btd)),
             }
             splicing.update(outputs, batch.label, batch.index)
 
@@ -150,13 +138,13 @@ def evaluate_sae(
     settings = {
         "images": images.name,
         "n_images": walk.n_seen,
-        "n_images_skipped": sum(walk.loader.skipped.counts.values()),
-        "hook_name": source.hook_name,
-        "token_kind": source.token_kind,
+        "n_images_skipped": sum(walk.skipped.counts.values()),
+        "hook_name": attached.source.hook_name,
+        "token_kind": attached.source.token_kind,
         "architecture": sae.cfg.architecture(),
         "d_in": sae.cfg.d_in,
         "d_sae": sae.cfg.d_sae,
-        "dense_threshold": dense_threshold,
+        "dense_frequency": dense_frequency,
     }
     if splicing is not None:
         tables["splicing"] = splicing.compute()
@@ -164,21 +152,33 @@ def evaluate_sae(
     return EvaluationReport(tables, settings, notes)
 
 
+def token_groups(layout: TokenLayout) -> dict[str, Tensor]:
+    """Which of the tokens that an SAE reads are which, as indices into them: all, cls, patches.
+
+    A pooled embedding is neither class token nor patch.
+    """
+    return {
+        "all": torch.arange(len(layout)),
+        "cls": layout.role_positions("class"),
+        "patches": layout.role_positions("patch"),
+    }
+
+
 def _reconstruct(
-    coder: ModelSpaceSAE,
+    attached: AttachedSAE,
     acts_btd: Tensor,
-    groups: dict[str, slice | Tensor],
+    target_btd: Tensor,
+    groups: dict[str, Tensor],
     totals: dict[str, ReconstructionTotals],
 ) -> Tensor:
     """The SAE's reconstruction of what it reads; adds it to the totals of each token group."""
-    # A few images at a time: the latents of a whole batch can be far larger than its activations.
-    n_at_a_time = max(1, MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
     x_hat = []
-    for acts in acts_btd.split(n_at_a_time):
-        latents = coder.encode(acts)
-        x_hat.append(coder.decode(latents))
+    for part, latents in attached.encode_parts(acts_btd):
+        x_hat.append(attached.decode(latents))
+        target = target_btd[part].to(x_hat[-1].device)
         for name, tokens in groups.items():
-            totals[name].update(acts[:, tokens], x_hat[-1][:, tokens], latents[:, tokens])
+            chosen = (values[:, tokens] for values in (target, x_hat[-1], latents))
+            totals[name].update(*chosen)
     return torch.cat(x_hat)
 
 
@@ -193,7 +193,7 @@ def _splicing_totals(
 ) -> SplicingTotals:
     """What the model and the source allow to be measured; the rest is said in ``notes``."""
     if batch_size_contrastive < 2:
-        raise ValueError(f"batch_size_contrastive must be at least 2, got {batch_size_contrastive}")
+        raise ValueError(f"batch_size_contrastive is {batch_size_contrastive}; want 2 or more")
     if model.tower.text_method is None or model.tokenizer is None:
         lacking = "text tower" if model.tower.text_method is None else "tokenizer"
         notes.append(
@@ -203,9 +203,7 @@ def _splicing_totals(
     class_names = class_names if class_names is not None else images.class_names
     classifier = None
     if class_names:
-        chosen = named_templates(templates)
-        prompts = [lambda name, template=template: fill(template, name) for template in chosen]
-        classifier = model.zero_shot_classifier(list(class_names), prompts)
+        classifier = model.zero_shot_classifier(list(class_names), named_templates(templates))
     else:
         notes.append("zero-shot accuracy: left out, for the images have no labels")
     find_caption = _find_captions(images, captions)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from vit_sae_plugin.atomic_files import write_text_atomically
+
 REPORT_FILE = "evaluation.json"
-_MAX_SCREEN_WIDTH, _MAX_SCREEN_ROWS = 100, 40
+_MAX_SCREEN_WIDTH, _MAX_SCREEN_ROWS = 100, 30
 
 
 @dataclass
@@ -44,14 +44,14 @@ class EvaluationReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
-            write_atomically(folder / f"{name}.csv", table.to_csv())
+            write_text_atomically(folder / f"{name}.csv", table.to_csv())
         content = {
             "settings": self.settings,
             "notes": self.notes,
             "tables": {name: _table_to_json(table) for name, table in self.tables.items()},
         }
         text = json.dumps(_jsonable(content), indent=2, allow_nan=False)
-        write_atomically(folder / REPORT_FILE, text + "\n")
+        write_text_atomically(folder / REPORT_FILE, text + "\n")
         return folder
 
     @classmethod
@@ -62,7 +62,12 @@ class EvaluationReport:
         return cls(tables, content["settings"], content["notes"])
 
     def __str__(self) -> str:
-        parts = [f"{name}\n{_format(table)}" for name, table in self.tables.items()]
+        """For a screen. Of a long table only its name and size."""
+        parts = []
+        for name, table in self.tables.items():
+            size = f"{len(table)} rows, {len(table.columns)} columns: report.tables[{name!r}]"
+            is_long = len(table) > _MAX_SCREEN_ROWS
+            parts.append(f"{name}\n{size if is_long else _format(table)}")
         if self.settings:
             parts.append("\n".join(f"{key}: {value}" for key, value in self.settings.items()))
         return "\n\n".join(parts + [f"note: {note}" for note in self.notes])
@@ -76,27 +81,14 @@ class EvaluationReport:
         return "".join(parts) + f"<ul>{items}</ul>"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file whole, or leave it as it was."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-
-
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
     return table.map(_format_number)
 
 
 def _format(table: pd.DataFrame) -> str:
-    """For a screen: wide tables lie on their side, long ones are shortened."""
+    """For a screen: wide tables lie on their side."""
     readable = _readable(table)
-    text = readable.to_string(max_rows=_MAX_SCREEN_ROWS)
+    text = readable.to_string()
     if len(text.splitlines()[0]) <= _MAX_SCREEN_WIDTH or len(table) > len(table.columns):
         return text
     return readable.T.to_string()

@@ -14,10 +14,8 @@ A folder of this format (version 1) holds
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +28,9 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from vit_sae_plugin.atomic_files import delete_leftovers, folder_beside
+from vit_sae_plugin.evaluation.reconstruction import check_finite
 
 FORMAT_VERSION = 1
 HEADER_FILE = "latents.json"
@@ -97,7 +98,7 @@ def load_latents(folder: str | Path, shard: int | None = None) -> SparseLatents:
     names = header["shards"]
     if shard is not None:
         if not 0 <= shard < len(names):
-            raise IndexError(f"shard {shard} of {folder}, which has {len(names)}")
+            raise IndexError(f"shard is {shard}; want 0 to {len(names) - 1}, those of {folder}")
         names = [names[shard]]
     parts = [load_file(folder / name) for name in names]
     offsets = [0]
@@ -124,8 +125,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     header = json.loads(path.read_text(encoding="utf-8"))
     if header.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} is of format version {header.get('format_version')}; "
-            f"this release reads version {FORMAT_VERSION}"
+            f"{path} is of format version {header.get('format_version')}; want "
+            f"{FORMAT_VERSION}, which this release reads"
         )
     return header
 
@@ -133,8 +134,8 @@ def read_header(folder: Path) -> dict[str, Any]:
 class LatentWriter:
     """Writes latents batch by batch, in constant memory; the folder appears only when complete.
 
-    Use it as a context manager. An exception inside leaves nothing behind, and a killed process
-    leaves only a hidden folder beside the place.
+    Use it as a context manager. An exception inside leaves nothing behind, and what a killed
+    process leaves beside the place the next writer there removes.
 
     Args:
         folder: where to; must not exist, unless ``overwrite``.
@@ -142,7 +143,7 @@ class LatentWriter:
         source: what to note about where they come from; plain JSON values.
         dtype: of the values on disk.
         overwrite: replace latents saved there before.
-        max_shard_values: a shard is closed once it holds so many values.
+        max_shard_values: a shard is closed once it holds that many values.
 
     Raises:
         FileExistsError: the folder exists and may not be replaced, or holds something else.
@@ -174,10 +175,12 @@ class LatentWriter:
         self._n_pending = 0
 
     def __enter__(self) -> Self:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{self.folder.name}.unfinished-"
-        self._unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder.parent))
-        self._images = pq.ParquetWriter(self._unfinished / IMAGES_FILE, _IMAGE_COLUMNS)
+        delete_leftovers(self.folder.parent)
+        with ExitStack() as stack:
+            self._unfinished = stack.enter_context(folder_beside(self.folder))
+            images = pq.ParquetWriter(self._unfinished / IMAGES_FILE, _IMAGE_COLUMNS)
+            self._images = stack.enter_context(images)
+            self._stack = stack.pop_all()
         return self
 
     def add(
@@ -188,7 +191,12 @@ class LatentWriter:
         labels: Sequence[int],
         token_positions: Int[Tensor, " token"],
     ) -> None:
-        """Add the next images, each with the same tokens."""
+        """Add the next images, each with the same tokens.
+
+        Raises:
+            ValueError: the latents hold NaN or infinity.
+        """
+        check_finite(latents=latents)
         n_images, n_tokens, _ = latents.shape
         row, index = latents.flatten(0, 1).nonzero(as_tuple=True)
         values = latents.flatten(0, 1)[row, index].to(self.dtype)
@@ -228,12 +236,11 @@ class LatentWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self._images.close()
-            if kind is None:
-                self._finish()
-        finally:
-            shutil.rmtree(self._unfinished, ignore_errors=True)
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._finish()
 
     def _finish(self) -> None:
         if self._pending or not self._shards:
@@ -249,11 +256,3 @@ class LatentWriter:
         }
         text = json.dumps(header, indent=2, ensure_ascii=False)
         (self._unfinished / HEADER_FILE).write_text(text + "\n", encoding="utf-8")
-        self._unfinished.chmod(0o755)
-        if self.folder.exists():
-            replaced = self._unfinished.with_name(self._unfinished.name + "-replaced")
-            os.replace(self.folder, replaced)
-            os.replace(self._unfinished, self.folder)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(self._unfinished, self.folder)

@@ -53,9 +53,9 @@ def fit_linear_probe(
         ValueError: labels that don't fit the embeddings, negative ones among them, or one class.
     """
     if len(embeddings) != len(labels):
-        raise ValueError(f"{len(embeddings)} embeddings, but {len(labels)} labels")
+        raise ValueError(f"there are {len(labels)} labels; want {len(embeddings)}, one a row")
     if len(labels) == 0 or int(labels.min()) < 0:
-        raise ValueError("a probe is fitted on labelled rows: labels must be 0 or more")
+        raise ValueError("a label is missing or below 0; want one from 0 up for every row")
     n_classes = n_classes if n_classes is not None else int(labels.max()) + 1
     if n_classes < 2 or int(labels.max()) >= n_classes:
         raise ValueError(

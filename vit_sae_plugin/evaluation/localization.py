@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.concept_masks import (
     Concept,
@@ -32,15 +32,15 @@ from vit_sae_plugin.evaluation.features import (
     random_directions,
     random_latents,
 )
-from vit_sae_plugin.evaluation.image_activations import ImageActivations
 from vit_sae_plugin.evaluation.localization_tables import with_intervals
-from vit_sae_plugin.evaluation.model_space import ModelSpaceSAE
 from vit_sae_plugin.evaluation.ranking import Ranks, best_iou_threshold, iou, pointing_game
 from vit_sae_plugin.evaluation.reconstruction import check_finite
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+    from vit_sae_plugin.activations import ActivationSource
+    from vit_sae_plugin.activations.image_walk import ImageWalk
     from vit_sae_plugin.hooked_vit import HookedViT
 
 Baseline = Literal[
@@ -131,8 +131,7 @@ def localize(
             or latents that aren't finite, or a setting out of range.
     """
     images = open_images(images)
-    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
-    source.check_model(model)
+    attached = AttachedSAE(model, sae, source)
     if concept_masks is None:
         scene = getattr(images, "scene", None)
         if scene is None:
@@ -147,9 +146,7 @@ def localize(
     if not criteria:
         raise ValueError(f"select_by is empty; want some of {CRITERIA}")
     baselines = _known("baselines", baselines, BASELINES)
-    walk = ImageActivations(
-        model,
-        source,
+    walk = attached.walk(
         images,
         batch_size_images=batch_size_images,
         n_images=n_images,
@@ -158,8 +155,7 @@ def localize(
         n_workers=n_workers,
         progress=progress,
     )
-    coder = ModelSpaceSAE(sae, d_head=model.cfg.d_head)
-    halves = _collect(walk, coder, concept_masks, min_coverage)
+    halves = _collect(attached, walk, concept_masks, min_coverage)
     positives = [half.concepts.positives() for half in halves]
     concepts = [
         concept
@@ -197,7 +193,7 @@ def localize(
     settings = {
         "images": images.name,
         "n_images": walk.n_seen,
-        "hook_name": source.hook_name,
+        "hook_name": attached.source.hook_name,
         "min_coverage": min_coverage,
         "n_concepts": len(concepts),
         "n_live_latents": int((halves[0].latents.n_active() > 0).sum()),
@@ -225,24 +221,41 @@ class _Half:
 
 
 def _collect(
-    walk: ImageActivations, coder: ModelSpaceSAE, concept_masks: ConceptMasks, min_coverage: float
+    attached: AttachedSAE, walk: ImageWalk, concept_masks: ConceptMasks, min_coverage: float
 ) -> tuple[_Half, _Half]:
-    cfg = walk.model.cfg
-    n_patches = cfg.grid[0] * cfg.grid[1]
-    coverage = PatchCoverage(walk.loader.preprocess, cfg.grid)
-    halves = tuple(_Half(SparseFeatures(coder.d_sae), ConceptPatches(n_patches)) for _ in range(2))
-    for batch, acts_btd in walk:
-        patches = _patches(walk.source, cfg, acts_btd)
-        latents = coder.encode(patches)
-        check_finite(patches, latents)
-        for at, index in enumerate(batch.index.tolist()):
-            half = halves[(walk.n_seen - len(batch.ids) + at) % 2]
-            half.latents.append(latents[at])
-            half.acts.append(patches[at].float().cpu())
-            half.concepts.append(_shown(concept_masks(index), coverage, min_coverage))
+    tokens = _all_patches(attached)
+    preprocess, grid = attached.model.require_preprocess(), attached.layout.grid
+    coverage = PatchCoverage(preprocess, grid)
+    halves = tuple(
+        _Half(SparseFeatures(attached.d_sae), ConceptPatches(len(tokens))) for _ in range(2)
+    )
+    for batch in walk:
+        patches = attached.activations(batch.pixels)[:, tokens]
+        first = walk.n_seen - len(batch.ids)
+        for part, latents in attached.encode_parts(patches):
+            check_finite(acts=patches[part], latents=latents)
+            for at, of_image in zip(range(part.start, part.stop), latents, strict=True):
+                half = halves[(first + at) % 2]
+                half.latents.append(of_image)
+                half.acts.append(patches[at].float().cpu())
+                masks = concept_masks(int(batch.index[at]))
+                half.concepts.append(_shown(masks, coverage, min_coverage))
     if walk.n_seen < 2:
-        raise ValueError("localization needs at least 2 images, one for each half")
+        raise ValueError(f"localization got {walk.n_seen} images; want 2 or more, for two halves")
     return halves[0], halves[1]
+
+
+def _all_patches(attached: AttachedSAE) -> Tensor:
+    """Where the patches stand among the tokens that the SAE reads, row by row."""
+    layout = attached.require_patches()
+    tokens = layout.positions("patches")
+    n_patches = layout.grid[0] * layout.grid[1]
+    if len(tokens) != n_patches:
+        raise ValueError(
+            f"the SAE reads {len(tokens)} patches of an image; want all {n_patches}: "
+            "a token selection without seqpos_slice"
+        )
+    return tokens
 
 
 def _shown(
@@ -257,18 +270,6 @@ def _shown(
             seen[content] = coverage(mask) >= min_coverage
         shown[concept] = seen[content]
     return shown
-
-
-def _patches(source: ActivationSource, cfg: Any, acts_btd: Tensor) -> Tensor:
-    n_patches = cfg.grid[0] * cfg.grid[1]
-    if source.token_kind == "patches" and acts_btd.shape[1] == n_patches:
-        return acts_btd
-    if source.token_kind == "all" and acts_btd.shape[1] == cfg.n_tokens:
-        return acts_btd[:, cfg.n_prefix_tokens : cfg.n_prefix_tokens + n_patches]
-    raise ValueError(
-        f"localization needs all {n_patches} patches of an image, but the SAE reads "
-        f"{source.token_kind!r} tokens of {source.hook_name}, {acts_btd.shape[1]} an image"
-    )
 
 
 @dataclass

@@ -18,7 +18,7 @@ from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.latent_ranking import RANKINGS, LatentRanking
 from vit_sae_plugin.evaluation.masking import KS, Head, MaskingResult, MaskingStudy, check_splits
-from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
+from vit_sae_plugin.evaluation.prompts import Template, named_templates
 from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint
 
 if TYPE_CHECKING:
@@ -173,10 +173,8 @@ def zero_shot_head(
             f"{model.model_name} has no {lacking}, so it can't classify by class names; pass "
             "head=fit_linear_probe(embeddings, labels)"
         )
-    chosen = named_templates(templates)
-    prompts = [lambda name, template=template: fill(template, name) for template in chosen]
     classifier = model.zero_shot_classifier(
-        list(class_names), prompts, renormalize_average=renormalize_average
+        list(class_names), named_templates(templates), renormalize_average=renormalize_average
     )
 
     def head(embeds: Tensor) -> Tensor:

@@ -40,8 +40,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     if not templates:
         raise ValueError(f"{path}: holds no template; want one a line, such as 'a photo of a {{}}'")
-    for template in templates:
-        fill(template, "cat")
+    _check(templates)
     return templates
 
 
@@ -55,13 +54,11 @@ def named_templates(name: str | Path | Sequence[Template] | None) -> tuple[Templ
         return read_templates(name)
     if not name:
         raise ValueError("templates is empty; want at least one, such as 'a photo of a {}'")
+    _check(name)
     return tuple(name)
 
 
-def fill(template: Template, class_name: str) -> str:
-    """The prompt for one class."""
-    if callable(template):
-        return template(class_name)
-    if template.count("{}") != 1:
-        raise ValueError(f"template {template!r}: want exactly one '{{}}' for the class name")
-    return template.replace("{}", class_name)
+def _check(templates: Sequence[Template]) -> None:
+    for template in templates:
+        if isinstance(template, str) and template.count("{}") != 1:
+            raise ValueError(f"template {template!r}: want exactly one '{{}}' for the class name")

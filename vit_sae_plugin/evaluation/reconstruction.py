@@ -30,16 +30,16 @@ class ReconstructionTotals:
     Args:
         d_in: width of the SAE's input.
         d_sae: number of latents.
-        dense_threshold: a latent is *dense* if it is active on more than this share of tokens.
+        dense_frequency: a latent is *dense* if it is active on more than this share of tokens.
     """
 
-    def __init__(self, d_in: int, d_sae: int, dense_threshold: float = 0.1):
-        if not 0 < dense_threshold < 1:
+    def __init__(self, d_in: int, d_sae: int, dense_frequency: float = 0.1):
+        if not 0 < dense_frequency < 1:
             raise ValueError(
-                f"dense_threshold is a share of tokens between 0 and 1, got {dense_threshold}"
+                f"dense_frequency is {dense_frequency}; want a share of tokens between 0 and 1"
             )
         self.d_in = d_in
-        self.dense_threshold = dense_threshold
+        self.dense_frequency = dense_frequency
         self.n_tokens = 0
         self.mean = torch.zeros(d_in, dtype=torch.float64)
         self.squared_deviation = 0.0
@@ -68,7 +68,7 @@ class ReconstructionTotals:
         squared_residual = _total((x - x_hat).square().sum(-1))
         l1 = _total(at_least_float32(latents).abs().sum(-1))
         if not math.isfinite(squared_residual + l1):
-            check_finite(x, latents, x_hat)
+            check_finite(acts=x, latents=latents, x_hat=x_hat)
         self._update_spread(x, n_new)
         self.squared_norm += _total(x.square().sum(-1))
         self.squared_residual += squared_residual
@@ -102,7 +102,7 @@ class ReconstructionTotals:
         - ``explained_variance``: ``1 − Σ‖z − ẑ‖² / Σ‖z − mean z‖²`` over the data set.
         - ``explained_variance_uncentred``: PatchSAE's, ``1 − Σ‖z − ẑ‖² / Σ‖z‖²``.
         - ``dead_share``, ``dense_share``: share of latents active on no token, and on more than
-          ``dense_threshold`` of the tokens.
+          ``dense_frequency`` of the tokens.
         """
         n = self.n_tokens
         if n == 0:
@@ -117,7 +117,7 @@ class ReconstructionTotals:
             1 - _ratio(self.squared_residual, self.squared_norm),
             self.cosine / n,
             (self.n_active_tokens == 0).double().mean().item(),
-            (frequency > self.dense_threshold).double().mean().item(),
+            (frequency > self.dense_frequency).double().mean().item(),
         )
         return dict(zip(RECONSTRUCTION_COLUMNS, values, strict=True))
 
@@ -127,18 +127,20 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_finite(acts: Tensor, latents: Tensor, x_hat: Tensor | None = None) -> None:
+def check_finite(
+    *, acts: Tensor | None = None, latents: Tensor | None = None, x_hat: Tensor | None = None
+) -> None:
     """Say which of an SAE's input, latents and reconstructions hold NaN or infinity.
 
     Raises:
         ValueError: any of them does.
     """
-    blame = {
-        "the model's activations": (acts, "check its weights, its precision and the images"),
+    found = {
+        "the activations that the SAE reads": (acts, "check the model's weights and precision"),
         "the SAE's latents": (latents, "check its weights and input scaling"),
         "the SAE's reconstructions": (x_hat, "check its weights and input scaling"),
     }
-    for what, (values, advice) in blame.items():
+    for what, (values, advice) in found.items():
         if values is not None and not values.isfinite().all():
             raise ValueError(f"{what} hold NaN or infinity; want finite numbers: {advice}")
 

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.evaluation.image_activations import ImageActivations
+from vit_sae_plugin.activations.token_selection import selected_positions
+from vit_sae_plugin.attached_sae import AttachedSAE, RowCoder
+from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.latent_files import LatentWriter
-from vit_sae_plugin.evaluation.model_space import MAX_LATENT_VALUES, ModelSpaceSAE
-from vit_sae_plugin.evaluation.splicing import selected_positions
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
-    from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
-    from vit_sae_plugin.datasets import ImageSource
+    from vit_sae_plugin.activations import (
+        ActivationSource,
+        EmbeddingRows,
+        EmbeddingStatistics,
+    )
     from vit_sae_plugin.hooked_vit import HookedViT
 
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def save_latents(
     model: HookedViT,
     sae: SAE[Any],
-    images: ImageSource,
+    images: Any,
     folder: str | Path,
     *,
     batch_size_images: int = 32,
@@ -45,10 +46,11 @@ def save_latents(
     Args:
         model: the model whose activations the SAE reads.
         sae: any SAELens SAE.
-        images: where images come from; unreadable ones have no rows.
+        images: an image source, or what ``open_images`` makes one of; unreadable images have no
+            rows.
         folder: where to write; it appears only when it is complete.
         batch_size_images: images in a forward pass.
-        n_images: only the first so many; None: all.
+        n_images: only that many of the first; None: all.
         source: hook and tokens, for an SAE whose metadata don't name them.
         statistics: centring and scaling of the SAE's training rows; default: in its metadata.
         dtype: of the values on disk.
@@ -60,31 +62,29 @@ def save_latents(
         FileExistsError: the folder exists (see ``overwrite``).
         ValueError: the SAE doesn't fit the model, or a setting is out of range.
     """
-    source = source or ActivationSource.from_metadata(sae.cfg.metadata)
-    source.check_model(model)
-    walk = ImageActivations(
-        model,
-        source,
+    images = open_images(images)
+    attached = AttachedSAE(model, sae, source, statistics)
+    source = attached.source
+    walk = attached.walk(
         images,
         batch_size_images=batch_size_images,
         n_images=n_images,
         n_workers=n_workers,
         progress=progress,
     )
-    coder = ModelSpaceSAE(sae, statistics=statistics, d_head=model.cfg.d_head)
-    told = source.to_metadata() | {
+    header = source.to_metadata() | {
         "architecture": sae.cfg.architecture(),
         "images": images.name,
         "images_fingerprint": images.fingerprint(),
     }
-    with LatentWriter(folder, coder.d_sae, told, dtype=dtype, overwrite=overwrite) as writer:
-        for batch, acts_btd in walk:
-            positions = selected_positions(source, model.cfg, acts_btd)
-            n_at_a_time = max(1, MAX_LATENT_VALUES // (acts_btd.shape[1] * coder.d_sae))
-            for start in range(0, len(acts_btd), n_at_a_time):
-                part = slice(start, start + n_at_a_time)
+    with LatentWriter(folder, attached.d_sae, header, dtype=dtype, overwrite=overwrite) as writer:
+        for batch in walk:
+            value = source.value(model, batch.pixels)
+            at_hook = model.cfg.tokens.at_hook(value.shape)
+            positions = selected_positions(at_hook, source.token_kind, source.seqpos_slice)
+            for part, latents in attached.encode_parts(source.select(model.cfg, value)):
                 writer.add(
-                    coder.encode(acts_btd[part]),
+                    latents,
                     batch.index[part].tolist(),
                     batch.ids[part],
                     batch.label[part].tolist(),
@@ -110,13 +110,13 @@ def save_embedding_latents(
         embeddings: raw rows with their ids.
         folder, statistics, dtype, overwrite: as for ``save_latents``.
     """
-    coder = ModelSpaceSAE(sae, statistics=statistics)
-    told = {"architecture": sae.cfg.architecture(), "embeddings": embeddings.name}
-    n_at_a_time = max(1, MAX_LATENT_VALUES // coder.d_sae)
+    coder = RowCoder(sae, statistics=statistics)
+    header = {"architecture": sae.cfg.architecture(), "embeddings": embeddings.name}
+    n_at_a_time = next(coder.parts(len(embeddings))).stop
     start = 0
-    with LatentWriter(folder, coder.d_sae, told, dtype=dtype, overwrite=overwrite) as writer:
+    with LatentWriter(folder, coder.d_sae, header, dtype=dtype, overwrite=overwrite) as writer:
         for rows in embeddings.batches(n_at_a_time):
-            latents = coder.encode(rows.to(sae.W_dec.device))[:, None]
+            latents = coder.encode(rows)[:, None]
             indices = list(range(start, start + len(rows)))
             ids = [embeddings.id(index) for index in indices]
             writer.add(latents, indices, ids, [-1] * len(rows), torch.zeros(1, dtype=torch.int64))

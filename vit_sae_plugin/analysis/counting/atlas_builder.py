@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_sae_plugin.aggregation import ImageAggregation
+from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram, bin_edges
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.atlas.latent_tables import ReferenceTable
-from vit_sae_plugin.analysis.counting.activation_histogram import ActivationHistogram, bin_edges
 from vit_sae_plugin.analysis.counting.class_counts import ClassCounts
 from vit_sae_plugin.analysis.counting.coactivation import CoActivation
 from vit_sae_plugin.analysis.counting.decoder_similarity import decoder_neighbors

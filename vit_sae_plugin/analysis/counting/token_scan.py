@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_sae_plugin.analysis.counting.activation_histogram import ActivationHistogram
+from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 
 

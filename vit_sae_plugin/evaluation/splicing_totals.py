@@ -56,8 +56,8 @@ class SplicingTotals:
         """Add a batch: its output under each forward pass, its labels (−1: none), its indices."""
         if self.class_names is not None and int(labels.max()) >= len(self.class_names):
             raise ValueError(
-                f"an image has label {int(labels.max())}, but there are only "
-                f"{len(self.class_names)} class names"
+                f"an image has label {int(labels.max())}; want one below "
+                f"{len(self.class_names)}, the number of class names"
             )
         self.n_images += len(labels)
         original = outputs["original"].float()

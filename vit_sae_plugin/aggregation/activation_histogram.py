@@ -28,11 +28,11 @@ class ActivationHistogram(nn.Module):
     def n_bins(self) -> int:
         return len(self.edges) - 1
 
-    def add(self, latents_btd: Float[Tensor, "batch token d_sae"]) -> None:
-        """Count the positive activations of some images. (On a CPU, scan_tokens does it in C.)"""
-        active = latents_btd > 0
-        value = latents_btd[active].float()
-        _, _, latent = active.nonzero(as_tuple=True)
+    def add(self, latents: Float[Tensor, "*rows d_sae"]) -> None:
+        """Count the positive activations of some rows."""
+        active = latents > 0
+        value = latents[active].float()
+        latent = active.nonzero(as_tuple=True)[-1]
         cell = latent * self.n_bins + torch.bucketize(value, self.edges[1:-1], right=True)
         self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
 

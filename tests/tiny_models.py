@@ -238,6 +238,169 @@ def tiny_timm_clip(seed: int = 0):
     return tiny_timm(seed, pre_norm=True, dynamic_img_size=True)
 
 
+def tiny_timm_distilled(seed: int = 0):
+    """A distilled DeiT of timm, with two classifiers of 5 classes."""
+    from timm.models.deit import VisionTransformerDistilled
+
+    with _seeded(seed):
+        return _roughened(VisionTransformerDistilled(**TIMM, num_classes=5))
+
+
+def tiny_timm_eva02(seed: int = 0):
+    """EVA02 in timm: rotary and learned positions, gated MLP with a norm, separate projections."""
+    from timm.models.eva import Eva
+
+    with _seeded(seed):
+        return _roughened(
+            Eva(
+                **TIMM,
+                num_classes=5,
+                qkv_fused=False,
+                swiglu_mlp=True,
+                scale_mlp=True,
+                scale_attn_inner=True,
+                use_rot_pos_emb=True,
+                ref_feat_shape=(4, 4),
+            )
+        )
+
+
+def tiny_timm_dinov3(seed: int = 0):
+    """DINOv3 in timm: rotary positions only, registers, biases added to one projection."""
+    from timm.models.eva import Eva
+
+    with _seeded(seed):
+        return _roughened(
+            Eva(
+                **TIMM,
+                num_classes=0,
+                global_pool="token",
+                init_values=0.5,
+                num_reg_tokens=2,
+                use_abs_pos_emb=False,
+                use_rot_pos_emb=True,
+                rope_type="dinov3",
+                rope_temperature=100,
+                rope_rotate_half=True,
+                dynamic_img_size=True,
+                use_fc_norm=False,
+            )
+        )
+
+
+def tiny_timm_beit(seed: int = 0):
+    """BEiT in timm: biases of relative position, LayerScale, mean pooling."""
+    from timm.models.beit import Beit
+
+    with _seeded(seed):
+        return _roughened(Beit(**TIMM, num_classes=5, init_values=0.5, use_rel_pos_bias=True))
+
+
+def tiny_transformers_dinov3(seed: int = 0, use_gated_mlp: bool = False):
+    """A transformers ``DINOv3ViTModel`` with 2 registers."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    config = DINOv3ViTConfig(
+        **TRANSFORMERS_VISION,
+        num_register_tokens=2,
+        use_gated_mlp=use_gated_mlp,
+        layerscale_value=0.5,
+    )
+    with _seeded(seed):
+        return _roughened(DINOv3ViTModel(config))
+
+
+def tiny_transformers_beit(seed: int = 0, classes: int = 0):
+    """A transformers BEiT with biases of relative position and mean pooling."""
+    from transformers import BeitConfig, BeitForImageClassification, BeitModel
+
+    config = BeitConfig(
+        **TRANSFORMERS_VISION,
+        vocab_size=10,
+        layer_scale_init_value=0.5,
+        use_relative_position_bias=True,
+        use_absolute_position_embeddings=classes > 0,
+        use_mean_pooling=classes > 0,
+        num_labels=classes or 2,
+    )
+    with _seeded(seed):
+        return _roughened((BeitForImageClassification if classes else BeitModel)(config))
+
+
+def tiny_transformers_deit(seed: int = 0, taught: bool = False):
+    """A transformers ``DeiTModel``; ``taught``: with two classifiers of 5 classes."""
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, DeiTModel
+
+    config = DeiTConfig(**TRANSFORMERS_VISION, num_labels=5)
+    with _seeded(seed):
+        return _roughened((DeiTForImageClassificationWithTeacher if taught else DeiTModel)(config))
+
+
+def tiny_transformers_mae(seed: int = 0):
+    """A transformers ``ViTMAEModel`` that masks nothing."""
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    with _seeded(seed):
+        model = _roughened(ViTMAEModel(ViTMAEConfig(**TRANSFORMERS_VISION, mask_ratio=0.0)))
+    # MAE's positions are not trained; tests want a gradient of everything.
+    model.embeddings.position_embeddings.requires_grad_()
+    return model
+
+
+def tiny_torchvision(seed: int = 0):
+    """A torchvision ``VisionTransformer`` with 5 classes."""
+    from torchvision.models import VisionTransformer
+
+    with _seeded(seed):
+        return _roughened(
+            VisionTransformer(
+                image_size=32,
+                patch_size=8,
+                num_layers=2,
+                num_heads=4,
+                hidden_dim=32,
+                mlp_dim=48,
+                num_classes=5,
+            )
+        )
+
+
+def tiny_open_clip_visual(seed: int = 0):
+    """The ``visual`` of an open_clip model by itself."""
+    return tiny_open_clip(seed).visual
+
+
+def tiny_open_clip_coca(seed: int = 0):
+    """An ``open_clip.CoCa``: attention pooling in front of the final norm."""
+    import open_clip
+
+    vision = {
+        **OPEN_CLIP_VISION,
+        "attentional_pool": True,
+        "attn_pooler_heads": 4,
+        "attn_pooler_queries": 6,
+        "output_tokens": True,
+    }
+    text = {**OPEN_CLIP_TEXT, "embed_cls": True, "output_tokens": True}
+    multimodal = {**OPEN_CLIP_TEXT, "attn_pooler_heads": 4}
+    with _seeded(seed):
+        return _roughened(
+            open_clip.CoCa(
+                embed_dim=24, vision_cfg=vision, text_cfg=text, multimodal_cfg=multimodal
+            )
+        )
+
+
+def tiny_open_clip_eva(seed: int = 0):
+    """An ``open_clip.CustomTextCLIP`` around the EVA02 of :func:`tiny_timm_eva02`."""
+    model = tiny_open_clip_timm(seed)
+    trunk = tiny_timm_eva02(seed)
+    trunk.reset_classifier(0)
+    model.visual.trunk = trunk
+    model.visual.head = nn.Sequential(nn.Linear(32, 24))
+    return model.eval()
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "open_clip": tiny_open_clip,
     "open_clip_custom_text": tiny_open_clip_custom_text,
@@ -259,5 +422,20 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm_registers": tiny_timm_registers,
     "timm_siglip": tiny_timm_siglip,
     "timm_clip": tiny_timm_clip,
+    "timm_distilled": tiny_timm_distilled,
+    "timm_eva02": tiny_timm_eva02,
+    "timm_dinov3": tiny_timm_dinov3,
+    "timm_beit": tiny_timm_beit,
+    "transformers_dinov3": tiny_transformers_dinov3,
+    "transformers_dinov3_gated": lambda: tiny_transformers_dinov3(use_gated_mlp=True),
+    "transformers_beit": tiny_transformers_beit,
+    "transformers_beit_classifier": lambda: tiny_transformers_beit(classes=5),
+    "transformers_deit": tiny_transformers_deit,
+    "transformers_deit_taught": lambda: tiny_transformers_deit(taught=True),
+    "transformers_mae": tiny_transformers_mae,
+    "torchvision": tiny_torchvision,
+    "open_clip_visual": tiny_open_clip_visual,
+    "open_clip_coca": tiny_open_clip_coca,
+    "open_clip_eva": tiny_open_clip_eva,
 }
 """Every kind of tower that ``HookedViT`` recognises, by name."""

@@ -34,10 +34,11 @@ def adapt(model: nn.Module, path: str) -> LowRank:
 
 
 def adaptable(model: HookedViT) -> dict[str, str]:
-    """Hook to the path of the layer in front of it; an MHA calls none of its projections."""
-    block, path = model.tower.block, f"{model.tower.blocks}.1"
+    """Hook to the path of the layer in front of it; some attention modules (``MultiheadAttention``,
+    BEiT's) use the weights of their projections without calling them."""
+    block, path = model.tower.block, model._block_paths[1]
     layers = {"mlp.hook_pre": block.mlp_in, "hook_mlp_out": block.mlp_proj}
-    if block.attention.packed is None:
+    if block.attention.packed is None and block.attention.added_biases is None:
         layers["attn.hook_q"] = block.attention.qkv or block.attention.q
         layers["attn.hook_v"] = block.attention.qkv or block.attention.v
         layers["attn.hook_result"] = block.attention.out_proj

@@ -18,8 +18,14 @@ def own_hidden_states(case: Case) -> list[Tensor]:
     """The stream after each block, as the family itself reports it."""
     # A copy: transformers leaves capturing hooks behind, which cannot be pickled.
     bare: Any = copy.deepcopy(case.bare)
-    if hasattr(bare, "visual"):
-        bare = bare.visual
+    if case.family == "torchvision":
+        # It reports none; a Sequential of its first blocks does.
+        layers, states = bare.encoder.layers, []
+        layers.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+        bare(case.pixels)
+        return [layers[: n + 1](states[0]) for n in range(len(layers))]
+    if hasattr(bare, "visual") or case.family == "open_clip_visual":
+        bare = getattr(bare, "visual", bare)
         trunk = getattr(bare, "trunk", None)
         if trunk is None:
             kwargs = {"output_fmt": "NLC", "output_extra_tokens": True}
@@ -35,6 +41,9 @@ def own_hidden_states(case: Case) -> list[Tensor]:
         )
         # Without prefix tokens timm returns the patches alone.
         return [f if isinstance(f, Tensor) else torch.cat([f[1], f[0]], dim=1) for f in found]
+    if case.family == "transformers_mae":
+        in_order = torch.arange(16).expand(len(case.pixels), -1)
+        return list(bare(case.pixels, noise=in_order, output_hidden_states=True).hidden_states[1:])
     bare = getattr(bare, "vision_model", bare)
     return list(bare(case.pixels, output_hidden_states=True).hidden_states[1:])
 

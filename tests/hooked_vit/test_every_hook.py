@@ -36,6 +36,14 @@ BLOCK_HOOKS = [
 ]
 BEFORE = ["hook_embed", "hook_pos_embed", "hook_full_embed"]
 AFTER = ["ln_final.hook_scale", "ln_final.hook_normalized", "hook_image_embed"]
+MISSING = {
+    "open_clip_coca": AFTER[:2],
+    "timm_dinov3": ["hook_pos_embed"],
+    "transformers_dinov3": ["hook_pos_embed"],
+    "transformers_dinov3_gated": ["hook_pos_embed"],
+    "transformers_beit": ["hook_pos_embed"],
+}
+"""Hooks that a family does not have, for it has nothing to show there."""
 # The first block, and the second (the last one, in most families).
 HOOKS = [*BEFORE, *(f"blocks.{i}.{hook}" for i in (0, 1) for hook in BLOCK_HOOKS), *AFTER]
 
@@ -60,6 +68,10 @@ def read_by_hand(family: str) -> tuple[Tensor, dict[str, Tensor]]:
         return by_hand(case.bare)(case.pixels, read), values
 
 
+def hooks_of(case: Case) -> list[str]:
+    return [hook for hook in HOOKS if hook not in MISSING.get(case.family, [])]
+
+
 def documented_shape(case: Case, name: str) -> tuple[int, ...]:
     cfg, short = case.hooked.cfg, name.rsplit(".", 1)[-1]
     batch, token = len(case.pixels), cfg.n_tokens
@@ -74,7 +86,15 @@ def documented_shape(case: Case, name: str) -> tuple[int, ...]:
     if short == "hook_image_embed":
         return batch, cfg.d_embed
     width = 1 if short == "hook_scale" else cfg.d_model
-    pooled_first = ("open_clip_pooled_norm", "timm_registers", "transformers_clip")
+    pooled_first = (
+        "open_clip_eva",
+        "open_clip_pooled_norm",
+        "timm_beit",
+        "timm_eva02",
+        "timm_registers",
+        "transformers_beit_classifier",
+        "transformers_clip",
+    )
     if name.startswith("ln_final") and case.family.startswith(pooled_first):
         return batch, width
     return batch, token, width
@@ -83,7 +103,9 @@ def documented_shape(case: Case, name: str) -> tuple[int, ...]:
 def test_the_hooks_are_the_documented_ones_in_firing_order(case: Case):
     n_layers = case.hooked.cfg.n_layers
     expected = [f"blocks.{i}.{hook}" for i in range(n_layers) for hook in BLOCK_HOOKS]
-    assert list(case.hooked.hook_dict) == [*BEFORE, *expected, *AFTER]
+    expected = [*BEFORE, *expected, *AFTER]
+    missing = MISSING.get(case.family, [])
+    assert list(case.hooked.hook_dict) == [name for name in expected if name not in missing]
     fired = []
     case.hooked.run_with_hooks(
         case.pixels, fwd_hooks=[(lambda _: True, lambda _, hook: fired.append(hook.name))]
@@ -97,7 +119,7 @@ def _in_place(value: Tensor, factor: Tensor) -> None:
 
 def test_reading(case: Case):
     values, wanted = cached(case.family)[1], read_by_hand(case.family)[1]
-    for hook in HOOKS:
+    for hook in hooks_of(case):
         assert values[hook].shape == documented_shape(case, hook), hook
         torch.testing.assert_close(values[hook], wanted[hook], rtol=1e-4, atol=1e-4, msg=hook)
 
@@ -106,7 +128,7 @@ def test_reading(case: Case):
 def test_editing(case: Case):
     before, values = cached(case.family)
     by_hands = by_hand(case.bare)
-    for hook in HOOKS:
+    for hook in hooks_of(case):
         factor = torch.linspace(0.5, 1.5, values[hook].numel()).view(values[hook].shape)
         wanted = by_hands(
             case.pixels,
@@ -126,7 +148,9 @@ def test_editing(case: Case):
 
 @torch.no_grad()
 def test_a_model_in_double_precision_is_computed_in_double_precision(case: Case):
-    """In 32 bit anywhere on the way, errors would be 1e-8 and more."""
+    """In 32 bit anywhere on the way, errors would be 1e-8 and more. transformers computes
+    DINOv3's sines and cosines in 32 bit."""
+    limit = 1e-5 if case.family.startswith("transformers_dinov3") else 1e-12
     bare = copy.deepcopy(case.bare).double()
     model, pixels = HookedViT.from_module(bare), case.pixels.double()
     output, cache = model.run_with_cache(pixels, names_filter=lambda _: True)
@@ -136,10 +160,10 @@ def test_a_model_in_double_precision_is_computed_in_double_precision(case: Case)
         wanted[name] = value.clone()
         return value
 
-    torch.testing.assert_close(by_hand(bare)(pixels, read), output, rtol=0, atol=1e-12)
-    for hook in HOOKS:
+    torch.testing.assert_close(by_hand(bare)(pixels, read), output, rtol=0, atol=limit)
+    for hook in hooks_of(case):
         assert cache[hook].dtype is torch.float64, hook
-        torch.testing.assert_close(cache[hook], wanted[hook], rtol=0, atol=1e-12, msg=hook)
+        torch.testing.assert_close(cache[hook], wanted[hook], rtol=0, atol=limit, msg=hook)
 
 
 def test_results_of_heads_are_kept_only_on_request():

@@ -18,6 +18,11 @@ from vit_sae_plugin.hooked_vit import HookedViT
 def bare_output(case: Case) -> Tensor:
     """The family's own way to the image embedding, or to logits."""
     bare: Any = case.bare
+    if case.family == "open_clip_coca":
+        return bare.encode_image(case.pixels, normalize=False)
+    if case.family == "transformers_mae":
+        in_order = torch.arange(16).expand(len(case.pixels), -1)
+        return bare(case.pixels, noise=in_order).last_hidden_state[:, 0]
     if hasattr(bare, "encode_image"):
         return bare.encode_image(case.pixels)
     if hasattr(bare, "get_image_features"):
@@ -60,7 +65,7 @@ def test_inference_mode_sees_edits_in_place(case: Case):
     def shift(value: Tensor, hook: object) -> None:
         value.add_(0.5)
 
-    for hook in ("blocks.0.attn.hook_pattern", "blocks.1.hook_resid_mid", "hook_pos_embed"):
+    for hook in ("blocks.0.attn.hook_pattern", "blocks.1.hook_resid_mid", "hook_embed"):
         with torch.no_grad():
             wanted = case.hooked.run_with_hooks(case.pixels, fwd_hooks=[(hook, shift)])
         with torch.inference_mode():

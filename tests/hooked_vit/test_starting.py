@@ -18,6 +18,9 @@ NO_TOKEN_ALONE = (
     "transformers_siglip_vision",
     "transformers_dinov2_classifier",
     "timm_siglip",
+    "timm_distilled",
+    "transformers_deit_taught",
+    "open_clip_coca",
 )
 
 

@@ -82,7 +82,19 @@ def test_every_family_tells_class_token_from_registers(case: Case):
     cfg = case.hooked.cfg
     fronts = {
         "transformers_dinov2_registers": ("class", *["register"] * 3),
-        "timm_registers": ("class", "register", "register"),
+        **dict.fromkeys(
+            (
+                "timm_registers",
+                "timm_dinov3",
+                "transformers_dinov3",
+                "transformers_dinov3_gated",
+            ),
+            ("class", "register", "register"),
+        ),
+        **dict.fromkeys(
+            ("timm_distilled", "transformers_deit", "transformers_deit_taught"),
+            ("class", "register"),
+        ),
         **dict.fromkeys(("transformers_siglip", "transformers_siglip_vision", "timm_siglip"), ()),
     }
     front = fronts.get(case.family, ("class",))

@@ -9,7 +9,17 @@ import torch
 from torch import nn
 
 from tests.hooked_vit.conftest import Case
-from tests.tiny_models import tiny_open_clip, tiny_open_clip_custom_text, tiny_timm
+from tests.tiny_models import (
+    tiny_open_clip,
+    tiny_open_clip_custom_text,
+    tiny_timm,
+    tiny_timm_beit,
+    tiny_timm_dinov3,
+    tiny_timm_eva02,
+    tiny_transformers_beit,
+    tiny_transformers_dinov3,
+    tiny_transformers_mae,
+)
 from vit_sae_plugin.hooked_vit import (
     AttentionDescription,
     HookedViT,
@@ -25,13 +35,114 @@ def test_an_unknown_model_is_refused_with_advice():
         HookedViT.from_module(nn.Linear(2, 2))
 
 
-def test_a_resnet_tower_is_refused():
+def resnet_clip() -> nn.Module:
     import open_clip
 
     text = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
     vision = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 32}
-    with pytest.raises(UnsupportedTowerError, match="no known family"):
-        HookedViT.from_module(open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text))
+    return open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text)
+
+
+def swin() -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer(img_size=32, patch_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 1))
+
+
+def naflex() -> nn.Module:
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    return Siglip2VisionModel(Siglip2VisionConfig(**sizes, num_attention_heads=1, num_patches=4))
+
+
+def masking_encoder() -> nn.Module:
+    bare = tiny_transformers_mae()
+    bare.config.mask_ratio = 0.75
+    return bare
+
+
+@pytest.mark.parametrize(
+    ("bare", "what"),
+    [
+        (resnet_clip, "its vision tower is a ModifiedResNet, which is a convolutional network"),
+        (swin, "it is a SwinTransformer, .*its tokens merge from stage to stage"),
+        (naflex, "it is a Siglip2VisionModel, .*a grid of its own .NaFlex.*want a model of fixed"),
+        (masking_encoder, "leaves out 75% of the patches, at random; want model.config.mask_ratio"),
+        (lambda: "ViT-B-16", r"'ViT-B-16' is a name: use HookedViT.from_pretrained\('ViT-B-16'\)"),
+        (lambda: 3, "it is a int; want a torch.nn.Module"),
+    ],
+)
+def test_what_is_no_plain_vision_transformer_is_refused_by_what_it_is(bare, what: str):
+    with pytest.raises(UnsupportedTowerError, match=what):
+        HookedViT.from_module(bare())
+
+
+def test_an_encoder_of_a_masked_autoencoder_sees_patches_in_order():
+    """By itself it shuffles them anew at every call."""
+    model = HookedViT.from_module(tiny_transformers_mae())
+    pixels = torch.randn(2, 3, 32, 32)
+    first, second = (model(pixels, stop_at_layer=1) for _ in range(2))
+    assert torch.equal(first, second)
+    other = pixels.clone()
+    other[:, :, 8:16, 24:] += 1  # the patch in row 1, column 3
+    hook = "blocks.0.hook_resid_pre"
+    caches = [model.run_with_cache(p, names_filter=hook)[1][hook] for p in (pixels, other)]
+    changed = (caches[0] != caches[1]).any(dim=-1).nonzero()[:, 1].unique()
+    assert changed.tolist() == [1 + 7]
+
+
+def test_a_masked_autoencoder_by_name_masks_nothing(tmp_path):
+    bare = tiny_transformers_mae()
+    bare.config.mask_ratio = 0.75
+    bare.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no image processor"):
+        model = HookedViT.from_pretrained(f"hf:{tmp_path}")
+    assert model(torch.randn(1, 3, 32, 32), stop_at_layer=1).shape == (1, 17, 32)
+
+
+def test_attention_that_is_not_fused_has_the_same_inside():
+    """Rotary positions and biases: where softmax is called, as where the fused kernel is."""
+    for make in (tiny_transformers_dinov3, tiny_transformers_beit, tiny_timm_eva02, tiny_timm_beit):
+        fused, plain = HookedViT.from_module(make()), HookedViT.from_module(make())
+        if hasattr(plain.bare_model, "set_attn_implementation"):
+            plain.bare_model.set_attn_implementation("eager")
+        else:
+            for block in plain.bare_model.blocks:
+                block.attn.fused_attn = False
+        hook = "blocks.1.attn.hook_pattern"
+        edit = [(hook, lambda pattern, hook: pattern.roll(1, -1))]
+        with torch.no_grad():
+            caches = [model.run_with_cache(PIXELS)[1] for model in (fused, plain)]
+            for name in caches[0]:
+                torch.testing.assert_close(caches[1][name], caches[0][name], rtol=1e-4, atol=1e-4)
+            edited = [model.run_with_hooks(PIXELS, fwd_hooks=edit) for model in (fused, plain)]
+        torch.testing.assert_close(*edited, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_may_call_softmax_itself():
+    model = HookedViT.from_module(tiny_timm_dinov3())
+    hooks = ["blocks.0.attn.hook_pattern", "blocks.0.attn.hook_q"]
+
+    def use_softmax(value, hook):
+        torch.stack([value, value]).flatten(0, 1).softmax(-1)
+
+    with torch.no_grad():
+        output = model.run_with_hooks(PIXELS, fwd_hooks=[(hook, use_softmax) for hook in hooks])
+    torch.testing.assert_close(output, model(PIXELS))
+
+
+def test_shared_keys_have_no_inside():
+    from timm.models.eva import Eva
+
+    bare = Eva(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_kv_heads=2,
+        attn_type="rope", qkv_fused=False, use_rot_pos_emb=True,
+    ).eval()  # fmt: skip
+    model = HookedViT.from_module(bare)
+    assert torch.equal(model.run_with_cache(PIXELS)[0], model(PIXELS))
+    with pytest.raises(HookNameError, match="its query heads share keys and values"):
+        model.run_with_cache(PIXELS, names_filter="blocks.0.attn.hook_q")
 
 
 @pytest.mark.parametrize("block", ["ParallelScalingBlock", "ParallelThingsBlock", "ResPostBlock"])

@@ -7,13 +7,16 @@ The recomputation has no attention dropout.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.scope import Scope
 from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, BlockDescription
 
@@ -35,11 +38,13 @@ def attach_attention(
     if not scope.live(*_INSIDE):
         return
     inside = AttentionInside(scope, attention, n_heads)
+    if attention.intercepted:
+        scope.within(block.attn, lambda: Interception(inside))
     if attention.packed is not None:
         scope.after(inside.packed_path(attention.packed), inside.recompute_packed)
         return
     inside.attach_projections()
-    if scope.live(*_SCORES, "attn.hook_z"):
+    if scope.live("attn.hook_z") or (scope.live(*_SCORES) and not attention.intercepted):
         scope.before(attention.z or attention.out_proj, inside.on_heads_out)
     if scope.live("attn.hook_result"):
         scope.after(attention.out_proj, inside.on_projected)
@@ -63,7 +68,9 @@ class AttentionInside:
     def attach_projections(self) -> None:
         """Attach to the projection modules: one for q, k and v together, or one for each."""
         attention, scope = self.attention, self.scope
-        needed = scope.live(*_SCORES)
+        if attention.added_biases is not None:
+            return  # never called: see Interception
+        needed = scope.live(*_SCORES) and not attention.intercepted
         if attention.qkv is not None:
             if needed or scope.live("attn.hook_q", "attn.hook_k", "attn.hook_v"):
                 scope.after(attention.qkv, lambda out, _: self.on_qkv(out))
@@ -94,7 +101,7 @@ class AttentionInside:
 
     def on_heads_out(self, flat: Tensor) -> Tensor | None:
         z, changed = self.split(flat), False
-        if self.scope.live(*_SCORES):
+        if self.scope.live(*_SCORES) and not self.attention.intercepted:
             pattern, changed = self.fire_pattern()
             if changed:
                 z = self.mix_values(pattern)
@@ -123,9 +130,11 @@ class AttentionInside:
         """Scores and pattern ``[batch, head, query, key]``; whether a hook changed either."""
         q, k = self.normed("q", self.attention.q_norm), self.normed("k", self.attention.k_norm)
         scale = q.shape[-1] ** -0.5 if self.attention.scale is None else self.attention.scale
-        scores, changed = self.scope.fire_checked(
-            "attn.hook_attn_scores", q @ k.transpose(-1, -2) * scale
-        )
+        return self.fire_scores(q @ k.transpose(-1, -2) * scale)
+
+    def fire_scores(self, scores: Tensor) -> tuple[Tensor, bool]:
+        """The pattern of these scores; whether a hook changed either."""
+        scores, changed = self.scope.fire_checked("attn.hook_attn_scores", scores)
         # In at least 32 bit, as the fused kernels do for 16-bit models.
         wide = torch.promote_types(scores.dtype, torch.float32)
         pattern = scores.softmax(dim=-1, dtype=wide).to(scores.dtype)
@@ -174,6 +183,70 @@ class AttentionInside:
             new = out_proj(flat) if changed or z_changed else None
         replaced = self.on_projected(output, flat) if scope.live("attn.hook_result") else None
         return new if replaced is None else replaced
+
+
+class Interception(TorchFunctionMode):
+    """Within it, an attention module's own calls of torch are seen: the projection whose weight it
+    uses without calling the module, and the step from queries and keys to the pattern.
+
+    That step is as the module makes it, with rotary positions and biases, of whatever kind.
+    """
+
+    def __init__(self, inside: AttentionInside) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs, inside = kwargs or {}, self.inside
+        if not inside.scope.run.is_current():
+            return func(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention and inside.scope.live(*_SCORES):
+            return self._fused(*args, **kwargs)
+        if func in _SOFTMAX and args[0].ndim == 4:
+            scores = inside.scope.fire("attn.hook_attn_scores", args[0])
+            return inside.scope.fire("attn.hook_pattern", func(scores, *args[1:], **kwargs))
+        output = func(*args, **kwargs)
+        if func is functional.linear and inside.attention.added_biases is not None:
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            projection: Any = inside.scope.module(inside.attention.qkv or "")
+            if weight is projection.weight:
+                changed = inside.on_qkv(output)
+                return output if changed is None else changed
+        return output
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if is_causal or enable_gqa:
+            raise UnsupportedTowerError(
+                f"the attention has is_causal={is_causal}, enable_gqa={enable_gqa}; scores and "
+                "pattern can be hooked only of attention among all tokens, with a key a query head"
+            )
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        scores = query @ key.transpose(-1, -2) * factor
+        if attn_mask is not None and attn_mask.dtype is torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        pattern, changed = self.inside.fire_scores(scores)
+        if changed:
+            return pattern @ value
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, scale=scale
+        )
+
+
+_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 
 
 def results_of_heads(out_proj: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:

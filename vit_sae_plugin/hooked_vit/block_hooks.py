@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
 from torch import Tensor
 
 from vit_sae_plugin.hooked_vit.attention_hooks import attach_attention
 from vit_sae_plugin.hooked_vit.forward_run import ForwardRun
 from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
 from vit_sae_plugin.hooked_vit.scope import Scope
-from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+from vit_sae_plugin.hooked_vit.tower_description import BlockDescription, TowerDescription
+
+Replace = Callable[[Tensor, Tensor], Tensor | None]
+Attach = Callable[[Replace], None]
 
 
 def attach_block(run: ForwardRun, tower: TowerDescription, layer: int, path: str) -> None:
@@ -22,8 +29,9 @@ def attach_block(run: ForwardRun, tower: TowerDescription, layer: int, path: str
     attach_norm(scope, "ln1", block.ln1)
     if block.attention is not None:
         attach_attention(scope, block, block.attention, tower.n_heads)
+    after_attn, after_mlp = _after_halves(scope, block)
     if scope.live("hook_attn_out"):
-        scope.after(block.attn_out, lambda out, _: scope.fire("hook_attn_out", out))
+        after_attn(lambda out, _: scope.fire("hook_attn_out", out))
     edited_mid = _attach_resid_mid(scope, block.ln2)
     if scope.live("hook_mlp_in"):
         scope.before(block.ln2, lambda x: _fire_on_copy(scope, "hook_mlp_in", x))
@@ -34,11 +42,26 @@ def attach_block(run: ForwardRun, tower: TowerDescription, layer: int, path: str
     if block.mlp_proj is not None and scope.live("mlp.hook_post"):
         scope.before(block.mlp_proj, lambda x: scope.fire("mlp.hook_post", x))
     if scope.live("hook_mlp_out"):
-        scope.after(block.mlp_out, lambda out, _: scope.fire("hook_mlp_out", out))
+        after_mlp(lambda out, _: scope.fire("hook_mlp_out", out))
     if edited_mid is not None:
-        _attach_mid_correction(scope, block.mlp_out, edited_mid)
+        _attach_mid_correction(scope, after_mlp, edited_mid)
     if scope.live("hook_resid_post"):
         scope.after("", lambda out, _: scope.fire("hook_resid_post", out))
+
+
+def _after_halves(scope: Scope, block: BlockDescription) -> tuple[Attach, Attach]:
+    """How to attach to what the attention, and what the MLP, adds to the stream. Some blocks pass
+    both through one module, the attention's first."""
+    if block.attn_out != block.mlp_out:
+        return partial(scope.after, block.attn_out), partial(scope.after, block.mlp_out)
+
+    def after_call(wanted: int, replace: Replace) -> None:
+        calls = count()
+        scope.after(
+            block.attn_out, lambda out, x: replace(out, x) if next(calls) == wanted else None
+        )
+
+    return partial(after_call, 0), partial(after_call, 1)
 
 
 def _fire_on_copy(scope: Scope, name: str, value: Tensor) -> Tensor | None:
@@ -66,7 +89,7 @@ def _attach_resid_mid(scope: Scope, ln2: str) -> dict[str, Tensor] | None:
     return edited
 
 
-def _attach_mid_correction(scope: Scope, mlp_out: str, edited: dict[str, Tensor]) -> None:
+def _attach_mid_correction(scope: Scope, after_mlp: Attach, edited: dict[str, Tensor]) -> None:
     """Carry an edited ``resid_mid`` into the block's output.
 
     The norm's input reaches only the MLP; the stream itself goes on inside the block, where no
@@ -85,5 +108,5 @@ def _attach_mid_correction(scope: Scope, mlp_out: str, edited: dict[str, Tensor]
             return out + (edited["mid"] - edited["original"])
         return edited["mid"] + edited["mlp_out"]
 
-    scope.after(mlp_out, keep_mlp_out)
+    after_mlp(keep_mlp_out)
     scope.after("", correct)

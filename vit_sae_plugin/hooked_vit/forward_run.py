@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -84,7 +84,8 @@ class ForwardRun:
                 "module more than once, so its hooks are ambiguous. Use separate modules."
             )
         self._fired.add(name)
-        result = point(value)
+        with self.paused():
+            result = point(value)
         if not isinstance(result, Tensor) or result.shape != value.shape:
             seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(
@@ -110,7 +111,7 @@ class ForwardRun:
         """Show a module's first tensor input to ``replace``; what that returns takes its place."""
 
         def hook(_: nn.Module, args: tuple, kwargs: dict) -> Any:
-            if getattr(_current, "run", None) is not self:
+            if not self.is_current():
                 return None
             key = _first_tensor(args, kwargs)
             value = args[key] if isinstance(key, int) else kwargs[key]
@@ -129,7 +130,7 @@ class ForwardRun:
         output."""
 
         def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            if getattr(_current, "run", None) is not self:
+            if not self.is_current():
                 return None
             key = _first_tensor(args, kwargs)
             given = args[key] if isinstance(key, int) else kwargs[key]
@@ -155,16 +156,33 @@ class ForwardRun:
         own = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if getattr(_current, "run", None) is not self:
+            if not self.is_current():
                 return own(*args, **kwargs)
             key = _first_tensor(args, kwargs)
             value = replace(args[key] if isinstance(key, int) else kwargs[key])
             return (value,) if as_tuple else value
 
-        self._handles.append(_Bypass(module, forward))
+        self._handles.append(_OtherForward(module, forward))
+
+    def within(self, path: str, context: Callable[[], AbstractContextManager]) -> None:
+        """Let a module run within a context, made anew for each call."""
+        module = self.bare_model.get_submodule(path)
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self.is_current():
+                return own(*args, **kwargs)
+            with context():
+                return own(*args, **kwargs)
+
+        self._handles.append(_OtherForward(module, forward))
+
+    def is_current(self) -> bool:
+        """Whether what happens now, in this thread, belongs to this pass (and not to a hook)."""
+        return getattr(_current, "run", None) is self
 
 
-class _Bypass:
+class _OtherForward:
     """Another ``forward`` on one module, until it is removed; as a hook's handle."""
 
     def __init__(self, module: nn.Module, forward: Callable) -> None:

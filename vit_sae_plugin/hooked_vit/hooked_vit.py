@@ -460,7 +460,12 @@ class HookedViT(StackedWeights, StrictHookedRoot):
     def _bare_output(self, pixels: Tensor, kwargs: dict[str, Any]) -> Tensor:
         method = self.tower.image_method
         call = self.bare_model if method is None else getattr(self.bare_model, method)
-        return select_output(call(pixels, **kwargs), self.tower.image_output)
+        arguments = {**self.tower.method_arguments, **kwargs}
+        if self.tower.patch_order_argument is not None:
+            n_patches = self.cfg.grid[0] * self.cfg.grid[1]
+            order = torch.arange(n_patches, device=pixels.device).expand(len(pixels), -1)
+            arguments.setdefault(self.tower.patch_order_argument, order)
+        return select_output(call(pixels, **arguments), self.tower.image_output)
 
     def encode_image(
         self, pixels: Float[Tensor, "batch channel height width"], normalize: bool = False
@@ -511,9 +516,10 @@ class HookedViT(StackedWeights, StrictHookedRoot):
         method = getattr(self.bare_model, self.tower.text_method)
         device = self.cfg.device
         if isinstance(text, Tensor):
-            output = method(text.to(device))
+            output = method(text.to(device), **self.tower.method_arguments)
         else:
-            output = method(**{key: value.to(device) for key, value in text.items()})
+            tokens = {key: value.to(device) for key, value in text.items()}
+            output = method(**tokens, **self.tower.method_arguments)
         embeds = field_of(output, self.tower.text_output)
         return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Scope:
 
     def before(self, path: str, replace: Callable[[Tensor], Tensor | None]) -> None:
         self.run.before(self._path(path), replace)
+
+    def within(self, path: str, context: Callable[[], AbstractContextManager]) -> None:
+        self.run.within(self._path(path), context)
 
     def after(self, path: str, replace: Callable[[Tensor, Tensor], Tensor | None]) -> None:
         self.run.after(self._path(path), replace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.token_layout import TokenRole
@@ -61,6 +61,15 @@ class AttentionDescription:
 
     scale: float | None = None
     """Factor on the scores (None: ``d_head ** -0.5``)."""
+
+    intercepted: bool = False
+    """Whether positions enter between the projections and the pattern (rotary embeddings, or biases
+    on the scores). Then scores and pattern are taken where the attention module itself computes
+    them, in ``softmax`` or ``scaled_dot_product_attention``."""
+
+    added_biases: tuple[str, str] | None = None
+    """Parameters that the attention module adds to queries and values itself, where it uses the
+    weight of ``qkv`` without calling it (None: it calls ``qkv``)."""
 
     def __post_init__(self) -> None:
         separate = (self.q, self.k, self.v)
@@ -195,6 +204,13 @@ class TowerDescription:
 
     text_output: str | None = None
     """Name of that output's field (None: the output itself)."""
+
+    method_arguments: dict[str, Any] = field(default_factory=dict)
+    """What these methods are called with beside pixels or tokens."""
+
+    patch_order_argument: str | None = None
+    """The image method's argument by whose values it sorts the patches; it is given rising ones, so
+    that they stay in row-major order (None: they do anyway)."""
 
     family: str = "custom"
     """Shown in messages."""

@@ -72,6 +72,10 @@ class AttentionWeights(Placed):
         if attention.packed is not None or attention.qkv is not None:
             weight = weight.chunk(3)[index]
             bias = None if bias is None else bias.chunk(3)[index]
+        if attention.added_biases is not None:
+            query_bias, value_bias = attention.added_biases
+            path = {"q": query_bias, "v": value_bias}.get(letter)
+            bias = None if path is None else self._weights_of(path)
         return weight, bias
 
     def _weight(self, letter: str) -> Tensor:

@@ -100,6 +100,9 @@ def load_transformers(
             "Give 'hf:org/name' as on the Hugging Face Hub, or 'hf:' and a folder made by "
             "save_pretrained."
         ) from error
+    if module.config.model_type == "vit_mae":
+        # Else it leaves out most patches of every image, at random.
+        module.config.mask_ratio = 0.0
     revision = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
     revision |= no_code
     try:

@@ -12,6 +12,7 @@ from torch import nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+from vit_sae_plugin.hooked_vit.towers.refusals import what_it_is
 
 FAMILIES = {
     "open_clip_vit": "open_clip",
@@ -19,8 +20,15 @@ FAMILIES = {
     "transformers_clip": "transformers",
     "transformers_siglip": "transformers",
     "transformers_vit": "transformers",
+    "transformers_deit": "transformers",
+    "transformers_mae": "transformers",
+    "transformers_beit": "transformers",
     "transformers_dinov2": "transformers",
+    "transformers_dinov3": "transformers",
     "timm_vit": "timm",
+    "timm_eva": "timm",
+    "timm_beit": "timm",
+    "torchvision_vit": "torchvision",
 }
 """File in this folder to the library whose models it describes."""
 
@@ -39,6 +47,9 @@ def describe(model: nn.Module) -> TowerDescription:
             tower = import_module(f"{__name__}.{family}").describe(model)
             if tower is not None:
                 return tower
+    what = what_it_is(model)
+    if what is not None:
+        raise UnsupportedTowerError(f"there is no vision transformer to hook: {what}")
     raise UnsupportedTowerError(
         f"{type(model).__module__}.{type(model).__qualname__} is of no known family "
         f"({', '.join(FAMILIES)}). For a vision transformer of your own pass "

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from open_clip import CLIP, CustomTextCLIP
+from open_clip import CLIP, CoCa, CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from torch import nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+from vit_sae_plugin.hooked_vit.towers import timm_beit, timm_eva, timm_vit
+from vit_sae_plugin.hooked_vit.towers.refusals import what_it_is
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
@@ -21,24 +23,25 @@ def describe(model: nn.Module) -> TowerDescription | None:
     """
     visual: Any = getattr(model, "visual", None)
     visual = getattr(visual, "_orig_mod", visual)
-    if not isinstance(model, CLIP | CustomTextCLIP) or not isinstance(visual, TimmModel):
+    if not isinstance(model, CLIP | CustomTextCLIP | CoCa) or not isinstance(visual, TimmModel):
         return None
-    from timm.models.vision_transformer import VisionTransformer
-
-    from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_trunk
-
-    if not isinstance(visual.trunk, VisionTransformer):
+    for family in (timm_vit, timm_eva, timm_beit):
+        if family.describe(visual.trunk) is not None:
+            tower = family.describe_trunk(visual.trunk, "visual.trunk")
+            break
+    else:
+        what = what_it_is(model) or f"its vision tower is timm's {type(visual.trunk).__name__}"
         raise UnsupportedTowerError(
-            f"This open_clip model's vision tower is timm's {type(visual.trunk).__name__}; hooks "
-            "need a timm VisionTransformer."
+            f"this open_clip model has no tower to hook: {what}; want a plain vision transformer"
         )
     return replace(
-        describe_trunk(visual.trunk, "visual.trunk"),
+        tower,
         family="open_clip with a timm tower",
         classifier=None,
         d_embed=_embedding_width(visual),
         image_method="encode_image",
         text_method="encode_text",
+        method_arguments={"normalize": False} if isinstance(model, CoCa) else {},
     )
 
 

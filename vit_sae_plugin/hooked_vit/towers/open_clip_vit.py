@@ -1,10 +1,10 @@
-"""open_clip's ``CLIP`` and ``CustomTextCLIP`` with open_clip's own vision transformer."""
+"""open_clip's own vision transformer: in ``CLIP``, ``CustomTextCLIP`` and ``CoCa``, and alone."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from open_clip import CLIP, CustomTextCLIP
+from open_clip import CLIP, CoCa, CustomTextCLIP
 from open_clip.transformer import Attention, VisionTransformer
 from torch import nn
 
@@ -19,16 +19,20 @@ POOLING: dict[str, Literal["class", "patches"]] = {"tok": "class", "avg": "patch
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
-    """The tower of an open_clip model whose ``visual`` is open_clip's ``VisionTransformer``."""
-    visual: Any = getattr(model, "visual", None)
+    """The tower of an open_clip model whose ``visual`` is open_clip's ``VisionTransformer``, or of
+    such a ``visual`` by itself."""
+    alone = isinstance(model, VisionTransformer)
+    visual: Any = model if alone else getattr(model, "visual", None)
     visual = getattr(visual, "_orig_mod", visual)
-    if not isinstance(model, CLIP | CustomTextCLIP) or not isinstance(visual, VisionTransformer):
+    whole = isinstance(model, CLIP | CustomTextCLIP | CoCa)
+    if not (alone or whole) or not isinstance(visual, VisionTransformer):
         return None
+    at = "" if alone else "visual."
     attn = visual.transformer.resblocks[0].attn
     attention, missing = _describe_attention(attn)
     return TowerDescription(
         family="open_clip",
-        blocks="visual.transformer.resblocks",
+        blocks=f"{at}transformer.resblocks",
         block=BlockDescription(
             ln1="ln_1",
             attn="attn",
@@ -41,12 +45,13 @@ def describe(model: nn.Module) -> TowerDescription | None:
             mlp_out="ls_2",
         ),
         embedding=EmbeddingDescription(
-            patch_embed="visual.conv1",
-            prefix=("visual.class_embedding",),
-            pos_embed="visual.positional_embedding",
-            embedded="visual.patch_dropout",
+            patch_embed=f"{at}conv1",
+            prefix=(f"{at}class_embedding",),
+            pos_embed=f"{at}positional_embedding",
+            embedded=f"{at}patch_dropout",
         ),
-        ln_final="visual.ln_post",
+        # Behind an attention pooling it sees no tokens of the stream.
+        ln_final=None if visual.attn_pool is not None else f"{at}ln_post",
         n_heads=attn.num_heads,
         image_size=tuple(visual.image_size),
         patch_size=tuple(visual.patch_size),
@@ -54,8 +59,16 @@ def describe(model: nn.Module) -> TowerDescription | None:
         pooling=None if visual.attn_pool is not None else POOLING.get(visual.pool_type),
         pooling_missing="its attention pooling weighs the tokens against each other",
         d_embed=visual.output_dim,
-        image_method="encode_image",
-        text_method="encode_text",
+        notes=dict.fromkeys(
+            ("ln_final.hook_scale", "ln_final.hook_normalized"),
+            "its final norm comes behind an attention pooling",
+        )
+        if visual.attn_pool is not None
+        else {},
+        image_method=None if alone else "encode_image",
+        text_method=None if alone else "encode_text",
+        # CoCa's methods divide by the length unless told otherwise.
+        method_arguments={"normalize": False} if isinstance(model, CoCa) else {},
     )
 
 

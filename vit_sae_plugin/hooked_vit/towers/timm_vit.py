@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+from vit_sae_plugin.hooked_vit.token_layout import TokenRole
 from vit_sae_plugin.hooked_vit.tower_description import (
     AttentionDescription,
     BlockDescription,
@@ -44,47 +45,71 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
             "MLP that could be hooked)."
         )
     attention, missing = _describe_attention(block.attn)
-    mlp_in, mlp_proj = _describe_mlp(block.mlp)
+    mlp_in, mlp_proj = describe_mlp(block.mlp)
+    described = BlockDescription(
+        ln1="norm1",
+        attn="attn",
+        attention=attention,
+        attention_missing=missing,
+        attn_out="drop_path1",
+        ln2="norm2",
+        mlp_in=mlp_in,
+        mlp_proj=mlp_proj,
+        mlp_out="drop_path2",
+    )
+    # With no positions to add, VisionTransformer never calls pos_drop.
+    embedded = "pos_drop" if trunk.pos_embed is not None else "patch_drop"
+    return describe_around(trunk, path, described, block.attn.num_heads, embedded)
+
+
+def describe_around(
+    trunk: Any, path: str, block: BlockDescription, n_heads: int, embedded: str = "pos_drop"
+) -> TowerDescription:
+    """What timm's vision transformers have in common: all but the block.
+
+    Args:
+        trunk: the model.
+        path: where it is in the wrapped model.
+        block: its block.
+        n_heads: attention heads a block.
+        embedded: the module whose input is the sum of patches, other tokens and positions.
+    """
     at = f"{path}." if path else ""
     norms = [name for name in ("norm", "fc_norm") if not _is_identity(getattr(trunk, name))]
     image_size = as_pair(trunk.patch_embed.img_size)
     grid = trunk.patch_embed.grid_size
+    tokens: dict[str, list[TokenRole]] = {
+        name: [role] * getattr(trunk, name).shape[-2]
+        for name, role in (
+            ("cls_token", "class"),
+            ("dist_token", "register"),
+            ("reg_token", "register"),
+        )
+        if getattr(trunk, name, None) is not None
+    }
+    distilled = "dist_token" in tokens
+    missing = f"its pooling {trunk.global_pool!r} is no class token and no mean"
+    if distilled:
+        missing = "its output comes from the class and the distillation token together"
     return TowerDescription(
         family="timm",
         blocks=f"{at}blocks",
-        block=BlockDescription(
-            ln1="norm1",
-            attn="attn",
-            attention=attention,
-            attention_missing=missing,
-            attn_out="drop_path1",
-            ln2="norm2",
-            mlp_in=mlp_in,
-            mlp_proj=mlp_proj,
-            mlp_out="drop_path2",
-        ),
+        block=block,
         embedding=EmbeddingDescription(
             patch_embed=f"{at}patch_embed",
-            prefix=tuple(
-                f"{at}{name}"
-                for name in ("cls_token", "reg_token")
-                if getattr(trunk, name) is not None
-            ),
+            prefix=tuple(f"{at}{name}" for name in tokens),
             pos_embed=None if trunk.pos_embed is None else f"{at}pos_embed",
-            embedded=f"{at}pos_drop" if trunk.pos_embed is not None else f"{at}patch_drop",
+            embedded=f"{at}{embedded}",
         ),
         ln_final=f"{at}{norms[0]}" if norms else None,
         classifier=f"{at}head" if trunk.num_classes > 0 else None,
-        n_heads=block.attn.num_heads,
+        n_heads=n_heads,
         image_size=image_size,
         patch_size=(image_size[0] // grid[0], image_size[1] // grid[1]),
         n_prefix_tokens=trunk.num_prefix_tokens,
-        prefix_roles=(
-            *(["class"] if trunk.cls_token is not None else []),
-            *["register"] * trunk.num_reg_tokens,
-        ),
-        pooling=POOLING.get(trunk.global_pool),
-        pooling_missing=f"its pooling {trunk.global_pool!r} is no class token and no mean",
+        prefix_roles=tuple(role for roles in tokens.values() for role in roles),
+        pooling=None if distilled else POOLING.get(trunk.global_pool),
+        pooling_missing=missing,
         d_embed=trunk.num_features,
     )
 
@@ -106,7 +131,7 @@ def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
     )
 
 
-def _describe_mlp(mlp: Any) -> tuple[str | None, str | None]:
+def describe_mlp(mlp: Any) -> tuple[str | None, str | None]:
     """The layer in front of the activation, if it is one of its own, and the last layer."""
     last = getattr(mlp, "fc2", None)
     for name in ("fc1_g", "fc1"):

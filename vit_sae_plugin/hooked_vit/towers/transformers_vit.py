@@ -23,6 +23,18 @@ ATTENTION = AttentionDescription(
 )
 """ViT's attention; DINOv2's is the same."""
 
+BLOCK = BlockDescription(
+    ln1="layernorm_before",
+    attn="attention",
+    attention=ATTENTION,
+    attn_out="attention",
+    ln2="layernorm_after",
+    mlp_in="mlp.fc1",
+    mlp_proj="mlp.fc2",
+    mlp_out="mlp",
+)
+"""ViT's block; DeiT's and MAE's are the same."""
+
 
 def describe(model: nn.Module) -> TowerDescription | None:
     """The tower of a transformers ViT; without a pooler the image embedding is the class token."""
@@ -35,16 +47,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
     return TowerDescription(
         family="transformers ViT",
         blocks=f"{at}layers",
-        block=BlockDescription(
-            ln1="layernorm_before",
-            attn="attention",
-            attention=ATTENTION,
-            attn_out="attention",
-            ln2="layernorm_after",
-            mlp_in="mlp.fc1",
-            mlp_proj="mlp.fc2",
-            mlp_out="mlp",
-        ),
+        block=BLOCK,
         embedding=EmbeddingDescription(
             patch_embed=f"{at}embeddings.patch_embeddings",
             prefix=(f"{at}embeddings.cls_token",),

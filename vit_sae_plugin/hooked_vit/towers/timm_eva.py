@@ -1,0 +1,74 @@
+"""timm's ``Eva``: EVA, EVA02 and DINOv3, with rotary positions; also inside another model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers import AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from torch import nn
+
+from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
+from vit_sae_plugin.hooked_vit.tower_description import (
+    AttentionDescription,
+    BlockDescription,
+    TowerDescription,
+)
+from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around, describe_mlp
+
+
+def describe(model: nn.Module) -> TowerDescription | None:
+    """The tower of a timm ``Eva``."""
+    return describe_trunk(model, "") if isinstance(model, Eva) else None
+
+
+def describe_trunk(trunk: Any, path: str) -> TowerDescription:
+    """The tower of a timm ``Eva`` found at ``path`` in the wrapped model.
+
+    Raises:
+        UnsupportedTowerError: its blocks are not pre-norm.
+    """
+    block = trunk.blocks[0]
+    if not isinstance(block, EvaBlock):
+        raise UnsupportedTowerError(
+            f"this timm model is built of {type(block).__name__}, whose norms come behind what is "
+            "added to the stream; want the pre-norm EvaBlock"
+        )
+    attention, missing = _describe_attention([each.attn for each in trunk.blocks])
+    mlp_in, mlp_proj = describe_mlp(block.mlp)
+    # LayerScales are parameters here; what is added to the stream passes these modules.
+    described = BlockDescription(
+        ln1="norm1",
+        attn="attn",
+        attention=attention,
+        attention_missing=missing,
+        attn_out="drop_path1",
+        ln2="norm2",
+        mlp_in=mlp_in,
+        mlp_proj=mlp_proj,
+        mlp_out="drop_path2",
+    )
+    return describe_around(trunk, path, described, block.attn.num_heads)
+
+
+def _describe_attention(modules: list[Any]) -> tuple[AttentionDescription | None, str]:
+    attn = modules[0]
+    if not isinstance(attn, EvaAttention | AttentionRope):
+        return None, f"its attention is a {type(attn).__name__}"
+    if any(getattr(each, "num_kv_groups", 1) > 1 for each in modules):
+        return None, "its query heads share keys and values"
+    if getattr(attn, "qkv_bias_separate", False) and attn.q_bias is not None:
+        return None, "its attention adds biases to queries and values in place"
+    separate = {} if attn.q_proj is None else {x: f"attn.{x}_proj" for x in "qkv"}
+    added = getattr(attn, "q_bias", None) is not None
+    return (
+        AttentionDescription(
+            intercepted=True,
+            qkv=None if separate else "attn.qkv",
+            added_biases=("attn.q_bias", "attn.v_bias") if added else None,
+            **separate,
+            z="attn.norm",
+            out_proj="attn.proj",
+        ),
+        "",
+    )

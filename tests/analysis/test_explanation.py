@@ -21,7 +21,7 @@ from vit_sae_plugin.analysis import (
 )
 from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
 from vit_sae_plugin.analysis.pictures.seen_region import Region
-from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.attached_sae import AttachedSAE, attribute
 from vit_sae_plugin.datasets.image_lookup import images_by_index
 
 
@@ -191,3 +191,33 @@ def test_notebooks_escape_names():
     card = LatentInImage(A, 1.0, grid, row, atlas.reference_images(A))._repr_html_()
     assert "&lt;b&gt;cat" in card
     assert "<b>cat" not in card
+
+
+def test_the_latents_that_made_a_logit(analysed):
+    """Here a number that is linear in the class token of the layer read: its parts are known."""
+    model, sae, atlas, images = analysed
+    picture = images.picture(3)
+    by_hand = attribute(
+        AttachedSAE(model, sae),
+        model.preprocess(picture)[None],
+        lambda embeds: embeds[:, 0],
+        "gradient",
+    )
+    explanation = explain(
+        model,
+        sae,
+        atlas,
+        picture,
+        n_latents=3,
+        logit=lambda embeds: embeds[:, 0],
+        method="gradient",
+    )
+    wanted = by_hand.by_latent["attribution"].iloc[:3]
+    assert [one.latent for one in explanation.latents] == wanted.index.tolist()
+    np.testing.assert_allclose(explanation.table["value"], wanted, rtol=1e-5)
+    assert explanation.attribution.score == pytest.approx(by_hand.score)
+    with pytest.raises(ValueError, match="logit is 3; want a class from 0 to 2 of the atlas"):
+        explain(model, sae, atlas, picture, logit=3)
+    with pytest.raises(ValueError, match="need a tokenizer"):
+        explain(model, sae, atlas, picture, logit=0)
+    assert explain(model, sae, atlas, picture).attribution is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,10 @@ from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
 from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
 from vit_sae_plugin.analysis.pictures.seen_region import Region, seen_region
 from vit_sae_plugin.analysis.pictures.shown_list import ShownList
-from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.attached_sae import AttachedSAE, Attribution, attribute, zero_shot_score
+from vit_sae_plugin.attached_sae.attribution import Method, Score
 from vit_sae_plugin.datasets.image_decoding import decode_image
+from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -37,8 +41,8 @@ class LatentInImage:
     latent: int
     """Index of the latent."""
     value: float
-    """Its value in this image, under the explanation's aggregation; or its activation at the
-    patch asked for."""
+    """Its value in this image, under the explanation's aggregation; its activation at the patch
+    asked for; or its part in the logit asked for."""
     heatmap: Heatmap
     """Where in the image it is active."""
     statistics: pd.Series
@@ -82,6 +86,8 @@ class Explanation:
     """Each positive activation."""
     layout: TokenLayout
     """What each token is."""
+    attribution: Attribution | None = None
+    """Which latents, in which tokens, made the logit asked for; None if none was."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -161,9 +167,13 @@ def explain(
     *,
     n_latents: int = 10,
     aggregation: str | None = None,
+    logit: int | str | Score | None = None,
+    method: Method = "integrated_gradients",
+    templates: str | Path | Sequence[Template] | None = None,
     source: ActivationSource | None = None,
 ) -> Explanation:
-    """Find the latents that an image activates most, with masks, statistics and references.
+    """Find the latents that an image activates most, with masks, statistics and references;
+    or, with ``logit``, those that made the model's answer.
 
     Args:
         model: the model the SAE reads.
@@ -173,6 +183,12 @@ def explain(
             reads it: upright, transparency on white (see ``decode_image``).
         n_latents: how many to list at image level.
         aggregation: a name in ``atlas.references``; None: the atlas's default.
+        logit: rank latents by their part in this number instead, of either sign: a class of the
+            atlas (its index), a text such as ``"a photo of a dog"``, or a function from the model's
+            output ``[n, d_embed]`` to one number each.
+        method: how their part is found: ``"gradient"``, ``"integrated_gradients"`` or
+            ``"ablation"``; see :func:`~vit_sae_plugin.attached_sae.attribute`.
+        templates: prompt templates around a class's name, as ``evaluate_sae`` takes them.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
 
     Raises:
@@ -182,7 +198,16 @@ def explain(
     """
     check_same_sae(atlas, sae)
     attached = AttachedSAE(model, sae, source)
-    return explain_attached(attached, atlas, image, n_latents=n_latents, aggregation=aggregation)
+    score = None if logit is None else logit_score(model, atlas, logit, templates)
+    return explain_attached(
+        attached,
+        atlas,
+        image,
+        n_latents=n_latents,
+        aggregation=aggregation,
+        score=score,
+        method=method,
+    )
 
 
 def explain_attached(
@@ -192,6 +217,8 @@ def explain_attached(
     *,
     n_latents: int = 10,
     aggregation: str | None = None,
+    score: Score | None = None,
+    method: Method = "integrated_gradients",
 ) -> Explanation:
     """:func:`explain` for many images: the SAE is known to be the atlas's."""
     name = atlas.default_aggregation if aggregation is None else aggregation
@@ -215,6 +242,14 @@ def explain_attached(
         activation=tokens[token, latent].numpy(),
         layout=layout,
     )
+    if score is not None:
+        pixels = attached.model.require_preprocess()(image)[None]
+        explanation.attribution = attribute(attached, pixels, score, method)
+        parts = explanation.attribution.by_latent["attribution"].iloc[:n_latents]
+        explanation.latents.extend(
+            explanation._latent(int(one), float(part)) for one, part in parts.items()
+        )
+        return explanation
     order = torch.argsort(image_level, descending=True, stable=True)[:n_latents]
     explanation.latents.extend(
         explanation._latent(int(one), float(image_level[one]))
@@ -222,3 +257,34 @@ def explain_attached(
         if image_level[one] > 0
     )
     return explanation
+
+
+def logit_score(
+    model: HookedViT,
+    atlas: LatentAtlas,
+    logit: int | str | Score,
+    templates: str | Path | Sequence[Template] | None = None,
+) -> Score:
+    """The number that ``explain(..., logit=…)`` explains, as a function of the model's output.
+
+    Raises:
+        ValueError: the atlas has no such class, or the model no text tower.
+    """
+    if callable(logit):
+        return logit
+    scale = 1.0 if model.logit_scale is None else model.logit_scale.item()
+    if isinstance(logit, str):
+        classifier = model.zero_shot_classifier([logit], [lambda name: name])
+        return zero_shot_score(classifier, 0, scale)
+    names = atlas.info.class_names or []
+    if not 0 <= logit < len(names):
+        raise ValueError(
+            f"logit is {logit}; want a class from 0 to {len(names) - 1} of the atlas, a text or a "
+            "function"
+            if names
+            else f"logit is {logit}, but the atlas has no classes; want a text or a function"
+        )
+    prompts = [
+        lambda name, template=one: fill(template, name) for one in named_templates(templates)
+    ]
+    return zero_shot_score(model.zero_shot_classifier([names[logit]], prompts), 0, scale)

@@ -124,6 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_frontier(commands)
     _add_analyze(commands)
+    _add_convert(commands)
+    _add_card(commands)
     _add_export(commands)
     return parser
 
@@ -423,6 +425,84 @@ def _add_analyze(commands) -> None:
         type=int,
         metavar="N",
         help="or explain N images, spread over the source (default: 12)",
+    )
+    command.add_argument(
+        "--neuronpedia",
+        metavar="FOLDER",
+        help="also write features and activations in the shape of Neuronpedia's files there",
+    )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def _add_convert(commands) -> None:
+    command = _command(
+        commands,
+        "convert",
+        "open an SAE of another project and save it as a SAELens folder, with a card",
+        "vit-sae convert patchsae:clip-vit-base-patch16_-2_resid_49152.pt saes/patchsae",
+        "vit-sae convert prisma:ORG/REPO saes/prisma",
+        "vit-sae convert overcomplete:sae.pth saes/topk --set activation=topk --set k=32",
+        note="Kinds: patchsae, msae, prisma, saev, clipscope, overcomplete, dictionary_learning, "
+        "sae_for_vlm,\ndn_cbm, sparsify, visaebench. No code in a file is ever run, and nothing is "
+        "guessed: where a file\ndoesn't say what it computes, the error names what to state with "
+        "--set.",
+    )
+    command.add_argument(
+        "source",
+        metavar="KIND:SOURCE",
+        help="a file or folder, or ORG/REPO[/FILE] on the Hugging Face hub",
+    )
+    command.add_argument("output_path", metavar="FOLDER", help="the new folder")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="state what the file doesn't say, such as --set threshold=0.3 or "
+        "--set input_statistics=rows.npz; may be repeated",
+    )
+    _add_model(command, " (default: the file's)")
+    command.add_argument(
+        "--hook-name", metavar="HOOK", help="where the SAE sits (default: what the file says)"
+    )
+    command.add_argument(
+        "--token-kind", choices=["all", "patches", "cls"], help="which tokens it reads"
+    )
+    command.add_argument("--licence", metavar="NAME", help="of the weights, such as MIT")
+    command.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], help="default: float32"
+    )
+
+
+def _add_card(commands) -> None:
+    command = _command(
+        commands,
+        "card",
+        "measure an SAE beside a random control, and write its card (README.md and a picture)",
+        "vit-sae card saes/patchsae --images photos/ --n-images 1000",
+        "vit-sae card saes/patchsae --upload ORG/REPO --sae-id patchsae",
+    )
+    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
+    command.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help=f"measure on these (without them, nothing is measured): {_IMAGES_HELP}",
+    )
+    _add_model(command, " (default: the SAE's own)")
+    command.add_argument("--n-images", type=int, metavar="N", help="measure on this many images")
+    command.add_argument(
+        "--atlas",
+        metavar="FOLDER",
+        help="draw the picture from this atlas, made by analyze of the same images (default: make "
+        "one)",
+    )
+    command.add_argument("--no-picture", action="store_true", help="draw no picture")
+    _add_batching(command)
+    command.add_argument(
+        "--upload", metavar="ORG/REPO", help="put the folder on the Hugging Face hub, card and all"
+    )
+    command.add_argument(
+        "--sae-id", metavar="NAME", help="its folder there (default: the name of the folder here)"
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 

@@ -196,3 +196,10 @@ def test_a_model_in_words(name, settings, weights, words) -> None:
         model_weights=weights,
     )
     assert source.describe_model() == words
+
+
+def test_metadata_that_name_no_tokens_are_no_guess() -> None:
+    metadata = {"model_class_name": "HookedViT", "hook_name": "blocks.1.hook_resid_post"}
+    assert ActivationSource.from_metadata(metadata).token_kind == "all"  # as SAELens's have it
+    with pytest.raises(ValueError, match="not which tokens it reads; set"):
+        ActivationSource.from_metadata(metadata | {"token_kind": None})

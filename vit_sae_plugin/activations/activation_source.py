@@ -143,6 +143,11 @@ class ActivationSource:
                 f"this SAE's metadata name model class {class_name!r} and hook {hook_name!r}; "
                 f"want one trained on a {MODEL_CLASS_NAME!r}"
             )
+        if values.get("token_kind", "all") is None:
+            raise ValueError(
+                f"this SAE's metadata name {hook_name}, but not which tokens it reads; set "
+                "sae.cfg.metadata.token_kind to 'all', 'patches' or 'cls'"
+            )
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["seqpos_slice"] = tuple(known.get("seqpos_slice") or EVERY_TOKEN)
         known["model_from_pretrained_kwargs"] = dict(

@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     check_output_folder(folder)
     if args.report is not None:
         check_output_folder(args.report, "--report")
+    if args.neuronpedia is not None:
+        check_output_folder(args.neuronpedia, "--neuronpedia")
     model = load_model(sae, args, device)
     atlas = analyze(
         model,
@@ -51,6 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
         page = write_report(atlas, images, model, sae, args.report, **report_options)
         print(f"Open this page in a browser:  {page.resolve()}")
+    if args.neuronpedia is not None:
+        from vit_sae_plugin.report import export_neuronpedia
+
+        written = export_neuronpedia(model, sae, atlas, images, args.neuronpedia)
+        print(f"Rows for Neuronpedia are in {written}; NOT_INCLUDED.md there says what is missing")
     return 0
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .kinds import FORMATS
     from .load import load_pretrained_sae, options_of, read_pretrained
     from .sae_lens_loaders import disk_loader, hub_loader, register_release
+    from .sharing import share_sae
     from .source_files import HubError
     from .tensor_files import UnreadableFileError, read_tensors
 
@@ -28,6 +29,7 @@ _HOME_OF = {
     "read_pretrained": "load",
     "read_tensors": "tensor_files",
     "register_release": "sae_lens_loaders",
+    "share_sae": "sharing",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "read_pretrained",
     "read_tensors",
     "register_release",
+    "share_sae",
 ]
 
 

@@ -150,7 +150,7 @@ def _hub_files(repo: str, inside: str, revision: str | None, force_download: boo
         from huggingface_hub import hf_hub_download
 
         return Path(
-            _from_hub(
+            from_hub(
                 f"{repo}/{name}",
                 lambda: hf_hub_download(
                     repo_id=repo, filename=name, revision=revision, force_download=force_download
@@ -165,7 +165,7 @@ def _hub_files(repo: str, inside: str, revision: str | None, force_download: boo
 
     label = f"{repo}/{inside}" if inside else repo
     try:
-        listed = _from_hub(repo, names)
+        listed = from_hub(repo, names)
     except HubError:
         snapshot = None if force_download else _downloaded(repo, revision)
         if snapshot is None:
@@ -185,17 +185,25 @@ def _downloaded(repo: str, revision: str | None) -> Path | None:
         return None
 
 
-def _from_hub(what: str, ask: Callable[[], Any]) -> Any:
+def from_hub(what: str, ask: Callable[[], Any], done: str = "had from") -> Any:
+    """Ask the hub; its client's many errors become one.
+
+    Args:
+        what: what is asked for, for the message.
+        ask: asks.
+        done: what can't be done, in words.
+
+    Raises:
+        HubError: anything went wrong.
+    """
     try:
         return ask()
-    except ImportError as error:
-        raise HubError(f"{what} is on the Hugging Face hub, and {error}") from None
     # the client's errors, its HTTP library's and the system's have no common class
     except Exception as error:
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise HubError(
-            f"{what} can't be had from the Hugging Face hub ({type(error).__name__}: {first_line});"
-            " check the name and the connection, or download it elsewhere and give its path"
+            f"{what} can't be {done} the Hugging Face hub ({type(error).__name__}: {first_line}); "
+            "check the name, your access and the connection, or go by files on this machine"
         ) from None
 
 

@@ -262,7 +262,7 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
 
 
 def _fill(values: Tensor, file: Any) -> None:
-    target = memoryview(values.numpy())
+    target = memoryview(values.numpy().data)
     n_read = 0
     while n_read < len(target):
         n_more = file.readinto(target[n_read : n_read + _BYTES_AT_A_TIME])

@@ -8,10 +8,13 @@ from typing import Any
 _HOME_OF = {
     "check_report_folder": "report_folder",
     "check_report_options": "report_folder",
+    "draw_card_picture": "card_picture",
+    "export_neuronpedia": "neuronpedia",
     "plot_activation_curves": "plots",
     "plot_class_latents": "plots",
     "plot_latents": "plots",
     "plot_reference_images": "reference_grid",
+    "write_card": "card",
     "write_report": "static_site",
 }
 

@@ -55,14 +55,13 @@ def read(
         architecture, own = "signed_topk", {"k": wanted_number(parameters, None, "top_k")}
     elif activation == "BatchTopK":
         architecture = "jumprelu"
-        kept = tensors.number("activation.threshold")
-        if kept is None and threshold is None:
+        found = tensors.number("activation.threshold") if threshold is None else threshold
+        if found is None:
             raise ValueError(
                 "it is a BatchTopK SAE without 'activation.threshold'; state threshold=…"
             )
-        weights["threshold"] = for_each_latent(
-            kept if threshold is None else threshold, weights["b_enc"]
-        )
+        tensors.find("activation.threshold")
+        weights["threshold"] = for_each_latent(found, weights["b_enc"])
     tensors.refuse_the_rest()
     d_in, d_sae = _widths(settings)
     metadata: dict[str, Any] = {}

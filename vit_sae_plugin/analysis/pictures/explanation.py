@@ -25,7 +25,7 @@ from vit_sae_plugin.analysis.pictures.shown_list import ShownList
 from vit_sae_plugin.attached_sae import AttachedSAE, Attribution, attribute, zero_shot_score
 from vit_sae_plugin.attached_sae.attribution import Method, Score
 from vit_sae_plugin.datasets.image_decoding import decode_image
-from vit_sae_plugin.evaluation.prompts import Template, fill, named_templates
+from vit_sae_plugin.evaluation.prompts import Template, named_templates
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -284,7 +284,5 @@ def logit_score(
             if names
             else f"logit is {logit}, but the atlas has no classes; want a text or a function"
         )
-    prompts = [
-        lambda name, template=one: fill(template, name) for one in named_templates(templates)
-    ]
-    return zero_shot_score(model.zero_shot_classifier([names[logit]], prompts), 0, scale)
+    classifier = model.zero_shot_classifier([names[logit]], named_templates(templates))
+    return zero_shot_score(classifier, 0, scale)

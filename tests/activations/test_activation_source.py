@@ -203,3 +203,25 @@ def test_metadata_that_name_no_tokens_are_no_guess() -> None:
     assert ActivationSource.from_metadata(metadata).token_kind == "all"  # as SAELens's have it
     with pytest.raises(ValueError, match="not which tokens it reads; set"):
         ActivationSource.from_metadata(metadata | {"token_kind": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hook_name", 3),
+        ("token_kind", ["all"]),
+        ("seqpos_slice", True),
+        ("seqpos_slice", ["a"]),
+        ("model_from_pretrained_kwargs", [1]),
+        ("grid", "8x8"),
+        ("n_tokens", 2.5),
+        ("input_scaling", "1"),
+        ("input_scaling", 0.0),
+        ("input_scaling", float("nan")),
+    ],
+)
+def test_metadata_of_the_wrong_kind_are_told(name, value):
+    metadata = {"model_class_name": "HookedViT", "hook_name": "blocks.0.hook_resid_post"}
+    ActivationSource.from_metadata(metadata)
+    with pytest.raises(ValueError, match=rf"metadata: .*{name} is"):
+        ActivationSource.from_metadata({**metadata, name: value})

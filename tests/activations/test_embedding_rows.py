@@ -183,3 +183,22 @@ def test_rows_and_their_store_show_their_size():
     assert repr(rows) == "<EmbeddingRows 'faces': 1,200 rows of 5 float32>"
     store = EmbeddingStore(rows, train_batch_size_tokens=64)
     assert repr(store) == f"<EmbeddingStore of {rows!r}: batches of 64, torch.float32>"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": "x"},
+        {"mean": [[1.0]]},
+        {"mean": [math.nan]},
+        {"scale": 0},
+        {"scale": None},
+        {"n_rows": []},
+        {"mean": None},
+    ],
+)
+def test_statistics_in_metadata_that_are_none_are_told(changes):
+    sound = EmbeddingStatistics(torch.zeros(2), 1.5, "image", 3).to_metadata()
+    assert EmbeddingStatistics.from_metadata(sound).scale == 1.5
+    with pytest.raises(ValueError, match="input_statistics in the SAE's metadata"):
+        EmbeddingStatistics.from_metadata({**sound, **changes})

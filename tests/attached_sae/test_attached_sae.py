@@ -232,6 +232,9 @@ def test_saes_that_do_not_fit(model):
         AttachedSAE(model, sae, statistics=of_texts)
     with pytest.raises(ValueError, match="rows are 7 wide; want 32"):
         RowCoder(sae).encode(torch.zeros(2, 7))
+    sae.W_dec.data[0, 3] = torch.inf
+    with pytest.raises(ValueError, match="W_dec of this SAE holds 1 values that are NaN"):
+        AttachedSAE(model, sae)
 
 
 def test_keep_top_k_keeps_signs():

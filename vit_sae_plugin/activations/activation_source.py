@@ -6,6 +6,7 @@ for evaluation and analysis.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from vit_sae_plugin.activations.token_selection import (
     selected_index,
     selected_positions,
 )
+from vit_sae_plugin.field_types import check_values
 from vit_sae_plugin.fingerprints import known_model_fingerprint, short
 from vit_sae_plugin.hooked_vit.hook_names import layer_of
 from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
@@ -134,7 +136,8 @@ class ActivationSource:
         """Read the description that :meth:`to_metadata` left in a saved SAE.
 
         Raises:
-            ValueError: the SAE wasn't trained on a ``HookedViT``, or names no hook.
+            ValueError: the SAE wasn't trained on a ``HookedViT``, or names no hook; a value is of
+                the wrong type.
         """
         values = metadata if isinstance(metadata, dict) else metadata.to_dict()
         class_name, hook_name = values.get("model_class_name"), values.get("hook_name")
@@ -148,7 +151,12 @@ class ActivationSource:
                 f"this SAE's metadata name {hook_name}, but not which tokens it reads; set "
                 "sae.cfg.metadata.token_kind to 'all', 'patches' or 'cls'"
             )
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        known = {name: values.get(name) for name in cls.__dataclass_fields__}
+        known = {name: value for name, value in known.items() if value is not None}
+        check_values(known, cls, prefix="this SAE's metadata: ")
+        scaling = known.get("input_scaling", 1.0)
+        if not 0 < scaling < math.inf:
+            raise ValueError(f"this SAE's metadata: input_scaling is {scaling}; want above 0")
         known["seqpos_slice"] = tuple(known.get("seqpos_slice") or EVERY_TOKEN)
         known["model_from_pretrained_kwargs"] = dict(
             known.get("model_from_pretrained_kwargs") or {}

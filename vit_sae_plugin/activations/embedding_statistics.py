@@ -85,13 +85,30 @@ class EmbeddingStatistics:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> EmbeddingStatistics:
-        """The inverse of :meth:`to_metadata`."""
-        return cls(
-            mean=torch.tensor(metadata["mean"], dtype=torch.float32),
-            scale=float(metadata["scale"]),
-            modality=metadata["modality"],
-            n_rows=int(metadata["n_rows"]),
-        )
+        """The inverse of :meth:`to_metadata`.
+
+        Raises:
+            ValueError: the metadata hold no such values, or they aren't finite.
+        """
+        try:
+            statistics = cls(
+                mean=torch.tensor(metadata["mean"], dtype=torch.float32),
+                scale=float(metadata["scale"]),
+                modality=str(metadata["modality"]),
+                n_rows=int(metadata["n_rows"]),
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(
+                "input_statistics in the SAE's metadata can't be read "
+                f"({type(error).__name__}: {error}); want mean, scale, modality and n_rows"
+            ) from None
+        mean, scale = statistics.mean, statistics.scale
+        if mean.ndim != 1 or not (mean.isfinite().all() and 0 < scale < math.inf):
+            raise ValueError(
+                f"input_statistics in the SAE's metadata hold a mean of shape {list(mean.shape)} "
+                f"and scale {scale}; want finite means [d_in] and a scale above 0"
+            )
+        return statistics
 
 
 def fold_statistics(sae: Any, statistics: EmbeddingStatistics) -> None:
@@ -102,8 +119,13 @@ def fold_statistics(sae: Any, statistics: EmbeddingStatistics) -> None:
     at norm 1 (``patchsae`` in training), where the latents are divided by ``scale``. The metadata's
     ``input_statistics`` are removed, for they no longer apply. (An affine map, so SAELens's own
     folding of a whitening does it.)
+
+    Raises:
+        ValueError: the statistics are of another width.
     """
     d_in = len(statistics.mean)
+    if d_in != sae.cfg.d_in:
+        raise ValueError(f"the statistics are {d_in} wide; want the SAE's d_in, {sae.cfg.d_in}")
     identity = torch.eye(d_in, dtype=torch.float32)
     sae.fold_activation_whitening(
         mean=statistics.mean,

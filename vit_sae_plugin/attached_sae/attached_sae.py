@@ -20,6 +20,7 @@ from vit_sae_plugin.attached_sae.interventions import (
     positions,
 )
 from vit_sae_plugin.attached_sae.row_coder import RowCoder
+from vit_sae_plugin.saes.saved_sae import check_finite_weights
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -50,7 +51,8 @@ class AttachedSAE:
         statistics: centring and scaling of the SAE's training rows. Default: in its metadata.
 
     Raises:
-        ValueError: the SAE names no hook, or doesn't fit the model.
+        ValueError: the SAE names no hook, doesn't fit the model, or has weights that are NaN or
+            infinite.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class AttachedSAE:
     ):
         self.model = model
         self.sae = sae
+        check_finite_weights(sae.state_dict(), "this SAE")
         self.source = source or _source_in_metadata(model, sae)
         self.source.check_model(model)
         self.hook_name_out: str = sae.cfg.metadata.hook_name_out or self.source.hook_name

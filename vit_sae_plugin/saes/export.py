@@ -14,7 +14,7 @@ from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.fingerprints import write_manifest
 
 from .patch_aggregated import PatchAggregatedSAE
-from .saved_sae import check_finite_weights
+from .saved_sae import check_finite_weights, no_loading_advice
 
 ExportArchitecture = Literal["standard", "topk"]
 
@@ -176,7 +176,8 @@ def _plain_copy(
     shared = {field.name: getattr(sae.cfg, field.name) for field in fields(SAEConfig)}
     # Built without memory first, as SAELens loads its own: no random initialisation is drawn.
     shared |= {"device": "meta", "metadata": deepcopy(sae.cfg.metadata)}
-    plain = sae_class(config_class(**shared, **settings))
+    with no_loading_advice():
+        plain = sae_class(config_class(**shared, **settings))
     weights = {name: sae.get_parameter(name).detach().clone().contiguous() for name in _WEIGHTS}
     plain.load_state_dict(weights, assign=True)
     return plain.to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)

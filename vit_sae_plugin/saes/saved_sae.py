@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ def load_saved_sae(folder: str | Path, device: str = "cpu") -> SAE[Any]:
 
     _check_settings(path)
     try:
-        return SAE.load_from_disk(path, device=device, converter=checked_files)
+        with no_loading_advice():
+            return SAE.load_from_disk(path, device=device, converter=checked_files)
     except SafetensorError as error:
         raise ValueError(f"the weights in {folder} can't be read: {error}") from None
     except torch.OutOfMemoryError:
@@ -76,6 +79,14 @@ def check_finite_weights(weights: Mapping[str, Tensor], whose: str) -> None:
                 f"(of {tensor.numel():,}); its training diverged or its file is damaged: use an "
                 "earlier checkpoint or another copy"
             )
+
+
+@contextmanager
+def no_loading_advice() -> Iterator[None]:
+    """Without SAELens's advice how to load the model: it is for language models."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+        yield
 
 
 def _sae_folder(folder: Path) -> Path:

@@ -6,12 +6,16 @@ import math
 import pandas as pd
 import pytest
 import torch
+from sae_lens import Transcoder, TranscoderConfig
+from sae_lens.saes.sae import SAEMetadata
 from torch.nn.functional import normalize
 
 from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit, tiny_sae
 from vit_sae_plugin.datasets import ShapeScenes
 from vit_sae_plugin.evaluation import EvaluationReport, evaluate_sae
 from vit_sae_plugin.evaluation.contrastive import contrastive_loss
+from vit_sae_plugin.saes.saved_sae import load_saved_sae
+from vit_sae_plugin.training import ViTSAERunnerConfig, ViTSAETrainingRunner
 
 HOOK = "blocks.1.hook_resid_post"
 QUICK = {"templates": ["a {}", "the {}"], "batch_size_contrastive": 3, "batch_size_images": 5}
@@ -128,6 +132,75 @@ def test_n_images_is_a_sample_fixed_by_the_seed(model):
     pd.testing.assert_frame_equal(l1[0], l1[1])
     assert l1[0].loc["cls", "n_tokens"] == 4
     assert l1[0].loc["all", "l1"] != l1[2].loc["all", "l1"]
+
+
+@pytest.mark.parametrize("normalization", ["covariance_whitening", "expected_average_only_in"])
+def test_a_runs_checkpoint_explains_what_its_finished_sae_does(model, tmp_path, normalization):
+    pictures = Pictures(n_images=60)
+    settings = {
+        "sae": {
+            "architecture": "topk",
+            "d_in": 32,
+            "d_sae": 64,
+            "k": 16,
+            "normalize_activations": normalization,
+        },
+        "model_name": "tiny",
+        "hook_name": HOOK,
+        "training_tokens": 100 * 128,
+        "train_batch_size_tokens": 128,
+        "lr": 5e-3,
+        "n_checkpoints": 1,
+        "n_batches_for_norm_estimate": 8,
+        "output_path": str(tmp_path),
+        "verbose": False,
+    }
+    cfg = ViTSAERunnerConfig.from_dict(settings)
+    ViTSAETrainingRunner(cfg, override_images=pictures, override_model=model).run()
+    last = max((tmp_path / "checkpoints").iterdir())
+    _, cache = model.run_with_cache(pictures.batch(model), names_filter=HOOK)
+    rows = cache[HOOK].flatten(0, 1).detach()
+    finished = load_saved_sae(tmp_path / "sae")
+    with torch.no_grad():
+        missed = (rows - finished(rows)).square().sum()
+    explained = 1 - (missed / (rows - rows.mean(0)).square().sum()).item()
+    assert explained > 0.7
+    for sae in (finished, load_saved_sae(last)):
+        report = evaluate_sae(model, sae, pictures, splice=False)
+        found = report.reconstruction.loc["all", "explained_variance"]
+        assert found == pytest.approx(explained, abs=1e-4)
+
+
+def test_a_transcoder_is_measured_on_what_it_writes(model):
+    cfg = TranscoderConfig(d_in=32, d_out=32, d_sae=8, apply_b_dec_to_input=False)
+    cfg.metadata = SAEMetadata(
+        hook_name="blocks.1.ln2.hook_normalized", hook_name_out="blocks.1.hook_mlp_out"
+    )
+    torch.manual_seed(0)
+    transcoder, pictures = Transcoder(cfg), Pictures()
+    report = evaluate_sae(model, transcoder, pictures, **QUICK)
+    names = [cfg.metadata.hook_name, cfg.metadata.hook_name_out]
+    _, cache = model.run_with_cache(pictures.batch(model), names_filter=names)
+    read, written = (cache[name].flatten(0, 1).detach() for name in names)
+    with torch.no_grad():
+        missed = (written - transcoder(read)).square().sum()
+    expected = 1 - (missed / (written - written.mean(0)).square().sum()).item()
+    row = report.reconstruction.loc["all"]
+    assert row["explained_variance"] == pytest.approx(expected, rel=1e-4)
+    assert report.splicing.loc["original", "output_cosine"] == pytest.approx(1, abs=1e-6)
+    assert report.splicing.loc["spliced", "output_cosine"] < 1
+
+
+def test_weights_that_are_not_numbers_are_refused(model):
+    sae = tiny_sae(model)
+    sae.W_dec.data[3, 3] = math.nan
+    with pytest.raises(ValueError, match="the SAE's reconstructions hold NaN"):
+        evaluate_sae(model, sae, Pictures(), splice=False)
+    broken = tiny_hooked_vit()
+    with torch.no_grad():
+        broken.bare_model.visual.conv1.weight[0, 0, 0, 0] = math.inf
+    with pytest.raises(ValueError, match="the activations that the SAE reads hold NaN"):
+        evaluate_sae(broken, tiny_sae(model), Pictures(), splice=False)
 
 
 def test_two_classes_with_one_name_stay_two(model):

@@ -90,7 +90,7 @@ def evaluate_embeddings(
             batch = batch.to(coder.device)
             measured.update(batch)
             sample.update(batch)
-        if measured.totals[None].basic.n_tokens == 0:
+        if measured.n_rows == 0:
             raise ValueError(f"there are no {modality} rows; want 1 or more to evaluate")
         aligned = _Alignment(coder, sample.rows, n_neighbors)
         for k in measured.totals:
@@ -99,7 +99,7 @@ def evaluate_embeddings(
                 own[modality] = result | {"decoder_orthogonality": orthogonality}
             else:
                 progressive[modality, k] = result
-        histograms[modality] = histogram_table(measured.histogram, own[modality]["n_rows"])
+        histograms[modality] = histogram_table(measured.histogram, measured.n_rows)
 
     tables = {"embeddings": pd.DataFrame.from_dict(own, orient="index").rename_axis("modality")}
     if progressive:
@@ -125,6 +125,10 @@ class _Measured:
         self.totals = {k: EmbeddingTotals(coder.d_in, coder.d_sae) for k in ks}
         self.probes = {k: ProbeTotals(probe) for k in ks} if probe is not None else {}
         self.histogram = ActivationHistogram(coder.d_sae).to(coder.device)
+
+    @property
+    def n_rows(self) -> int:
+        return self.totals[None].basic.n_tokens
 
     def update(self, x: Tensor) -> None:
         for k, totals in self.totals.items():

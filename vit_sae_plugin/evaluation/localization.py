@@ -173,7 +173,7 @@ def localize(
         names = ", ".join(name for _, name in left_out)
         notes.append(f"left out, for fewer than {min_positive_patches} patches in a half: {names}")
     methods = _methods(halves, baselines, sae, seed, notes)
-    shown = [tuple(half[concept] for half in positives) for concept in concepts]
+    shown = [(positives[0][concept], positives[1][concept]) for concept in concepts]
     n_patches = halves[1].concepts.n_patches
     scored = {name: method.score(shown, criteria, n_patches) for name, method in methods.items()}
     rows = {
@@ -182,8 +182,10 @@ def localize(
         for name, by_criterion in scored.items()
         for concept, scores in zip(concepts, by_criterion[criterion], strict=True)
     }
-    if silent := methods["latents"].silent_on([first for first, _ in shown]):
-        names = ", ".join(concepts[at][1] for at in silent)
+    fires = halves[0].latents.active_rows()
+    silent = [concept[1] for concept in concepts if not fires[positives[0][concept]].any()]
+    if silent:
+        names = ", ".join(silent)
         notes.append(f"no latent fires on any patch of these, which score by chance: {names}")
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(
@@ -316,11 +318,6 @@ class _Method:
             ]
         return found
 
-    def silent_on(self, positives: Sequence[Tensor]) -> list[int]:
-        """Concepts on whose patches nothing fires."""
-        active = self.first.active_rows()
-        return [at for at, patches in enumerate(positives) if not active[patches].any()]
-
 
 def _mean(draws: Sequence[dict[str, float]]) -> dict[str, float]:
     means = {name: sum(draw[name] for draw in draws) / len(draws) for name in draws[0]}
@@ -345,7 +342,10 @@ def _methods(
     n_few = 2 * d_in  # as many as neurons are with both signs
 
     def along(directions: Tensor, both_signs: bool = False) -> _Method:
-        return _Method(*(LinearFeatures(acts, directions, both_signs) for acts in (first, second)))
+        return _Method(
+            LinearFeatures(first, directions, both_signs),
+            LinearFeatures(second, directions, both_signs),
+        )
 
     latents = _Method(halves[0].latents, halves[1].latents)
     methods = {"latents": latents}

@@ -165,11 +165,13 @@ def test_an_sae_that_fires_on_no_concept_scores_by_chance_and_says_so(model, d_s
     assert (table.loc["neurons", "auroc"] > 0.9).all()
 
 
-def test_activations_and_latents_that_are_not_finite_are_refused(model):
-    pictures, sae = Pictures(n_images=16), tiny_sae(model)
-    sae.W_enc.data[0, 0] = math.nan
-    with pytest.raises(ValueError, match="the SAE's latents hold NaN or infinity"):
-        localize(model, sae, pictures, concept_masks=known_concepts(model, pictures))
+def test_activations_that_are_not_finite_are_refused(model):
+    pictures, broken = Pictures(n_images=16), tiny_hooked_vit()
+    with torch.no_grad():
+        broken.bare_model.visual.conv1.weight[0, 0, 0, 0] = math.inf
+    masks = known_concepts(model, pictures)
+    with pytest.raises(ValueError, match="the activations that the SAE reads hold NaN"):
+        localize(broken, tiny_sae(model), pictures, concept_masks=masks)
 
 
 def test_batches_and_the_order_of_rows_do_not_change_the_result(model):

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from tests.hooked_vit.conftest import Case, build_case
 from tests.tiny_models import tiny_open_clip
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.hooked_vit.zero_shot import zero_shot_classifier
+from vit_sae_plugin.hooked_vit.text_tower import zero_shot_classifier
 
 
 def tokenize(texts: list[str]) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
-from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.forward_run import Scope
 from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, BlockDescription
 
 _SCORES = ("attn.hook_attn_scores", "attn.hook_pattern")

@@ -9,9 +9,8 @@ from itertools import count
 from torch import Tensor
 
 from vit_sae_plugin.hooked_vit.attention_hooks import attach_attention
-from vit_sae_plugin.hooked_vit.forward_run import ForwardRun
+from vit_sae_plugin.hooked_vit.forward_run import ForwardRun, Scope
 from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
-from vit_sae_plugin.hooked_vit.scope import Scope
 from vit_sae_plugin.hooked_vit.tower_description import BlockDescription, TowerDescription
 
 Replace = Callable[[Tensor, Tensor], Tensor | None]

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.forward_run import Scope
 from vit_sae_plugin.hooked_vit.tower_description import EmbeddingDescription
 
 

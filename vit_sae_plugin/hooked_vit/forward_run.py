@@ -1,11 +1,18 @@
-"""One forward pass of the wrapped model, with module hooks attached for its length only."""
+"""One forward pass of the wrapped model, with module hooks attached for its length only.
+
+``ForwardRun`` attaches and detaches; ``Scope`` is a run seen from one part of the model. What would
+spoil it is kept away: other threads (``forward_lock``), compiled parts, which ignore later hooks
+(``eager_if_compiled``), and gradient checkpointing, which runs blocks again without them.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -205,3 +212,77 @@ def _first_tensor(args: tuple, kwargs: dict) -> int | str:
         if isinstance(value, Tensor):
             return key
     raise RuntimeError("A hooked module was called without a tensor argument.")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Forwards to the run with prefixes put in front; two empty prefixes are the whole model."""
+
+    run: ForwardRun
+    name_prefix: str = ""
+    path_prefix: str = ""
+
+    def _path(self, path: str) -> str:
+        return ".".join(part for part in (self.path_prefix, path) if part)
+
+    def module(self, path: str) -> nn.Module:
+        return self.run.bare_model.get_submodule(self._path(path))
+
+    def live(self, *names: str) -> bool:
+        return any(self.name_prefix + name in self.run.points for name in names)
+
+    def fire(self, name: str, value: Tensor) -> Tensor:
+        return self.run.fire(self.name_prefix + name, value)
+
+    def fire_checked(self, name: str, value: Tensor) -> tuple[Tensor, bool]:
+        return self.run.fire_checked(self.name_prefix + name, value)
+
+    def before(self, path: str, replace: Callable[[Tensor], Tensor | None]) -> None:
+        self.run.before(self._path(path), replace)
+
+    def within(self, path: str, context: Callable[[], AbstractContextManager]) -> None:
+        self.run.within(self._path(path), context)
+
+    def after(self, path: str, replace: Callable[[Tensor, Tensor], Tensor | None]) -> None:
+        self.run.after(self._path(path), replace)
+
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+def forward_lock(model: nn.Module) -> threading.RLock:
+    """The lock of a bare model, shared by everything that wraps it.
+
+    Without it a thread may attach hooks to a module while another one walks that module's hooks.
+    The same thread may take it again, so a hook may run the model. Kept here, and not in the
+    model, so that models can be copied and pickled.
+    """
+    with _guard:
+        return _locks.setdefault(model, threading.RLock())
+
+
+def eager_if_compiled(model: nn.Module) -> AbstractContextManager:
+    """A context in which compiled parts run uncompiled: compiled code ignores later hooks."""
+    for module in model.modules():
+        if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+            return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def refuse_checkpointing(model: nn.Module) -> None:
+    """Gradient checkpointing runs blocks again in the backward pass, then without hooks.
+
+    Raises:
+        RuntimeError: it is turned on and gradients are being recorded.
+    """
+    if not torch.is_grad_enabled():
+        return
+    for name, module in model.named_modules():
+        flags = (module.__dict__.get(f"{word}_checkpointing") for word in ("grad", "gradient"))
+        if any(flags):
+            raise RuntimeError(
+                f"Gradient checkpointing is on in {name or type(model).__name__!r}: the backward "
+                "pass would run its blocks again without the hooks. Turn it off, or work under "
+                "torch.no_grad()."
+            )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from vit_sae_plugin.hooked_vit.errors import HookNameError
+from vit_sae_plugin.near_names import near_names
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 
@@ -56,12 +56,12 @@ class Reach(NamedTuple):
 WHOLE_PASS = Reach()
 
 
-def near_names(name: str, names: Iterable[str], n: int = 5) -> list[str]:
-    """The existing names most like ``name``, the most similar first."""
+def near_hooks(name: str, names: Iterable[str], n: int = 5) -> list[str]:
+    """The existing names most like ``name``, or else those that end alike."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=n, cutoff=0.6)
     tail = name.rsplit(".", 1)[-1]
-    return close or [other for other in names if other.endswith(tail)][:n] or names[:n]
+    alike = near_names(name, names, n=n, cutoff=0.6)
+    return alike or [other for other in names if other.endswith(tail)][:n] or names[:n]
 
 
 def require_names(
@@ -85,12 +85,12 @@ def require_names(
             why = f" This model has none: {reason}." if reason else ""
             raise HookNameError(
                 f"There is no hook named {name!r}.{why} Near names: "
-                f"{', '.join(near_names(name, existing))}. All names: list(model.hook_dict)."
+                f"{', '.join(near_hooks(name, existing))}. All names: list(model.hook_dict)."
             )
         if not reach.reaches(name):
             reached = [other for other in existing if reach.reaches(other)]
             raise HookNameError(
-                f"Hook {name!r} {reach.why_not(name)}: {', '.join(near_names(name, reached))}."
+                f"Hook {name!r} {reach.why_not(name)}: {', '.join(near_hooks(name, reached))}."
             )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_sae_plugin.hooked_vit.block_hooks import attach_block
 from vit_sae_plugin.hooked_vit.config import HookedViTConfig
-from vit_sae_plugin.hooked_vit.embedding_hooks import attach_embedding
-from vit_sae_plugin.hooked_vit.forward_lock import forward_lock
-from vit_sae_plugin.hooked_vit.forward_run import ForwardRun, StopForward
+from vit_sae_plugin.hooked_vit.forward_run import (
+    ForwardRun,
+    StopForward,
+    eager_if_compiled,
+    forward_lock,
+    refuse_checkpointing,
+)
 from vit_sae_plugin.hooked_vit.hook_names import WHOLE_PASS, Reach
 from vit_sae_plugin.hooked_vit.hook_tree import (
     is_live,
@@ -22,21 +25,19 @@ from vit_sae_plugin.hooked_vit.hook_tree import (
     plant_hook_tree,
 )
 from vit_sae_plugin.hooked_vit.hooked_root import StrictHookedRoot
-from vit_sae_plugin.hooked_vit.model_output import field_of, select_output
-from vit_sae_plugin.hooked_vit.norm_hooks import attach_norm
-from vit_sae_plugin.hooked_vit.running_conditions import eager_if_compiled, refuse_checkpointing
-from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.model_output import select_output
 from vit_sae_plugin.hooked_vit.self_check import check_every_hook, check_first_block
+from vit_sae_plugin.hooked_vit.text_tower import TextTower
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
 from vit_sae_plugin.hooked_vit.tower_facts import block_paths, check_tower, read_config, tower_dtype
+from vit_sae_plugin.hooked_vit.tower_hooks import attach_tower
 from vit_sae_plugin.hooked_vit.weight_views import StackedWeights
-from vit_sae_plugin.hooked_vit.zero_shot import zero_shot_classifier
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class HookedViT(StackedWeights, StrictHookedRoot):
+class HookedViT(TextTower, StackedWeights, StrictHookedRoot):
     """A vision transformer wrapped with TransformerLens's hook points.
 
     The wrapped model (``model.bare_model``) is neither copied nor changed: hooks attach to its
@@ -400,9 +401,7 @@ class HookedViT(StackedWeights, StrictHookedRoot):
     ) -> Tensor:
         refuse_checkpointing(self.bare_model)
         with eager_if_compiled(self.bare_model), ForwardRun(self.bare_model, points) as run:
-            if residual is not None:
-                self._attach_start(run, reach.start_at_layer or 0, residual)
-            self._attach(run, reach)
+            attach_tower(run, self.tower, self._block_paths, reach, residual)
             try:
                 output = self._bare_output(pixels, kwargs)
             except StopForward as stopped:
@@ -418,44 +417,6 @@ class HookedViT(StackedWeights, StrictHookedRoot):
                 "the modules that its tower description names."
             )
         return output
-
-    def _attach_start(self, run: ForwardRun, start: int, residual: Tensor) -> None:
-        """Bypass the blocks in front of ``start``, and put the residual stream where they end."""
-        if start == 0:
-            run.before(self._block_paths[0], lambda _: residual)
-            return
-        as_tuple = self.tower.block.returns_tuple
-        for path in self._block_paths[: start - 1]:
-            run.bypass(path, lambda x: x, as_tuple)
-        run.bypass(self._block_paths[start - 1], lambda _: residual, as_tuple)
-
-    def _attach(self, run: ForwardRun, reach: Reach) -> None:
-        start, stop = reach
-        root = Scope(run)
-        if self.tower.embedding is not None:
-            attach_embedding(root, self.tower.embedding)
-        if run.live("hook_full_embed"):
-            run.before(self._block_paths[0], lambda x: run.fire("hook_full_embed", x))
-        for layer in range(start or 0, self.cfg.n_layers if stop is None else stop):
-            attach_block(run, self.tower, layer, self._block_paths[layer])
-        if stop is not None:
-            self._attach_stop(run, stop)
-            return
-        if self.tower.ln_final is not None:
-            attach_norm(root, "ln_final", self.tower.ln_final)
-        if self.tower.classifier is not None and run.live("hook_image_embed"):
-            run.before(self.tower.classifier, lambda x: run.fire("hook_image_embed", x))
-
-    def _attach_stop(self, run: ForwardRun, stop: int) -> None:
-        """Leave the model with the residual stream, once all hooks in front of it have run."""
-
-        def leave(residual: Tensor, *_: Tensor) -> None:
-            raise StopForward(run, residual)
-
-        if stop == 0:
-            run.before(self._block_paths[0], leave)
-        else:
-            run.after(self._block_paths[stop - 1], leave)
 
     def _bare_output(self, pixels: Tensor, kwargs: dict[str, Any]) -> Tensor:
         method = self.tower.image_method
@@ -486,80 +447,6 @@ class HookedViT(StackedWeights, StrictHookedRoot):
             )
         embeds = self(pixels)
         return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
-
-    def encode_text(
-        self, text: Sequence[str] | Int[Tensor, "batch token"] | Any, normalize: bool = False
-    ) -> Float[Tensor, "batch d_embed"]:
-        """Text embeddings, comparable with ``encode_image``'s.
-
-        Args:
-            text: texts (tokenized with ``model.tokenizer``), or what the tokenizer returns.
-            normalize: divide each embedding by its length.
-
-        Raises:
-            ValueError: the model has no text tower, or texts were given and it has no tokenizer.
-        """
-        if self.tower.text_method is None:
-            raise ValueError(
-                f"{self.model_name!r} ({self.tower.family}) has no text tower; encode_text and "
-                "zero-shot classification need a model with one, such as an open_clip CLIP."
-            )
-        if isinstance(text, str):
-            text = [text]
-        if isinstance(text, Sequence):
-            if self.tokenizer is None:
-                raise ValueError(
-                    "Texts need a tokenizer and this model has none: give token ids, or pass "
-                    "tokenizer= to from_module."
-                )
-            text = self.tokenizer(list(text))
-        method = getattr(self.bare_model, self.tower.text_method)
-        device = self.cfg.device
-        if isinstance(text, Tensor):
-            output = method(text.to(device), **self.tower.method_arguments)
-        else:
-            tokens = {key: value.to(device) for key, value in text.items()}
-            output = method(**tokens, **self.tower.method_arguments)
-        embeds = field_of(output, self.tower.text_output)
-        return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
-
-    def require_preprocess(self) -> Callable[[Any], Tensor]:
-        """``preprocess``: from a PIL image to pixels ``[3, height, width]``.
-
-        Raises:
-            ValueError: this model has none.
-        """
-        if self.preprocess is None:
-            raise ValueError(
-                f"{self.model_name} has no preprocessing, so images can't become pixels; pass "
-                "preprocess= to HookedViT.from_module"
-            )
-        return self.preprocess
-
-    def zero_shot_classifier(
-        self,
-        class_names: Sequence[str],
-        templates: Sequence[str | Callable[[str], str]],
-        *,
-        renormalize_average: bool = True,
-    ) -> Float[Tensor, "d_embed n_classes"]:
-        """Class weights for zero-shot classification; see ``zero_shot.zero_shot_classifier``."""
-        return zero_shot_classifier(
-            self.encode_text, class_names, templates, renormalize_average=renormalize_average
-        )
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""] | None:
-        """The factor on cosine similarities, e.g. 100: the **exponential** of the parameter of the
-        same name. None for a model without one."""
-        log_scale = getattr(self.bare_model, "logit_scale", None)
-        return None if log_scale is None else log_scale.exp().reshape(())
-
-    @property
-    def logit_bias(self) -> Float[Tensor, ""] | None:
-        """What SigLIP adds to its logits; None for a model without one."""
-        bias = getattr(self.bare_model, "logit_bias", None)
-        return None if bias is None else bias.reshape(())
 
     def hook_width(self, hook_name: str) -> int:
         """``d_in`` of an SAE trained at a hook: its last axis, with heads flattened.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
-from vit_sae_plugin.hooked_vit.scope import Scope
+from vit_sae_plugin.hooked_vit.forward_run import Scope
 
 
 def norm_kind(norm: nn.Module) -> str | None:

@@ -14,16 +14,14 @@ from vit_sae_plugin.hooked_vit.hook_names import layer_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vit_sae_plugin.hooked_vit.hooked_vit import HookedViT
-
 Run = Callable[[dict[str, Callable[[Tensor], Tensor]]], Tensor]
 
 
-def check_first_block(model: HookedViT, run: Run) -> None:
+def check_first_block(model: Any, run: Run) -> None:
     """Check the description by one image's way through the first block.
 
     Args:
-        model: in evaluation mode, fed with images of its own size.
+        model: a ``HookedViT`` in evaluation mode, fed with images of its own size.
         run: gives the residual stream behind the first block, with these functions at the hook
             points of these names.
 
@@ -72,12 +70,12 @@ def check_first_block(model: HookedViT, run: Run) -> None:
 
 
 def check_every_hook(
-    model: HookedViT, pixels: Tensor | None = None, layers: list[int] | None = None
+    model: Any, pixels: Tensor | None = None, layers: list[int] | None = None
 ) -> pd.DataFrame:
     """One row a hook: its value, and what becomes of the output when it is replaced.
 
     Args:
-        model: in evaluation mode.
+        model: a ``HookedViT`` in evaluation mode.
         pixels: ``[batch, channel, height, width]`` (None: one image of noise).
         layers: blocks to check (None: all).
 

@@ -93,8 +93,8 @@ def load_transformers(
     except OSError as error:
         folder = Path(name).expanduser()
         beside = [path.name for path in folder.parent.glob("*") if (path / "config.json").exists()]
-        found = ", ".join(near_names(folder.name, beside, n=6, cutoff=0.4)) or "none is similar"
-        near = f" Models beside it: {found}." if beside else ""
+        likely = ", ".join(near_names(folder.name, beside, n=6, cutoff=0.4)) or "none is similar"
+        near = f" Models beside it: {likely}." if beside else ""
         raise ModelNameError(
             f"transformers cannot load {name!r}: {str(error).splitlines()[0]}{near} "
             "Give 'hf:org/name' as on the Hugging Face Hub, or 'hf:' and a folder made by "
@@ -103,7 +103,7 @@ def load_transformers(
     if module.config.model_type == "vit_mae":
         # Else it leaves out most patches of every image, at random.
         module.config.mask_ratio = 0.0
-    revision = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+    revision = {key: value for key, value in kwargs.items() if key in ("revision", "token")}
     revision |= no_code
     try:
         processor = AutoImageProcessor.from_pretrained(name, cache_dir=cache_dir, **revision)
@@ -119,7 +119,7 @@ def load_transformers(
     tokenizer = None
     if text_config is not None:
         try:
-            found = AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, **revision)
+            found: Any = AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, **revision)
             if len(found) <= len(set(found.all_special_tokens)):
                 # Without files of its own, transformers makes one that knows no words.
                 raise ValueError("its vocabulary is empty")

@@ -59,14 +59,16 @@ def _describe_attention(modules: list[Any]) -> tuple[AttentionDescription | None
         return None, "its query heads share keys and values"
     if getattr(attn, "qkv_bias_separate", False) and attn.q_bias is not None:
         return None, "its attention adds biases to queries and values in place"
-    separate = {} if attn.q_proj is None else {x: f"attn.{x}_proj" for x in "qkv"}
+    separate = attn.q_proj is not None
     added = getattr(attn, "q_bias", None) is not None
     return (
         AttentionDescription(
             intercepted=True,
             qkv=None if separate else "attn.qkv",
+            q="attn.q_proj" if separate else None,
+            k="attn.k_proj" if separate else None,
+            v="attn.v_proj" if separate else None,
             added_biases=("attn.q_bias", "attn.v_bias") if added else None,
-            **separate,
             z="attn.norm",
             out_proj="attn.proj",
         ),

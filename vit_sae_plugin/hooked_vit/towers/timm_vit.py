@@ -78,13 +78,14 @@ def describe_around(
     norms = [name for name in ("norm", "fc_norm") if not _is_identity(getattr(trunk, name))]
     image_size = as_pair(trunk.patch_embed.img_size)
     grid = trunk.patch_embed.grid_size
-    tokens: dict[str, list[TokenRole]] = {
+    roles: dict[str, TokenRole] = {
+        "cls_token": "class",
+        "dist_token": "register",
+        "reg_token": "register",
+    }
+    tokens = {
         name: [role] * getattr(trunk, name).shape[-2]
-        for name, role in (
-            ("cls_token", "class"),
-            ("dist_token", "register"),
-            ("reg_token", "register"),
-        )
+        for name, role in roles.items()
         if getattr(trunk, name, None) is not None
     }
     distilled = "dist_token" in tokens
@@ -107,7 +108,7 @@ def describe_around(
         image_size=image_size,
         patch_size=(image_size[0] // grid[0], image_size[1] // grid[1]),
         n_prefix_tokens=trunk.num_prefix_tokens,
-        prefix_roles=tuple(role for roles in tokens.values() for role in roles),
+        prefix_roles=tuple(role for each in tokens.values() for role in each),
         pooling=None if distilled else POOLING.get(trunk.global_pool),
         pooling_missing=missing,
         d_embed=trunk.num_features,

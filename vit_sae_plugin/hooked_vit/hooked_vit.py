@@ -448,6 +448,19 @@ class HookedViT(TextTower, StackedWeights, StrictHookedRoot):
         embeds = self(pixels)
         return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
 
+    def require_preprocess(self) -> Callable[[Any], Tensor]:
+        """``preprocess``: from a PIL image to pixels ``[3, height, width]``.
+
+        Raises:
+            ValueError: this model has none.
+        """
+        if self.preprocess is None:
+            raise ValueError(
+                f"{self.model_name} has no preprocessing, so images can't become pixels; pass "
+                "preprocess= to HookedViT.from_module"
+            )
+        return self.preprocess
+
     def hook_width(self, hook_name: str) -> int:
         """``d_in`` of an SAE trained at a hook: its last axis, with heads flattened.
 

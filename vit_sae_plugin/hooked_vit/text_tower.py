@@ -59,19 +59,6 @@ class TextTower:
         embeds = field_of(output, self.tower.text_output)
         return functional.normalize(embeds, dim=-1) if normalize else embeds
 
-    def require_preprocess(self) -> Callable[[Any], Tensor]:
-        """``preprocess``: from a PIL image to pixels ``[3, height, width]``.
-
-        Raises:
-            ValueError: this model has none.
-        """
-        if self.preprocess is None:
-            raise ValueError(
-                f"{self.model_name} has no preprocessing, so images can't become pixels; pass "
-                "preprocess= to HookedViT.from_module"
-            )
-        return self.preprocess
-
     def zero_shot_classifier(
         self,
         class_names: Sequence[str],

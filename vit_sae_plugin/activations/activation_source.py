@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -247,7 +248,6 @@ class ActivationSource:
             return self.hook_name
         return "hook_full_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
 
-    @torch.no_grad()
     def value(self, model: HookedViT, pixels: Float[Tensor, "batch 3 height width"]) -> Tensor:
         """All that the hook holds, in the model's precision.
 
@@ -257,16 +257,7 @@ class ActivationSource:
             model: the model, on any device.
             pixels: preprocessed images; moved to the model's device and precision.
         """
-        kept: list[Tensor] = []
-        # run_with_cache would visit every hook point twice, which small towers feel
-        handle = model.hook_dict[self._read_at].register_forward_hook(
-            lambda point, inputs, value: kept.append(value)
-        )
-        try:
-            model(pixels.to(model.cfg.device), stop_at_layer=self.stop_at_layer)
-        finally:
-            handle.remove()
-        return kept[0]
+        return hook_values([self], model, pixels)[0]
 
     def activations(
         self, model: HookedViT, pixels: Float[Tensor, "batch 3 height width"]
@@ -339,6 +330,39 @@ class ActivationSource:
                 f"token_kind is 'patches', but {self.hook_name} has one vector for each image; "
                 "want 'all'"
             )
+
+
+@torch.no_grad()
+def hook_values(
+    sources: Sequence[ActivationSource],
+    model: HookedViT,
+    pixels: Float[Tensor, "batch 3 height width"],
+) -> list[Tensor]:
+    """All that the sources' hooks hold, from one forward pass that goes no further than it must.
+
+    Args:
+        sources: whose hooks to read, on this model.
+        model: the model, on any device.
+        pixels: preprocessed images; moved to the model's device and precision.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[..., None]:
+        return lambda point, inputs, value: kept.__setitem__(number, value)
+
+    last_layers = [source.stop_at_layer for source in sources]
+    stop = None if None in last_layers else max(layer for layer in last_layers if layer is not None)
+    # run_with_cache would visit every hook point twice, which small towers feel
+    handles = [
+        model.hook_dict[source._read_at].register_forward_hook(keep(number))
+        for number, source in enumerate(sources)
+    ]
+    try:
+        model(pixels.to(model.cfg.device), stop_at_layer=stop)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [kept[number] for number in range(len(sources))]
 
 
 def describe_preprocessing(preprocess: Any) -> str | None:

@@ -11,7 +11,11 @@ from jaxtyping import Float, Int
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
-from vit_sae_plugin.activations.activation_source import EVERY_TOKEN, ActivationSource
+from vit_sae_plugin.activations.activation_source import (
+    EVERY_TOKEN,
+    ActivationSource,
+    hook_values,
+)
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
 from vit_sae_plugin.datasets import ImageLoader, SkippedImages, open_images
@@ -80,6 +84,8 @@ class ViTActivationsStore(RowStore):
         dtype: of the rows, whatever the model's precision is.
         device: where the buffer and the batches are.
         autocast_model: run the model under bfloat16 autocast.
+        hook_name_out: for transcoders: another hook, read in the same forward pass. Rows are then
+            ``[input | output]``, as wide as both.
         with_coordinates: keep where each row comes from, see ``coordinates``.
 
     Attributes:
@@ -111,6 +117,7 @@ class ViTActivationsStore(RowStore):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         autocast_model: bool = False,
+        hook_name_out: str | None = None,
         with_coordinates: bool = False,
     ) -> None:
         for name, size in (
@@ -124,7 +131,13 @@ class ViTActivationsStore(RowStore):
         self.images = images
         self.preprocess = model.require_preprocess()
         self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
-        self.d_in = model.hook_width(hook_name)
+        self._sources = [self.source]
+        if hook_name_out is not None:
+            self._sources.append(
+                ActivationSource.from_model(model, hook_name_out, token_kind, seqpos_slice)
+            )
+        self.hook_name_out = hook_name_out
+        self.d_in = sum(model.hook_width(source.hook_name) for source in self._sources)
         self.train_batch_size_tokens = train_batch_size_tokens
         self.store_batch_size_images = store_batch_size_images
         self.n_batches_in_buffer = n_batches_in_buffer
@@ -178,6 +191,7 @@ class ViTActivationsStore(RowStore):
             dtype=str_to_dtype(cfg.dtype),
             device=cfg.act_store_device or cfg.device,
             autocast_model=cfg.autocast_model,
+            hook_name_out=cfg.hook_name_out,
         )
 
     @classmethod
@@ -202,6 +216,7 @@ class ViTActivationsStore(RowStore):
             "hook_name": source.hook_name,
             "token_kind": source.token_kind,
             "seqpos_slice": source.seqpos_slice,
+            "hook_name_out": sae.cfg.metadata.hook_name_out,
         }
         return cls(model, open_images(images), **selection, **settings)
 
@@ -248,12 +263,15 @@ class ViTActivationsStore(RowStore):
         self._forget_buffer()
 
     def describe(self) -> dict[str, Any]:
-        """The source's description."""
-        return self.source.to_metadata()
+        """The source's description, and the output hook's name."""
+        description = self.source.to_metadata()
+        if self.hook_name_out is not None:
+            description["hook_name_out"] = self.hook_name_out
+        return description
 
     def fingerprint(self) -> dict[str, Any]:
         """The source's description, and the images'."""
-        return {"model": self.source.to_metadata(), "images": self.images.fingerprint()}
+        return {"model": self.describe(), "images": self.images.fingerprint()}
 
     def close(self) -> None:
         """End the worker processes. The buffer they filled is forgotten, and filled again."""
@@ -285,12 +303,23 @@ class ViTActivationsStore(RowStore):
         with torch.autocast(
             self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_model
         ):
-            value = self.source.value(self.model, images.pixels)
-        rows = self.source.select(self.model.cfg, value).flatten(end_dim=1)
+            values = hook_values(self._sources, self.model, images.pixels)
+        rows = self._rows(values).flatten(end_dim=1)
         coordinates = torch.empty(len(rows), 0, dtype=torch.long)
         if self.with_coordinates:
-            coordinates = self._coordinates_of(images, value)
+            coordinates = self._coordinates_of(images, values[0])
         return _OpenImageBatch(images.batch_number, rows, coordinates, n_taken)
+
+    def _rows(self, values: list[Tensor]) -> Float[Tensor, "batch token d_in"]:
+        cfg = self.model.cfg
+        parts = [s.select(cfg, value) for s, value in zip(self._sources, values, strict=True)]
+        n_tokens = [part.shape[1] for part in parts]
+        if len(set(n_tokens)) > 1:
+            raise ValueError(
+                f"{self.source.hook_name} has {n_tokens[0]} tokens and {self.hook_name_out} "
+                f"{n_tokens[1]}; want hooks with the same tokens"
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _coordinates_of(self, images: ImageBatch, hook_value: Tensor) -> Int[Tensor, "rows 3"]:
         places = self.source.layout(self.model.cfg, hook_value).row_and_column

@@ -202,7 +202,9 @@ class AttachedSAE:
                 if self.rows.keeps_state:
                     latents = self.encode(acts_btd[part])
                 x_hat = x_hat - self.decode(latents)
-                x_hat = target[part] + x_hat.to(target)
+                x_hat = target[part] + x_hat.to(target)  # what skips the latents cancels out
+            else:
+                x_hat = x_hat + self.rows.skip(acts_btd[part])
             results.append(x_hat.to(target))
         new = torch.cat(results)
         if where == "all":

@@ -180,11 +180,13 @@ class SplicedSAE(nn.Module):
         read = target if self._captured is None else source.select(cfg, self._captured)
         self._captured = None
         inputs = rows.standardize(read)
-        x_hat = rows.restore(self.sae.decode(self.sae.encode(inputs))).to(target)
+        x_hat = rows.restore(self.sae.decode(self.sae.encode(inputs)) + rows.skip(inputs))
+        x_hat = x_hat.to(target)
         if self.use_error_term:
             # without hooks, so that an edit of the latents isn't made up for by the error
             with torch.no_grad(), _silent_hooks(self.sae):
-                clean = rows.restore(self.sae.decode(self.sae.encode(inputs))).to(target)
+                clean = rows.restore(self.sae.decode(self.sae.encode(inputs)) + rows.skip(inputs))
+                clean = clean.to(target)
             x_hat = x_hat + self.hook_sae_error(target - clean)
         return source.replace(cfg, value, self.hook_sae_output(x_hat))
 

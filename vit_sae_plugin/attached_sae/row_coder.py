@@ -155,6 +155,11 @@ class RowCoder:
         close = torch.allclose(change, probe @ matrix, rtol=1e-3, atol=1e-4 * float(change.std()))
         return matrix if close else None
 
+    def skip(self, x: Float[Tensor, "*rows d_in"]) -> Tensor | float:
+        """What a transcoder with a skip connection adds to its decoder's output; else 0."""
+        weights = getattr(self.sae, "W_skip", None)
+        return 0.0 if weights is None else x.to(weights) @ weights.T
+
     @property
     def keeps_state(self) -> bool:
         """Whether ``decode`` uses up what the last ``encode`` left behind (each row's norm)."""

@@ -198,6 +198,8 @@ def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETra
         # As PatchSAE does: the last block's output serves the class token alone.
         default_hook = f"blocks.{max(model.cfg.n_layers - 2, 0)}.hook_resid_post"
         d_in = model.hook_width(settings.setdefault("hook_name", default_hook))
+        if settings.get("hook_name_out") and sae.get("d_out") is None:
+            sae["d_out"] = model.hook_width(settings["hook_name_out"])
         n_rows = _rows_per_epoch(model, images, settings)
     cfg = ViTSAERunnerConfig.from_dict(
         complete_settings(settings, d_in=d_in, n_rows_per_epoch=n_rows)

@@ -19,8 +19,22 @@ from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTraining
 from .registration import register
 from .saved_sae import load_saved_sae
 from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
+from .transcoder_training import (
+    JumpReLUSkipTranscoderTrainingSAE,
+    JumpReLUSkipTranscoderTrainingSAEConfig,
+    JumpReLUTranscoderTrainingSAE,
+    JumpReLUTranscoderTrainingSAEConfig,
+    SkipTranscoderTrainingSAE,
+    SkipTranscoderTrainingSAEConfig,
+    TranscoderTrainingSAE,
+    TranscoderTrainingSAEConfig,
+)
 
 __all__ = [
+    "JumpReLUSkipTranscoderTrainingSAE",
+    "JumpReLUSkipTranscoderTrainingSAEConfig",
+    "JumpReLUTranscoderTrainingSAE",
+    "JumpReLUTranscoderTrainingSAEConfig",
     "MatryoshkaTopKSAE",
     "MatryoshkaTopKSAEConfig",
     "MatryoshkaTopKTrainingSAE",
@@ -33,10 +47,14 @@ __all__ = [
     "PatchTrainingSAEConfig",
     "SignedTopKSAE",
     "SignedTopKSAEConfig",
+    "SkipTranscoderTrainingSAE",
+    "SkipTranscoderTrainingSAEConfig",
     "StandardGhostTrainingSAE",
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",
     "TopKGhostTrainingSAEConfig",
+    "TranscoderTrainingSAE",
+    "TranscoderTrainingSAEConfig",
     "equivalent_l1_coefficient",
     "export_as_standard",
     "export_as_topk",

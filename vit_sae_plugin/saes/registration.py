@@ -29,6 +29,16 @@ from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .relative_l1_sae import RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig
 from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
+from .transcoder_training import (
+    JumpReLUSkipTranscoderTrainingSAE,
+    JumpReLUSkipTranscoderTrainingSAEConfig,
+    JumpReLUTranscoderTrainingSAE,
+    JumpReLUTranscoderTrainingSAEConfig,
+    SkipTranscoderTrainingSAE,
+    SkipTranscoderTrainingSAEConfig,
+    TranscoderTrainingSAE,
+    TranscoderTrainingSAEConfig,
+)
 
 Classes = tuple[type[Any], type[Any]]
 
@@ -49,6 +59,14 @@ TRAINING_SAE_CLASSES: dict[str, Classes] = {
     "standard_ghost": (StandardGhostTrainingSAE, StandardGhostTrainingSAEConfig),
     "topk_ghost": (TopKGhostTrainingSAE, TopKGhostTrainingSAEConfig),
     "standard_relative_l1": (RelativeL1TrainingSAE, RelativeL1TrainingSAEConfig),
+    # for inference these are SAELens's own
+    "transcoder": (TranscoderTrainingSAE, TranscoderTrainingSAEConfig),
+    "skip_transcoder": (SkipTranscoderTrainingSAE, SkipTranscoderTrainingSAEConfig),
+    "jumprelu_transcoder": (JumpReLUTranscoderTrainingSAE, JumpReLUTranscoderTrainingSAEConfig),
+    "jumprelu_skip_transcoder": (
+        JumpReLUSkipTranscoderTrainingSAE,
+        JumpReLUSkipTranscoderTrainingSAEConfig,
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vit_sae_plugin.activations.activation_source import hook_values
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.training.checkpoint_weights import whitened_copy
 
@@ -84,17 +85,21 @@ class HeldOutImages:
             shuffle=True,  # a fair sample, and by the walk's own seed always the same
             n_workers=self.n_workers,
         )
+        output = replace(attached.source, hook_name=attached.hook_name_out)
         n_tokens = n_images = 0
         residual = l0 = cosine = squares = 0.0
         # around the first image's mean, for the sums of squares cancel if that is far from zero
-        origin = total = torch.zeros(attached.d_in, dtype=torch.float64)
+        origin = total = torch.zeros(attached.rows.d_out, dtype=torch.float64)
         for batch in walk:
-            acts_btd = attached.activations(batch.pixels)
+            values = hook_values([attached.source, output], self.model, batch.pixels)
+            acts_btd = attached.source.select(self.model.cfg, values[0])
+            target_btd = output.select(self.model.cfg, values[1])
             if n_tokens == 0:
-                origin = acts_btd[0].double().cpu().mean(0)
+                origin = target_btd[0].double().cpu().mean(0)
             for part, latents in attached.encode_parts(acts_btd):
-                z = acts_btd[part]
-                error = attached.decode(latents).to(z) - z
+                z = target_btd[part]
+                x_hat = attached.decode(latents) + attached.rows.skip(acts_btd[part])
+                error = x_hat.to(z) - z
                 centred = z.double().cpu().flatten(0, 1) - origin
                 residual += _sum_of_squares(error)
                 squares += _sum_of_squares(centred)
@@ -107,7 +112,7 @@ class HeldOutImages:
             n_images += len(outputs)
         variance = squares - float(total.square().sum()) / n_tokens
         return {
-            "held_out_mse": residual / (n_tokens * attached.d_in),
+            "held_out_mse": residual / (n_tokens * attached.rows.d_out),
             "held_out_explained_variance": 1 - residual / variance
             if variance > 0
             else float("nan"),

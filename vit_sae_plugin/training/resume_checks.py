@@ -39,7 +39,8 @@ def check_same_settings(run: dict[str, Any], now: ViTSAERunnerConfig) -> None:
         {
             name: (run.get(name), after.get(name))
             for name in {**run, **after}
-            if name not in may_change and run.get(name) != after.get(name)
+            # an earlier release didn't have every setting, and trained as without it
+            if name not in may_change and run.get(name, after.get(name)) != after.get(name)
         },
         "settings",
         "want the same, or another output_path for a new run (what may change: "

@@ -33,7 +33,8 @@ def store_of_images(
     Raises:
         ValueError: a stream's embeddings are to be standardised, which needs them all first.
     """
-    if cfg.hook_name == POOLED_HOOK and not images.is_streaming:
+    is_pooled = cfg.hook_name == POOLED_HOOK and cfg.hook_name_out is None
+    if is_pooled and not images.is_streaming:
         return store_of_embeddings(cfg, _embedded_once(cfg, model, images))
     if cfg.standardize_embeddings:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,8 @@ from sae_lens.constants import (
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.util import temporary_seed
 from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.row_store import RowStore
@@ -29,6 +32,7 @@ from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
 from vit_sae_plugin.training.held_out import HeldOutImages
+from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
 from vit_sae_plugin.training.resume_checks import (
     check_same_input,
@@ -217,6 +221,7 @@ class ViTSAETrainingRunner:
                 report=report,
                 report_window=report_window,
                 report_step=report_step,
+                first_batch=self._say_l1_guidance,
                 evaluate=self._evaluation(trainer),
                 eval_every_n_steps=cfg.eval_every_n_steps,
                 log_every_n_steps=cfg.log_every_n_steps,
@@ -235,6 +240,10 @@ class ViTSAETrainingRunner:
         if not self.cfg.dataset_path:
             raise ValueError("dataset_path is empty; want the images to train on")
         return open_images(self.cfg.dataset_path, from_file=True)
+
+    def _say_l1_guidance(self, rows: Tensor) -> None:
+        if self.cfg.verbose and (line := l1_guidance(self.cfg.sae, rows)) is not None:
+            tqdm.write(line, file=sys.stderr)
 
     def _evaluation(self, trainer: ViTSAETrainer) -> Callable[[], dict[str, float]]:
         cfg, model = self.cfg, self.model
@@ -426,8 +435,14 @@ def _check_devices(cfg: ViTSAERunnerConfig) -> None:
 
 
 def _check_width(cfg: ViTSAERunnerConfig, width: int) -> None:
-    if cfg.sae.d_in != width:
+    d_out = getattr(cfg.sae, "d_out", None)
+    if d_out is None and cfg.sae.d_in != width:
         raise ValueError(
             f"sae.d_in is {cfg.sae.d_in}, but {cfg.hook_name} of {cfg.model_name} has width "
             f"{width}; want d_in={width}"
+        )
+    if d_out is not None and cfg.sae.d_in + d_out != width:
+        raise ValueError(
+            f"sae.d_in is {cfg.sae.d_in} and sae.d_out {d_out}, but {cfg.hook_name} and "
+            f"{cfg.hook_name_out} of {cfg.model_name} have {width} together; want their widths"
         )

@@ -67,6 +67,9 @@ class ViTSAERunnerConfig:
     hook_name: str = "blocks.10.hook_resid_post"
     """Which activations to train on. Heads are flattened, so ``d_in`` is heads × head width at
     ``hook_z``."""
+    hook_name_out: str | None = None
+    """Which activations a transcoder reconstructs, from those of ``hook_name``. They are read in
+    the same forward pass; None for an SAE, which reconstructs what it reads."""
     token_kind: str = "all"
     """Which tokens of an image become rows: ``"all"``, ``"patches"`` or ``"cls"``."""
     seqpos_slice: tuple[int | None, ...] = (None,)
@@ -290,6 +293,7 @@ class ViTSAERunnerConfig:
     def _check_source(self) -> None:
         check_choice("model_class_name", self.model_class_name, ("HookedViT",))
         check_hook_name(self.hook_name)
+        self._check_output_hook()
         check_token_kind(self.token_kind)
         if self.hook_name == "hook_image_embed" and self.token_kind == "patches":
             raise ValueError(
@@ -327,6 +331,25 @@ class ViTSAERunnerConfig:
                     f"{name} is {value!r}; want 'cpu', 'cuda', 'cuda:1', 'mps' or the like"
                 ) from None
         str_to_dtype(self.dtype)  # raises, with the formats there are
+
+    def _check_output_hook(self) -> None:
+        is_transcoder = hasattr(self.sae, "d_out")
+        if is_transcoder != (self.hook_name_out is not None):
+            architecture = self.sae.architecture()
+            wanted = (
+                "the hook that it reconstructs" if is_transcoder else "None: it is no transcoder"
+            )
+            raise ValueError(
+                f"hook_name_out is {self.hook_name_out!r} for {architecture}; want {wanted}"
+            )
+        if self.hook_name_out is None:
+            return
+        check_hook_name(self.hook_name_out)
+        if self.embeddings_path is not None:
+            raise ValueError(
+                "hook_name_out needs a model, but embeddings_path is "
+                f"{self.embeddings_path!r}; want images, in dataset_path"
+            )
 
     def _check_sizes(self) -> None:
         names = (

@@ -41,6 +41,7 @@ class TrainingLoop:
         report: called with the metrics of every ``log_every_n_steps``-th step.
         report_window: called with SAELens's sparsity metrics after each sampling window.
         report_step: called with the output of every step.
+        first_batch: called with the rows of the first step.
         evaluate: gives measures on held-out images, which are reported with the metrics.
         eval_every_n_steps: how often; 0: never. The last step is always measured.
         log_every_n_steps: how often metrics are taken.
@@ -60,6 +61,7 @@ class TrainingLoop:
         report: Callable[[dict[str, Any]], None] = lambda metrics: None,
         report_window: Callable[[dict[str, Any]], None] = lambda metrics: None,
         report_step: Callable[[TrainStepOutput], None] = lambda output: None,
+        first_batch: Callable[[Tensor], None] = lambda rows: None,
         evaluate: Callable[[], dict[str, float]] = dict,
         eval_every_n_steps: int = 0,
         log_every_n_steps: int = 10,
@@ -75,6 +77,7 @@ class TrainingLoop:
         self.report = report
         self.report_window = report_window
         self.report_step = report_step
+        self.first_batch = first_batch
         self.evaluate = evaluate
         self.eval_every_n_steps = eval_every_n_steps
         self.log_every_n_steps = log_every_n_steps
@@ -131,6 +134,8 @@ class TrainingLoop:
                 raise
             if batch is None:
                 self._stop(position)
+            if trainer.n_training_steps == 0:
+                self.first_batch(batch)
             if window := trainer.maybe_reset_sparsity():
                 self.report_window(window)
             output = trainer.step(batch)

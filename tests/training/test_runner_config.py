@@ -255,7 +255,7 @@ def test_other_model_classes_and_context_sizes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        # SAELens keeps the rows of so many prompts: images of 50 tokens here
+        # SAELens keeps the rows of that many prompts: images of 50 tokens here
         ({"n_batches_in_buffer": 20}, 1),
         ({"n_batches_in_buffer": 1024}, 13),  # 51,200 rows are 12.5 batches of 4,096
         ({"n_batches_in_buffer": 1024, "seqpos_slice": (1, 9)}, 2),

@@ -143,7 +143,7 @@ def _ctrl_c_after(
     n_batches: int,
     send: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT),
 ) -> None:
-    """Press Ctrl-C while the run waits for the batch after so many."""
+    """Press Ctrl-C while the run waits for the batch after that many."""
     serve, served = runner.store.__next__, []
 
     class Impatient(type(runner.store)):

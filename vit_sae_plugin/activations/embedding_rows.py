@@ -66,15 +66,15 @@ class EmbeddingRows:
         if n_bad == 0:
             return
         first = int(np.argmin(finite))
-        told = (
+        finding = (
             f"{self.name}: {n_bad} of {len(finite)} rows hold NaN or infinite values "
             f"(the first is row {first})"
         )
         if self.non_finite == "refuse":
-            raise ValueError(f"{told}; mend them, or say non_finite='drop' to leave them out")
+            raise ValueError(f"{finding}; mend them, or say non_finite='drop' to leave them out")
         if n_bad == len(finite):
-            raise ValueError(f"{told}: nothing is left")
-        warnings.warn(f"{told}: left out", stacklevel=4)
+            raise ValueError(f"{finding}: nothing is left")
+        warnings.warn(f"{finding}: left out", stacklevel=4)
         keep = np.flatnonzero(finite)
         # The ids must name the rows that stay, also where they were only implied.
         self.ids = [self.id(int(row)) for row in keep]

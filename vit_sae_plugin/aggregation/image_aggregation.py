@@ -119,9 +119,9 @@ class ImageAggregation(nn.Module, ABC):
         n_images, n_tokens, d_sae = entries.shape
         rows = []
         for image in range(n_images):
-            mine = entries.image == image
+            of_image = entries.image == image
             dense = entries.values.new_zeros(1, n_tokens, d_sae)
-            dense[0, entries.token[mine], entries.latent[mine]] = entries.values[mine]
+            dense[0, entries.token[of_image], entries.latent[of_image]] = entries.values[of_image]
             # which tokens are invalid no longer matters, only how many: they were dropped
             valid = torch.zeros(1, n_tokens, dtype=torch.bool, device=dense.device)
             seen = dense[0].any(dim=1)

@@ -29,6 +29,6 @@ def text(value: object) -> str:
 
 
 def card(width: int, content: str) -> str:
-    """A piece of a row of cards, so many pixels wide."""
+    """A piece of a row of cards, that many pixels wide."""
     style = "display:inline-block;vertical-align:top;margin:0 14px 14px 0;font-size:12px"
     return f'<div style="{style};width:{width}px">{content}</div>'

@@ -116,7 +116,7 @@ def analyze(
             a rule saved with the SAE keeps a threshold of its own, other than 0.2.
         n_reference_images: images kept for each latent and aggregation.
         n_partners: co-active and similar latents kept for each latent.
-        n_coactivation_images: co-activation is exact for latents active on at most so many
+        n_coactivation_images: co-activation is exact for latents active on at most that many
             images, and estimated from a sample of this size beyond.
         dense_frequency: share of tokens above which a latent is flagged dense.
         batch_size_images: images that go through the model together.

@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
 
 MAX_LATENT_VALUES = {"cpu": 2**24, "cuda": 2**28}
-"""Latents held at a time: rows are encoded so many at once that their latents fit."""
+"""Latents held at a time: as many rows are encoded at once as fit."""
 
 _KEEPS_STATE = ("layer_norm", "constant_norm_rescale")
 """Normalisations of SAELens's whose ``decode`` uses up what ``encode`` left behind."""

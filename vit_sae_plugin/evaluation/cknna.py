@@ -36,7 +36,7 @@ def cknna(
         block_rows: rows of a kernel in memory at a time.
 
     Raises:
-        ValueError: different numbers of rows, too few for so many neighbours, NaN or infinity.
+        ValueError: different numbers of rows, too few for that many neighbours, NaN or infinity.
     """
     spaces = [Neighbours(rows, n_neighbors, unit_rows, block_rows) for rows in (x, y)]
     return alignment(*spaces, unbiased=unbiased)

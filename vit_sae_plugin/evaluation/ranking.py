@@ -90,9 +90,9 @@ def best_iou_threshold(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]
     return ordered[iou.argmax()].item()
 
 
-def iou(said: Bool[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
+def iou(marked: Bool[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
     """Intersection over union of two sets; at least one must not be empty."""
-    return ((said & positive).sum() / (said | positive).sum()).item()
+    return ((marked & positive).sum() / (marked | positive).sum()).item()
 
 
 def pointing_game(

@@ -48,8 +48,8 @@ def plot_attribution(explanation: Explanation, *, n_latents: int = 4, label: str
             bar = figure.colorbar(scale, ax=of, orientation="horizontal", shrink=0.8, aspect=24)
             bar.ax.tick_params(labelsize=6.5)
             bar.outline.set_visible(False)  # type: ignore[operator]
-    said = f"{label}: " if label else ""
-    figure.suptitle(f"{said}{found.score:.4g}, by {found.method.replace('_', ' ')}", fontsize=9)
+    prefix = f"{label}: " if label else ""
+    figure.suptitle(f"{prefix}{found.score:.4g}, by {found.method.replace('_', ' ')}", fontsize=9)
     return figure
 
 

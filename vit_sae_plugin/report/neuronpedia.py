@@ -128,8 +128,8 @@ def export_neuronpedia(
                 if atlas.check_latent(i) in chosen
             ]
             _write_rows(inside / "explanations" / "batch-0.jsonl.gz", rows)
-        told = NO_LOGITS if logits is None else CLASS_LOGITS
-        (inside / "NOT_INCLUDED.md").write_text(NO_PLACE.format(logits=told), encoding="utf-8")
+        note = NO_LOGITS if logits is None else CLASS_LOGITS
+        (inside / "NOT_INCLUDED.md").write_text(NO_PLACE.format(logits=note), encoding="utf-8")
 
     write_folder_atomically(target, write)
     return target

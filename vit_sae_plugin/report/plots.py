@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BAR, _MISSING, _LINE = "#9db8dd", "#b9bec4", "#c9ced4"
-COLOUR_MAP = "viridis"
+COLOR_MAP = "viridis"
 
 
 def plot_latents(atlas: LatentAtlas, *, latents: Sequence[int] | None = None) -> Figure:
@@ -52,7 +52,7 @@ def plot_latents(atlas: LatentAtlas, *, latents: Sequence[int] | None = None) ->
         y[known],
         s=size,
         c=entropy[known],
-        cmap=COLOUR_MAP,
+        cmap=COLOR_MAP,
         norm=Normalize(0, max(float(entropy[known].max(initial=0)), 0.1)),
         linewidths=0,
         alpha=0.85,
@@ -142,7 +142,7 @@ def plot_class_latents(
     image = axes.imshow(
         np.where(per_image > 0, per_image, np.nan),
         aspect="auto",
-        cmap=COLOUR_MAP,
+        cmap=COLOR_MAP,
         norm=LogNorm(max(smallest, largest / 1000), largest),
         interpolation="nearest",
     )

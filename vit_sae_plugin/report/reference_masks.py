@@ -47,9 +47,9 @@ class ReferenceMasks:
         grid: tuple[int, int],
         folder: Path,
     ) -> None:
-        mine = np.asarray(latents, dtype=np.int64)
-        image = np.concatenate([table.image[mine] for table in references], axis=1)
-        keys = (mine[:, None] << _IMAGE_BITS) | image.astype(np.int64)
+        of_tables = np.asarray(latents, dtype=np.int64)
+        image = np.concatenate([table.image[of_tables] for table in references], axis=1)
+        keys = (of_tables[:, None] << _IMAGE_BITS) | image.astype(np.int64)
         self._keys = np.unique(keys[image >= 0])
         """Latent and image of each mask, in this order."""
         image_of_key = self._keys & (2**_IMAGE_BITS - 1)

@@ -45,8 +45,8 @@ def write_reference_pictures(
                 region = regions.of(image)
                 path = folder / f"{index:07d}.{extension}"
                 save_picture(image, region, attached.layout.grid, path, size)
-                mine = masks.latents_of(index)
-                masks.put(index, attached.layout.on_grid(tokens[:, mine].T).cpu().numpy())
+                latents = masks.latents_of(index)
+                masks.put(index, attached.layout.on_grid(tokens[:, latents].T).cpu().numpy())
                 bar.update()
 
 

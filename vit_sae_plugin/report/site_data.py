@@ -123,8 +123,8 @@ def latent_details(
     top_classes = _top_classes(atlas, latents, _CLASSES_TO_SHOW)
     for latent, classes in zip(latents, top_classes, strict=True):
         tables = atlas.references
-        mine = {int(i) for table in tables.values() for i in table.image[latent] if i >= 0}
-        marked = {i: one for i in sorted(mine) if (one := masks.get(latent, i)) is not None}
+        of_latent = {int(i) for table in tables.values() for i in table.image[latent] if i >= 0}
+        marked = {i: one for i in sorted(of_latent) if (one := masks.get(latent, i)) is not None}
         references: dict[str, list[list[Any]]] = {}
         for name, table in tables.items():
             pairs = zip(table.image[latent].tolist(), table.value[latent].tolist(), strict=True)

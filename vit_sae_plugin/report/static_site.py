@@ -71,7 +71,7 @@ def write_report(
             spread evenly over the source. An SAE that reads no patches has no such pages.
         n_explained: how many, where ``explain`` is None.
         latents: the latents to show. None: all that are not dead.
-        n_latents: show at most so many of them: those with the lowest label entropy, then, of
+        n_latents: show at most that many of them: those with the lowest label entropy, then, of
             latents without one, those that are not dense, the strongest first. None: all.
         names: names of latents, where they have been named.
         title: heading of the report.

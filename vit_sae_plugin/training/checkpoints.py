@@ -70,7 +70,7 @@ class CheckpointFolder:
         return target
 
     def folder_of(self, step: int) -> Path:
-        """The checkpoint made after so many training steps."""
+        """The checkpoint made after that many training steps."""
         return self.path / f"step_{step:09d}"
 
     def newest_intact(self) -> Path | None:

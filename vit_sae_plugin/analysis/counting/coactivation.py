@@ -98,11 +98,11 @@ class _ImageIndex:
 
     def shared_counts(self, rows: slice) -> Int[Tensor, "row d_sae"]:
         """How many sampled images each latent of ``rows`` shares with each latent."""
-        mine = ((self.latent >= rows.start) & (self.latent < rows.stop)).nonzero().flatten()
+        in_rows = ((self.latent >= rows.start) & (self.latent < rows.stop)).nonzero().flatten()
         counts = torch.zeros((rows.stop - rows.start) * self.d_sae, dtype=torch.int32)
-        reach = self.size[mine].cumsum(0)
-        n_parts = int(reach[-1]) // _PAIRS_AT_ONCE + 1 if len(mine) else 0
-        for part in mine.tensor_split(n_parts) if n_parts else ():
+        reach = self.size[in_rows].cumsum(0)
+        n_parts = int(reach[-1]) // _PAIRS_AT_ONCE + 1 if len(in_rows) else 0
+        for part in in_rows.tensor_split(n_parts) if n_parts else ():
             size = self.size[part]
             first = size.cumsum(0) - size
             step = torch.arange(int(size.sum())) - first.repeat_interleave(size)

@@ -126,8 +126,8 @@ class Explanation:
         """
         latent = self.atlas.check_latent(latent)
         tokens = torch.zeros(len(self.layout.patch_of_token))
-        mine = self.latent == latent
-        tokens[torch.from_numpy(self.token[mine])] = torch.from_numpy(self.activation[mine])
+        here = self.latent == latent
+        tokens[torch.from_numpy(self.token[here])] = torch.from_numpy(self.activation[here])
         grid = self.layout.on_grid(tokens).numpy()
         return Heatmap(self.image, latent, grid, self.region)
 

@@ -62,7 +62,7 @@ def reference_heatmaps(
     Args:
         images: the source that was analysed, or what :func:`open_images` takes.
         latents: indices.
-        n_images: at most so many for each latent.
+        n_images: at most that many for each latent.
         aggregation: whose reference images; None: the atlas's default.
     """
     attached = AttachedSAE(model, sae, source)

@@ -24,7 +24,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -89,7 +89,8 @@ class World:
             (self.photos / f"class{index % 2}").mkdir(parents=True, exist_ok=True)
             pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(self.photos / f"class{index % 2}" / f"{index}.png")
-        np.save(self.rows, generator.normal(size=(64, 8)).astype(np.float32))
+        # as wide as the embeddings of shapes-clip
+        np.save(self.rows, generator.normal(size=(64, 128)).astype(np.float32))
         settings = ("--d-sae", 16, "--set", "train_batch_size_tokens=16", "--device", "cpu")
         _must(
             *("train", "--images", self.photos, "--model", "shapes-clip", *settings),
@@ -102,6 +103,17 @@ class World:
             *("--output-path", self.run),
         )
         _must("analyze", self.sae, "--images", self.photos, "--output-path", self.atlas)
+        self._check_sound()
+
+    def _check_sound(self) -> None:
+        """The sound files are accepted: else every case would be refused, and nothing be shown."""
+        folder = _fresh(self)
+        (folder / "config.yaml").write_text(yaml.safe_dump(self.settings()))
+        _must("train", "--config", folder / "config.yaml", "--output-path", folder / "run")
+        _must("train", "--resume", shutil.copytree(self.run, folder / "resumed"))
+        _must("analyze", self.sae, "--images", self.photos, "--output-path", self.atlas)
+        _must("eval", self.sae, "--images", self.photos, "--output-path", folder / "evaluation")
+        _must("export", self.sae, folder / "plain")
 
     def settings(self) -> dict[str, Any]:
         """A small run on embeddings, as a settings file would have it."""
@@ -201,7 +213,7 @@ def embeddings_files(world: World, rng: random.Random) -> Iterator[Case]:
         ("strings", "r.npy", save(np.array([["a", "b"]]))),
         ("records", "r.npy", save(np.zeros(3, dtype=[("a", "f4")]))),
         ("constant", "r.npy", save(np.zeros_like(rows))),
-        ("huge values", "r.npy", save(rows * 1e38)),
+        ("huge values", "r.npy", save(rows * np.float32(1e37))),
         ("folder", "r.npy", lambda path: path.mkdir()),
         ("ending", "r.txt", write(whole)),
         ("empty", "r.safetensors", write(b"")),
@@ -305,6 +317,9 @@ def atlases(world: World, rng: random.Random) -> Iterator[Case]:
             path.unlink()
         else:
             name = _damage_bytes(path, rng)
+        if rng.random() < 0.5:
+            name += " (hashes mended)"
+            _rehash_atlas(folder)
         report = rng.choice([(), ("--report", folder.parent / "report", "--n-explained", 1)])
         command = ["analyze", world.sae, "--images", world.photos, "--output-path", folder]
         yield Case("atlases", f"{path.name}: {name}", [*command, *report])
@@ -656,6 +671,21 @@ def _rehash(folder: Path) -> None:
             content = path.read_bytes()
             manifest[path.name] = {"size": len(content), "sha256": sha256(content).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _rehash_atlas(folder: Path) -> None:
+    """The same for an atlas, whose hashes are in its description."""
+    path = folder / "atlas.json"
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        described = json.loads(path.read_text())
+        described.pop("sha256", None)
+        for name in described.get("files", {}):
+            content = (folder / name).read_bytes()
+            described["files"][name] = {
+                "size": len(content),
+                "sha256": sha256(content).hexdigest(),
+            }
+        path.write_text(json.dumps(described))
 
 
 def _fresh(world: World) -> Path:

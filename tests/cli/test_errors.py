@@ -93,7 +93,7 @@ def test_a_long_value_does_not_fill_the_screen():
         ([], "the following arguments are required: COMMAND"),
         (["exprot"], "invalid choice: 'exprot'"),
         (["train", "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
-        (["eval", "x"], "the following arguments are required: --images"),
+        (["analyze"], "the following arguments are required: SAE_FOLDER"),
     ],
 )
 def test_wrong_arguments_are_one_line_that_points_to_the_help(argv, told, capsys):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Read, save, and say what it is."""
     from vit_sae_plugin.atomic_files import write_folder_atomically
+    from vit_sae_plugin.fingerprints import write_manifest
     from vit_sae_plugin.pretrained import load_pretrained_sae
     from vit_sae_plugin.report.card import write_card
     from vit_sae_plugin.saes.export import check_new_folder
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     def write(inside: Path) -> None:
         sae.save_model(inside)
+        write_manifest(inside)
         write_card(inside, sae)
 
     write_folder_atomically(folder, write)

@@ -24,6 +24,7 @@ from vit_sae_plugin.fingerprints import (
 STATE = "run_state.json"
 N_NEWEST_KEPT = 2
 _STEP_FOLDER = "step_*"
+_GO_ON = "delete this checkpoint to go on from the one before"
 
 
 class DamagedCheckpointError(DamagedFileError):
@@ -105,7 +106,7 @@ class CheckpointFolder:
         for folder in self._folders():
             try:
                 return read_state(folder)["settings"]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError):
                 continue
         return None
 
@@ -124,8 +125,20 @@ class CheckpointFolder:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The plain values that :meth:`CheckpointFolder.save` was given."""
-    return json.loads((checkpoint / STATE).read_text())
+    """The plain values that :meth:`CheckpointFolder.save` was given.
+
+    Raises:
+        DamagedCheckpointError: the file holds something else.
+    """
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged ({error}); {_GO_ON}") from None
+    entries = [state] if not isinstance(state, dict) else map(state.get, ("settings", "model"))
+    if not all(isinstance(entry, dict | None) for entry in entries) or state is None:
+        raise DamagedCheckpointError(f"{path} is damaged: it holds no state; {_GO_ON}")
+    return state
 
 
 def find_damage(checkpoint: Path) -> str | None:

@@ -30,7 +30,11 @@ from vit_sae_plugin.atomic_files import delete_leftovers, write_folder_atomicall
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
+from vit_sae_plugin.training.checkpoints import (
+    CheckpointFolder,
+    DamagedCheckpointError,
+    read_state,
+)
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
@@ -335,7 +339,13 @@ class ViTSAETrainingRunner:
             settings = now.pop("settings")
             check_same_settings(saved.get("settings", settings), self.cfg)
             check_same_input(saved, now)
-            loop.restore(checkpoint)
+            try:
+                loop.restore(checkpoint)
+            except (AttributeError, EOFError, LookupError, RuntimeError, TypeError) as error:
+                raise DamagedCheckpointError(
+                    f"checkpoint {checkpoint} can't be restored ({type(error).__name__}: {error}); "
+                    "delete it to go on from the one before"
+                ) from error
         if metrics_file is not None:
             metrics_file.rewind(loop.trainer.n_training_steps)
         skipped_file = Path(self.cfg.output_path or "") / SKIPPED_FILE

@@ -260,13 +260,15 @@ def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
     )
 
 
-def _add_batching(command: argparse.ArgumentParser) -> None:
+def _add_batching(
+    command: argparse.ArgumentParser, default: int | None = 64, said_default: str = "64"
+) -> None:
     command.add_argument(
         "--batch-size-images",
         type=int,
-        default=64,
+        default=default,
         metavar="N",
-        help="images that go through the model together (default: 64)",
+        help=f"images that go through the model together (default: {said_default})",
     )
     command.add_argument(
         "--n-workers",
@@ -284,12 +286,13 @@ def _add_eval(commands) -> None:
         "measure a saved SAE: sparsity, reconstruction, and what splicing it in does to the model",
         "vit-sae eval runs/photos/sae --images photos/",
         "vit-sae eval runs/rows/sae --embeddings held_out.npy",
+        "vit-sae eval runs/photos/sae --images test/ --suite masking --ranking-images train/",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
     _add_rows(command)
     _add_model(command, " (default: the SAE's own)")
     command.add_argument("--n-images", type=int, metavar="N", help="stop after this many images")
-    _add_batching(command)
+    _add_batching(command, None, "64; masking: 8")
     command.add_argument(
         "--templates",
         metavar="FILE",
@@ -298,9 +301,9 @@ def _add_eval(commands) -> None:
     )
     command.add_argument(
         "--suite",
-        choices=["splice", "msae"],
+        choices=["splice", "msae", "masking"],
         help="splice: the measures of PatchSAE (default with --images); msae: those of the "
-        "Matryoshka paper (default with --embeddings)",
+        "Matryoshka paper (default with --embeddings); masking: which latents decide a class",
     )
     command.add_argument(
         "--probe-images",
@@ -316,6 +319,24 @@ def _add_eval(commands) -> None:
         help="msae: captions that the mean and scale of text embeddings are taken from",
     )
     command.add_argument(
+        "--ranking-images",
+        metavar="SOURCE",
+        help="masking: labelled images to rank latents on, another split than --images",
+    )
+    command.add_argument(
+        "--atlas",
+        metavar="FOLDER",
+        help="masking: or an atlas that 'analyze' made of such images",
+    )
+    command.add_argument(
+        "--ks", metavar="K,…", help="masking: numbers of latents kept and removed, such as 1,5,10"
+    )
+    command.add_argument(
+        "--allow-same-images",
+        action="store_true",
+        help="masking: rank and score on the same images, which flatters the ranking",
+    )
+    command.add_argument(
         "--save-latents",
         metavar="FOLDER",
         help="also write the latents of every image (or row) there, as sparse rows in their order",
@@ -324,7 +345,7 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--output-path",
         metavar="FOLDER",
-        help="where the CSV and JSON go (default: 'evaluation' in the SAE's folder)",
+        help="where the CSV and JSON go (default: 'evaluation', or 'masking', in the SAE's folder)",
     )
 
 

@@ -1,4 +1,8 @@
-"""``vit-sae eval``: the measures of a saved SAE, on screen and as CSV and JSON."""
+"""``vit-sae eval``: the measures of a saved SAE, on screen and as CSV and JSON.
+
+Three suites: what splicing the SAE in does to its model, the Matryoshka paper's measures of the
+rows that it reads, and which latents decide a class (masking).
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,21 @@ if TYPE_CHECKING:
     from vit_sae_plugin.attached_sae import AttachedSAE
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.evaluation import EvaluationReport
+    from vit_sae_plugin.hooked_vit import HookedViT
 
-_ONLY_MSAE = ("probe_images", "captions", "training_captions")
-_ONLY_IMAGES = ("model", "pretrained", "n_images", "n_workers", "templates", *_ONLY_MSAE)
+_ONLY_OF_SUITE = {
+    "msae": ("probe_images", "captions", "training_captions"),
+    "masking": ("ranking_images", "atlas", "ks", "allow_same_images"),
+}
+_ONLY_IMAGES = ("images", "model", "pretrained", "n_images", "n_workers", "templates")
+_BATCH_SIZE_IMAGES = {"splice": 64, "msae": 64, "masking": 8}
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables and save them."""
     _check(args)
-    folder = Path(args.output_path or folder_beside(args.sae, "evaluation"))
+    name = "masking" if args.suite == "masking" else "evaluation"
+    folder = Path(args.output_path or folder_beside(args.sae, name))
     check_output_folder(folder)
     if args.save_latents is not None:
         check_output_folder(args.save_latents, "--save-latents")
@@ -41,20 +51,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise where options don't go together."""
+    if args.suite is None:
+        args.suite = "splice" if args.embeddings is None else "msae"
+    if args.batch_size_images is None:
+        args.batch_size_images = _BATCH_SIZE_IMAGES[args.suite]
+    for suite, names in _ONLY_OF_SUITE.items():
+        for name in names:
+            if getattr(args, name) and args.suite != suite:
+                raise ValueError(f"{_flag(name)} goes with --suite {suite}")
+            if getattr(args, name) and args.embeddings is not None:
+                raise ValueError(f"{_flag(name)} doesn't go with --embeddings, but with --images")
     if args.embeddings is not None:
-        for name in ("images", *_ONLY_IMAGES):
+        for name in _ONLY_IMAGES:
             if getattr(args, name):
                 raise ValueError(f"{_flag(name)} doesn't go with --embeddings, but with --images")
-        if args.suite == "splice":
+        if args.suite != "msae":
             raise ValueError(
-                "--suite splice needs a model and --images; of --embeddings there is --suite msae"
+                f"--suite {args.suite} needs a model and --images; of --embeddings there is "
+                "--suite msae"
             )
     elif args.images is None:
         raise ValueError("want --images SOURCE or --embeddings FILE to measure the SAE on")
-    elif args.suite != "msae":
-        for name in _ONLY_MSAE:
-            if getattr(args, name):
-                raise ValueError(f"{_flag(name)} goes with --suite msae")
+    if args.suite == "masking" and (args.ranking_images is None) == (args.atlas is None):
+        raise ValueError(
+            "--suite masking ranks latents by one of --ranking-images SOURCE and --atlas FOLDER"
+        )
     if args.save_latents is not None and Path(args.save_latents).exists():
         raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
 
@@ -95,12 +116,14 @@ def _on_images(
         "n_workers": args.n_workers,
         "progress": True,
     }
+    templates = args.templates
+    if templates is None and model.model_name == "shapes-clip":
+        templates = "shapes"
     if args.suite == "msae":
         report = _msae_suite(AttachedSAE(model, sae), images, args, walk)
+    elif args.suite == "masking":
+        report = _masking_suite(model, sae, images, args, folder, walk | {"templates": templates})
     else:
-        templates = args.templates
-        if templates is None and model.model_name == "shapes-clip":
-            templates = "shapes"
         report = evaluate_sae(model, sae, images, templates=templates, **walk)
     report.save(folder)
     if args.save_latents is not None:
@@ -146,6 +169,44 @@ def _msae_suite(
             *labelled_rows(attached, probe_images, **walk | {"n_images": None})
         )
     return evaluate_embeddings(attached.sae, rows, statistics=statistics, probe=probe)
+
+
+def _masking_suite(
+    model: HookedViT,
+    sae: SAE[Any],
+    images: ImageSource,
+    args: argparse.Namespace,
+    folder: Path,
+    settings: dict[str, Any],
+) -> EvaluationReport:
+    """Which latents decide a class; an interrupted study goes on from what is in the folder."""
+    from vit_sae_plugin.analysis import LatentAtlas
+    from vit_sae_plugin.atomic_files import write_file_atomically
+    from vit_sae_plugin.evaluation.masking import KS
+    from vit_sae_plugin.evaluation.masking_study import masking_report, masking_study
+    from vit_sae_plugin.report.masking_plot import plot_masking
+
+    ranking = args.ranking_images if args.atlas is None else LatentAtlas.load(args.atlas)
+    result = masking_study(
+        model,
+        sae,
+        images,
+        ranking=ranking,
+        ks=KS if args.ks is None else _numbers(args.ks),
+        allow_same_images=args.allow_same_images,
+        folder=folder,
+        **settings,
+    )
+    figure = plot_masking(result.overall())
+    write_file_atomically(folder / "masking.png", lambda path: figure.savefig(path, dpi=160))
+    return masking_report(result)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--ks is {text!r}; want numbers of latents such as 1,5,10") from None
 
 
 def _lines(path: str) -> list[str]:

@@ -17,8 +17,10 @@ from tests.tiny_models import (
     tiny_timm_dinov3,
     tiny_timm_eva02,
     tiny_transformers_beit,
+    tiny_transformers_deit,
     tiny_transformers_dinov3,
     tiny_transformers_mae,
+    tiny_transformers_vit_classifier,
 )
 from vit_sae_plugin.hooked_vit import (
     AttentionDescription,
@@ -130,6 +132,26 @@ def test_a_hook_may_call_softmax_itself():
     with torch.no_grad():
         output = model.run_with_hooks(PIXELS, fwd_hooks=[(hook, use_softmax) for hook in hooks])
     torch.testing.assert_close(output, model(PIXELS))
+
+
+@pytest.mark.parametrize("make", [tiny_transformers_vit_classifier, tiny_transformers_deit])
+def test_transformer_lens_own_bridge_of_a_vision_transformer(make, tmp_path):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    plain, inside = HookedViT.from_module(make()), make()
+    inside.save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), hf_model=inside)
+    model = HookedViT.from_module(bridge)
+    assert model.bare_model is bridge.original_model
+    with torch.no_grad():
+        output, cache = model.run_with_cache(PIXELS, names_filter=lambda _: True)
+        wanted, values = plain.run_with_cache(PIXELS, names_filter=lambda _: True)
+    torch.testing.assert_close(output, wanted)
+    assert list(cache) == list(values)
+    for name in values:
+        torch.testing.assert_close(cache[name], values[name], msg=name)
+    torch.testing.assert_close(model.W_Q, plain.W_Q)
+    assert model.check(PIXELS)["fine"].all()
 
 
 def test_shared_keys_have_no_inside():

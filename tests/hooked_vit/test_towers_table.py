@@ -82,6 +82,9 @@ of BEiT are taken where the model calls `softmax` or `scaled_dot_product_attenti
 directly) has no pattern. Query heads that share keys have no hooks inside of attention; nor have
 gated (`timm`) and differential attention.
 
+TransformerLens's own bridges of ViT and DeiT (`TransformerBridge.boot_transformers`) are wrapped as
+the models inside of them.
+
 **Refused, by what they are**: hierarchical transformers (Swin, MViT, Hiera), for their tokens merge
 from stage to stage; convolutional towers (RN50, ConvNeXt); NaFlex models, which cut each image into
 a grid of its own; blocks whose norms come behind what is added, or whose attention and MLP run side

@@ -100,7 +100,8 @@ class HookedViT(TextTower, StackedWeights, StrictHookedRoot):
         """Wrap a model object: open_clip, Hugging Face transformers, timm, or your own.
 
         Args:
-            module: the model. It is not copied.
+            module: the model, or a TransformerLens ``TransformerBridge`` around one. It is not
+                copied.
             tower: where a model of your own keeps its parts; known families are recognised.
             preprocess: from a PIL image to pixels ``[3, height, width]``.
             tokenizer: from a list of texts to token ids, for models with a text tower.
@@ -113,6 +114,8 @@ class HookedViT(TextTower, StackedWeights, StrictHookedRoot):
         Raises:
             UnsupportedTowerError: the family is unknown, or a part of it cannot be hooked.
         """
+        if type(module).__name__ == "TransformerBridge":
+            module = module.original_model  # type: ignore[assignment]
         if tower is None:
             from vit_sae_plugin.hooked_vit.towers import describe
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.forward_run import Scope
+from vit_sae_plugin.hooked_vit.weight_views import inside_of_wrappers
 
 
 def norm_kind(norm: nn.Module) -> str | None:
@@ -29,7 +30,7 @@ def attach_norm(scope: Scope, name: str, path: str) -> None:
         return
 
     def take_apart(output: Tensor, x: Tensor) -> Tensor | None:
-        norm = scope.module(path)
+        norm = inside_of_wrappers(scope.module(path))
         kind = norm_kind(norm)
         if kind is None:
             raise UnsupportedTowerError(

@@ -13,6 +13,7 @@ from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
 from vit_sae_plugin.hooked_vit.norm_hooks import norm_kind
 from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+from vit_sae_plugin.hooked_vit.weight_views import inside_of_wrappers
 
 
 def check_tower(module: nn.Module, tower: TowerDescription) -> None:
@@ -81,16 +82,16 @@ def read_config(module: nn.Module, tower: TowerDescription, model_name: str) -> 
     """The sizes of the tower, from the description and the weights of the first block."""
     blocks: Any = module.get_submodule(tower.blocks)
     block = tower.block
-    ln1: Any = blocks[0].get_submodule(block.ln1)
+    ln1 = _layer(blocks[0], block.ln1)
     d_model = int(ln1.weight.shape[-1])
     d_mlp = 0
     if block.mlp_proj is not None:
-        d_mlp = int(_linear(blocks[0], block.mlp_proj).weight.shape[1])
+        d_mlp = int(_layer(blocks[0], block.mlp_proj).weight.shape[1])
     elif block.mlp_in is not None:
-        d_mlp = int(_linear(blocks[0], block.mlp_in).weight.shape[0])
+        d_mlp = int(_layer(blocks[0], block.mlp_in).weight.shape[0])
     d_head = d_model // tower.n_heads
     if block.attention is not None:
-        d_head = int(_linear(blocks[0], block.attention.out_proj).weight.shape[1]) // tower.n_heads
+        d_head = int(_layer(blocks[0], block.attention.out_proj).weight.shape[1]) // tower.n_heads
     device, dtype = tower_dtype(module, tower)
     return HookedViTConfig(
         model_name=model_name,
@@ -119,11 +120,8 @@ def token_layout(tower: TowerDescription) -> TokenLayout:
     )
 
 
-def _linear(block: nn.Module, path: str) -> Any:
-    module = block.get_submodule(path)
-    while hasattr(module, "base_layer"):
-        module = module.base_layer  # type: ignore[assignment]
-    return module
+def _layer(block: nn.Module, path: str) -> Any:
+    return inside_of_wrappers(block.get_submodule(path))
 
 
 def tower_dtype(module: nn.Module, tower: TowerDescription) -> tuple[torch.device, torch.dtype]:

@@ -15,6 +15,16 @@ from torch import Tensor, nn
 from vit_sae_plugin.hooked_vit.tower_description import BlockDescription
 
 
+def inside_of_wrappers(module: Any) -> Any:
+    """The layer inside of what adapters (``base_layer``) and TransformerLens's bridges
+    (``original_component``) put around it."""
+    while (
+        inner := getattr(module, "base_layer", None) or getattr(module, "original_component", None)
+    ) is not None:
+        module = inner
+    return module
+
+
 class Placed:
     """A node of the hook tree that knows the module it stands for.
 
@@ -36,9 +46,7 @@ class Placed:
         module = reduce(
             getattr, [part for part in (*own.split("."), *given.split(".")) if part], root
         )
-        while hasattr(module, "base_layer"):
-            module = module.base_layer
-        return module
+        return inside_of_wrappers(module)
 
 
 class NormWeights(Placed):

@@ -14,6 +14,7 @@ from vit_sae_plugin.hooked_vit.tower_description import (
     EmbeddingDescription,
     TowerDescription,
 )
+from vit_sae_plugin.hooked_vit.weight_views import inside_of_wrappers
 
 POOLING: dict[str, Literal["class", "patches"]] = {"tok": "class", "avg": "patches"}
 
@@ -73,8 +74,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
 
 
 def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
-    while hasattr(attn, "base_layer"):
-        attn = attn.base_layer
+    attn = inside_of_wrappers(attn)
     if isinstance(attn, nn.MultiheadAttention):
         return AttentionDescription(packed="attn", out_proj="attn.out_proj"), ""
     if type(attn).forward is not Attention.forward:

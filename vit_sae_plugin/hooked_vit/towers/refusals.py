@@ -15,7 +15,7 @@ _KINDS = (
     ),
     (
         r"swin|mvit|pvt|pyramid|hiera|twins|maxvit|maxxvit|davit|focal|nest|levit|tinyvit|coat"
-        r"|efficientformer|fastvit|edgenext|efficientvit|mobilevit|poolingvision|gcvit|volo|sam",
+        r"|efficientformer|fastvit|edgenext|efficientvit|mobilevit|poolingvision|gcvit|volo|transformersam|^sam",
         "is hierarchical: its tokens merge from stage to stage (or attend in windows), so there is "
         "no one residual stream on one grid",
     ),
@@ -23,7 +23,7 @@ _KINDS = (
         r"resnet|convnext|efficientnet|regnet|densenet|vgg|mobilenet|nfnet|mobileone|byob",
         "is a convolutional network: it has no tokens",
     ),
-    (r"mixer|mlp", "mixes tokens without attention"),
+    (r"mixer", "mixes tokens without attention"),
     (r"crossvit", "keeps two residual streams"),
     (r"xcit", "attends among channels, not among tokens"),
     (r"cait", "adds its class token only behind the blocks of the patches"),

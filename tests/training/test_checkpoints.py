@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.atomic_files import path_beside, write_text_atomically
 from vit_sae_plugin.training import CheckpointFolder, DamagedCheckpointError
 from vit_sae_plugin.training.checkpoints import find_damage, read_state
 from vit_sae_plugin.training.training_metrics import MetricsFile
@@ -127,6 +127,19 @@ def _die_at(n_calls: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
     Path.write_text = counted(Path.write_text)  # type: ignore[method-assign]
     Path.write_bytes = counted(Path.write_bytes)  # type: ignore[method-assign]
+
+
+def test_left_overs_of_any_process_go_when_the_folder_is_held(tmp_path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    _save(folder, 1)
+    # of a process with our number, as in a container that starts again, and of another machine
+    ours = path_beside(tmp_path / "step_000000002")
+    for name in (ours.name, ".aside-00000000-7-abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    (tmp_path / ".aside-00000000-7-def.json").touch()
+    folder.delete_leftovers()
+    assert _steps(folder) == [1]
 
 
 def test_text_is_replaced_whole(tmp_path) -> None:

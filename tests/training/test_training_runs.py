@@ -265,6 +265,28 @@ def test_a_checkpoint_holds_the_whitening_of_its_input(
     assert _same_state(whole, ended)
 
 
+def test_a_resumed_run_clears_away_what_was_cut_off(runner_of, model, images, tmp_path) -> None:
+    runner_of(tmp_path, training_tokens=2 * 128).run()
+    half = [tmp_path / ".aside-1-2-3", tmp_path / "checkpoints" / ".aside-1-2-3"]
+    for path in half:
+        path.mkdir()
+    ViTSAETrainingRunner.resume(tmp_path, images, model).run()
+    assert not any(path.exists() for path in half)
+
+
+def test_what_is_saved_can_be_read_by_those_whom_the_user_lets(runner_of, tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        runner_of(tmp_path / "run", training_tokens=2 * 128).run()
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json", ".yaml", ".jsonl", ".pt"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: "0o640" for path in files
+    }
+
+
 def test_the_saved_l0_is_that_of_the_end(runner_of, model, images, tmp_path) -> None:
     runner_of(tmp_path, "topk", training_tokens=6 * 128).run()
     assert SAE.load_from_disk(tmp_path / "sae").cfg.metadata.l0 == 6

@@ -152,8 +152,11 @@ class ActivationSource:
                 f"this SAE's metadata name {hook_name}, but not which tokens it reads; set "
                 "sae.cfg.metadata.token_kind to 'all', 'patches' or 'cls'"
             )
-        known = {name: values.get(name) for name in cls.__dataclass_fields__}
-        known = {name: value for name, value in known.items() if value is not None}
+        known: dict[str, Any] = {
+            name: value
+            for name in cls.__dataclass_fields__
+            if (value := values.get(name)) is not None
+        }
         check_values(known, cls, prefix="this SAE's metadata: ")
         scaling = known.get("input_scaling", 1.0)
         if not 0 < scaling < math.inf:

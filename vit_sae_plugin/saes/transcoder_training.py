@@ -9,7 +9,7 @@ SAELens trainer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -90,7 +90,7 @@ class JumpReLUSkipTranscoderTrainingSAEConfig(JumpReLUTranscoderTrainingSAEConfi
 
 
 if TYPE_CHECKING:
-    _Base = TrainingSAE[Any]
+    _Base: TypeAlias = TrainingSAE[Any]
 else:
     _Base = object
 

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ import torch
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.constants import (
     RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
-from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.util import temporary_seed
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,15 +23,11 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.row_store import RowStore
-from vit_sae_plugin.atomic_files import delete_leftovers, write_folder_atomically
+from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.training.checkpoints import (
-    CheckpointFolder,
-    DamagedCheckpointError,
-    read_state,
-)
+from vit_sae_plugin.training.checkpoints import DamagedCheckpointError, read_state
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
@@ -44,19 +37,20 @@ from vit_sae_plugin.training.resume_checks import (
     settings_that_count,
 )
 from vit_sae_plugin.training.row_stores import store_of_embeddings, store_of_images
+from vit_sae_plugin.training.run_folder import (
+    SAE_FOLDER,
+    SKIPPED_FILE,
+    check_run_folder,
+    checkpoints_of,
+    load_config,
+    prepare_run_folder,
+)
 from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.training_loop import TrainingLoop
-from vit_sae_plugin.training.training_metrics import (
-    METRICS_FILE,
-    MetricsFile,
-    metrics_beside_saelens,
-)
+from vit_sae_plugin.training.training_metrics import MetricsFile
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
-
-CONFIG_FILE = "config.yaml"
-SAE_FOLDER = "sae"
-SKIPPED_FILE = "skipped_images.csv"
+from vit_sae_plugin.training.weights_and_biases import WeightsAndBiases
 
 
 class ViTSAETrainingRunner:
@@ -110,7 +104,7 @@ class ViTSAETrainingRunner:
         self.cfg: ViTSAERunnerConfig = cfg
         if cfg.run_folder is not None:
             check_free(cfg.run_folder)
-        self._check_folder()
+        check_run_folder(cfg)
         _check_devices(cfg)
         self.images: ImageSource | None = None
         if override_store is not None:
@@ -159,14 +153,7 @@ class ViTSAETrainingRunner:
             FileNotFoundError: the folder holds no run.
             ValueError: a change that would alter the result.
         """
-        folder = Path(run_folder)
-        if not (folder / CONFIG_FILE).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no run to resume: there is no {CONFIG_FILE} in it"
-            )
-        cfg = ViTSAERunnerConfig.load(folder / CONFIG_FILE)
-        places = {"output_path": str(folder), "resume_from_checkpoint": str(folder)}
-        cfg = replace(cfg, **{**places, **changes})
+        cfg = load_config(Path(run_folder), **changes)
         return cls(cfg, override_images, override_model, override_store=override_store)
 
     def run(self) -> TrainingSAE[Any]:
@@ -182,12 +169,12 @@ class ViTSAETrainingRunner:
             return self._run()
         self.cfg.run_folder.mkdir(parents=True, exist_ok=True)
         with locked(self.cfg.run_folder):
-            self._check_folder()  # another run may have come and gone
+            check_run_folder(self.cfg)  # another run may have come and gone
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:
-        cfg = self.cfg
-        with temporary_seed(cfg.seed), self._compiled_sae(), self._weights_and_biases() as wandb:
+        cfg, wandb = self.cfg, WeightsAndBiases(self.cfg)
+        with temporary_seed(cfg.seed), self._compiled_sae(), wandb.run():
             trainer = ViTSAETrainer(
                 cfg.to_sae_trainer_config(),
                 self.sae,
@@ -197,34 +184,23 @@ class ViTSAETrainingRunner:
                 adam_eps=cfg.adam_eps,
                 weight_decay=cfg.weight_decay,
             )
-            metrics_file = self._prepare_folder()
+            metrics_file = prepare_run_folder(cfg)
 
             def report(metrics: dict[str, Any]) -> None:
                 if metrics_file is not None:
                     metrics_file.append(metrics)
-                if wandb is not None:
-                    wandb.log(metrics_beside_saelens(metrics), step=trainer.n_training_steps)
-
-            def report_window(metrics: dict[str, Any]) -> None:
-                if wandb is not None:
-                    wandb.log(metrics, step=trainer.n_training_steps)
-
-            def report_step(output: TrainStepOutput) -> None:
-                if wandb is None or trainer.n_training_steps % cfg.logger.wandb_log_frequency:
-                    return
-                metrics = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
-                wandb.log(metrics, step=trainer.n_training_steps)
+                wandb.log_line(metrics, trainer.n_training_steps)
 
             loop = TrainingLoop(
                 trainer,
                 self.store,
-                checkpoints=self._checkpoints(),
+                checkpoints=checkpoints_of(cfg),
                 checkpoint_every_minutes=cfg.checkpoint_every_minutes,
                 run_state=self._run_state(),
                 on_checkpoint=self._save_skipped,
                 report=report,
-                report_window=report_window,
-                report_step=report_step,
+                report_window=lambda window: wandb.log(window, trainer.n_training_steps),
+                report_step=lambda output: wandb.log_step(trainer, output),
                 first_batch=self._say_l1_guidance,
                 evaluate=self._evaluation(trainer),
                 eval_every_n_steps=cfg.eval_every_n_steps,
@@ -235,7 +211,9 @@ class ViTSAETrainingRunner:
             if cfg.resume_from_checkpoint is not None:
                 self._restore(loop, metrics_file)
             loop.run()
-            self._finish(trainer, loop.l0)
+            saved_in = self._finish(trainer, loop.l0)
+            if saved_in is not None:
+                wandb.log_sae(trainer, saved_in)
         return self.sae
 
     def _open_images(self, override_images: Any) -> ImageSource:
@@ -285,35 +263,6 @@ class ViTSAETrainingRunner:
             metadata["input_statistics"] = self.store.statistics.to_metadata()
         metadata["dataset_path"] = self.cfg.dataset_path
 
-    def _check_folder(self) -> None:
-        folder, resumed = self.cfg.run_folder, self.cfg.resume_from_checkpoint
-        if folder is None:
-            return
-        if resumed is None:
-            if (folder / CONFIG_FILE).exists():
-                raise FileExistsError(
-                    f"{folder} already holds a run; go on with it by 'vit-sae train --resume "
-                    f"{folder}', delete it, or choose another output_path"
-                )
-            return
-        if Path(resumed).resolve() != folder.resolve():
-            raise ValueError(
-                f"resume_from_checkpoint is {resumed!r} but output_path is {str(folder)!r}; want "
-                "the run's folder as both"
-            )
-        if not (folder / CONFIG_FILE).is_file():
-            raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG_FILE} in it")
-        checkpoints = self._checkpoints()
-        settings = None if checkpoints is None else checkpoints.settings()
-        if settings is None:
-            # nothing has been trained yet with other settings than the file's
-            settings = settings_that_count(ViTSAERunnerConfig.load(folder / CONFIG_FILE))
-        check_same_settings(settings, self.cfg)
-
-    def _checkpoints(self) -> CheckpointFolder | None:
-        folder = self.cfg.checkpoint_folder
-        return None if folder is None else CheckpointFolder(folder)
-
     def _run_state(self) -> dict[str, Any]:
         state: dict[str, Any] = self.store.fingerprint()
         state["settings"] = settings_that_count(self.cfg)
@@ -322,15 +271,6 @@ class ViTSAETrainingRunner:
         if self.images is not None:
             state["images"] = self.images.fingerprint()
         return state
-
-    def _prepare_folder(self) -> MetricsFile | None:
-        folder = self.cfg.run_folder
-        if folder is None:
-            return None
-        for place in {folder, self.cfg.checkpoint_folder or folder}:
-            delete_leftovers(place, exclusive=True)
-        replace(self.cfg, resume_from_checkpoint=None).save(folder / CONFIG_FILE)
-        return MetricsFile(folder / METRICS_FILE)
 
     def _restore(self, loop: TrainingLoop, metrics_file: MetricsFile | None) -> None:
         checkpoint = loop.checkpoints.newest_intact() if loop.checkpoints else None
@@ -356,8 +296,11 @@ class ViTSAETrainingRunner:
         if self.cfg.run_folder is not None and self.store.skipped is not None:
             self.store.skipped.save(self.cfg.run_folder / SKIPPED_FILE)
 
-    def _finish(self, trainer: ViTSAETrainer, l0: float | None) -> None:
-        """Fold the input's normalisation into the weights, as SAELens does, and save the SAE."""
+    def _finish(self, trainer: ViTSAETrainer, l0: float | None) -> Path | None:
+        """Fold the input's normalisation into the weights, as SAELens does, and save the SAE.
+
+        Returns its folder, if there is one.
+        """
         scaler, sae = trainer.activation_scaler, trainer.sae
         if scaler.scaling_factor is not None:
             sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
@@ -373,7 +316,7 @@ class ViTSAETrainingRunner:
         sae.cfg.metadata.input_scaling = None
         sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
         if self.cfg.run_folder is None:
-            return
+            return None
         self._save_skipped()
 
         def write(folder: Path) -> None:
@@ -384,14 +327,7 @@ class ViTSAETrainingRunner:
 
         folder = self.cfg.run_folder / SAE_FOLDER
         write_folder_atomically(folder, write)
-        if self.cfg.logger.log_to_wandb:
-            self.cfg.logger.log(
-                trainer,
-                folder / SAE_WEIGHTS_FILENAME,
-                folder / SAE_CFG_FILENAME,
-                sparsity_path=folder / SPARSITY_FILENAME,
-                wandb_aliases=["final_model"],
-            )
+        return folder
 
     @contextmanager
     def _compiled_sae(self) -> Iterator[None]:
@@ -407,31 +343,6 @@ class ViTSAETrainingRunner:
         finally:
             # the class's own method is back, so that the SAE can be copied and pickled
             del self.sae.training_forward_pass
-
-    @contextmanager
-    def _weights_and_biases(self) -> Iterator[Any]:
-        logger = self.cfg.logger
-        if not logger.log_to_wandb:
-            yield None
-            return
-        import wandb
-
-        wandb.init(
-            project=logger.wandb_project,
-            entity=logger.wandb_entity,
-            config=self.cfg.to_dict(),
-            name=logger.run_name or _run_name(self.cfg),
-            id=logger.wandb_id,
-        )
-        try:
-            yield wandb
-        finally:
-            wandb.finish()
-
-
-def _run_name(cfg: ViTSAERunnerConfig) -> str:
-    """As SAELens names runs in Weights & Biases."""
-    return f"{cfg.sae.architecture()}-{cfg.sae.d_sae}-LR-{cfg.lr}-Tokens-{cfg.training_tokens:3.3e}"
 
 
 def _check_devices(cfg: ViTSAERunnerConfig) -> None:

@@ -45,14 +45,6 @@ def step_metrics(trainer: ViTSAETrainer, output: TrainStepOutput) -> dict[str, f
     }
 
 
-def metrics_beside_saelens(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Those metrics that SAELens's trainer doesn't log itself, under names of its kind."""
-    rates = {f"details/{name}": value for name, value in metrics.items() if "per_second" in name}
-    ours = {name: value for name, value in metrics.items() if name.startswith("held_out_")}
-    ours |= {name: metrics[name] for name in ("grad_norm", "share_grad_norm_above_1")}
-    return {f"metrics/{name}": value for name, value in ours.items()} | rates
-
-
 def _number(value: Any) -> float | int:
     if callable(value) and not isinstance(value, torch.Tensor):
         value = value()

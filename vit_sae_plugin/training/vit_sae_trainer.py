@@ -1,4 +1,11 @@
-"""SAELens's trainer with a choice of gradient clipping and optimizer."""
+"""SAELens's trainer with a choice of gradient clipping and optimizer.
+
+All else that this package asks of SAELens's trainer is public: ``step``, ``maybe_reset_sparsity``,
+``save_trainer_state``, ``load_trainer_state``, ``set_final_sae_metadata``,
+``build_train_step_log_dict``, its counters and its ``activation_scaler``. Only the clip lies inside
+``_train_step``, at a norm of 1 and between the backward pass and the optimizer's step, so that is
+the one private method overridden here; a test holds the result to SAELens's own, to the bit.
+"""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
-from torch.nn import functional
 
 from vit_sae_plugin import HookedViT
 from vit_sae_plugin.datasets.shape_drawing import COLORS, SHAPES, SIZES, TEXTURES
 from vit_sae_plugin.datasets.shape_scenes import SCENE_CLASS_NAMES, Scene, ShapeScenes
+from vit_sae_plugin.evaluation import fit_linear_probe
 from vit_sae_plugin.shapes_clip import SHAPES_CLIP_HOOK
 
 Template = str | Callable[[str], str]
@@ -100,31 +100,6 @@ def labelled_patches(
     return torch.cat(rows), torch.cat([label for label in labels if len(label)])
 
 
-def fit_linear_probe(
-    rows: Float[Tensor, "patch d"], labels: Int[Tensor, " patch"], n_classes: int
-) -> torch.nn.Module:
-    """Multinomial logistic regression on standardised rows, by L-BFGS."""
-    mean, scale = rows.mean(0), rows.std(0)
-    linear = torch.nn.Linear(rows.shape[1], n_classes)
-    torch.nn.init.zeros_(linear.weight)
-    torch.nn.init.zeros_(linear.bias)
-    standard = (rows - mean) / scale
-    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(linear(standard), labels)
-        loss = loss + 1e-4 * linear.weight.pow(2).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        linear.weight /= scale
-        linear.bias -= linear.weight @ mean
-    return linear
-
-
 def probe_table(
     model: HookedViT,
     fit_on: Sequence[Scene],
@@ -139,12 +114,18 @@ def probe_table(
     for number, (factor, names) in enumerate(FACTORS.items()):
         if factor not in factors:
             continue
-        probe = fit_linear_probe(rows, labels[:, number], len(names))
-        with torch.no_grad():
-            accuracy = (probe(held_out).argmax(-1) == truth[:, number]).float().mean()
+        probe = fit_linear_probe(
+            rows,
+            labels[:, number],
+            n_classes=len(names),
+            unit_rows=False,
+            weight_decay=2e-4,
+            max_iterations=100,
+        )
+        accuracy = probe.accuracy(held_out, truth[:, number])
         commonest = labels[:, number].mode().values
         chance = (truth[:, number] == commonest).float().mean()
-        results.append((factor, len(names), float(accuracy), float(chance), len(held_out)))
+        results.append((factor, len(names), accuracy, float(chance), len(held_out)))
     columns = ["factor", "n_classes", "probe_accuracy", "majority_accuracy", "n_patches"]
     return pd.DataFrame(results, columns=columns).set_index("factor")
 

@@ -206,6 +206,17 @@ def test_probe_matches_logistic_regression_of_scikit_learn():
     )
 
 
+def test_the_probe_finds_a_linear_rule_and_no_other():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(600, 5, generator=generator) * torch.tensor([1.0, 1, 1, 1, 100]) + 3
+    rule = (rows[:, 0] - rows[:, 1] > 0).long()
+    probe = fit_linear_probe(rows[:400], rule[:400], unit_rows=False)
+    assert probe.accuracy(rows[400:], rule[400:]) >= 0.97
+    exclusive_or = ((rows[:, 0] > 3) ^ (rows[:, 1] > 3)).long()
+    probe = fit_linear_probe(rows[:400], exclusive_or[:400], unit_rows=False)
+    assert probe.accuracy(rows[400:], exclusive_or[400:]) <= 0.65
+
+
 def test_probe_refuses_what_it_cannot_learn():
     with pytest.raises(ValueError, match="there are 3 labels; want 4"):
         fit_linear_probe(torch.randn(4, 2), torch.tensor([0, 1, 0]))

@@ -9,22 +9,25 @@ from torch.nn import functional
 
 
 class LinearProbe(nn.Module):
-    """Logistic regression on L2-normalised embeddings (MSAE, section 5.2).
+    """Logistic regression on rows; on embeddings of unit length, as in MSAE, section 5.2.
 
     Args:
-        d_in: width of an embedding.
+        d_in: width of a row.
         n_classes: number of classes.
+        unit_rows: divide each row by its length first.
     """
 
-    def __init__(self, d_in: int, n_classes: int):
+    def __init__(self, d_in: int, n_classes: int, unit_rows: bool = True):
         super().__init__()
+        self.unit_rows = unit_rows
         self.weight = nn.Parameter(torch.zeros(n_classes, d_in))
         self.bias = nn.Parameter(torch.zeros(n_classes))
 
     def forward(self, embeddings: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows n_classes"]:
-        """Logits; the embeddings need not be normalised yet."""
-        unit = functional.normalize(embeddings.to(self.weight), dim=-1)
-        return functional.linear(unit, self.weight, self.bias)
+        """Logits; the rows are as they were when it was fitted, not normalised yet."""
+        rows = embeddings.to(self.weight)
+        rows = functional.normalize(rows, dim=-1) if self.unit_rows else rows
+        return functional.linear(rows, self.weight, self.bias)
 
     @torch.no_grad()
     def accuracy(self, embeddings: Tensor, labels: Tensor) -> float:
@@ -37,6 +40,7 @@ def fit_linear_probe(
     labels: Int[Tensor, " rows"],
     *,
     n_classes: int | None = None,
+    unit_rows: bool = True,
     weight_decay: float = 1e-4,
     max_iterations: int = 200,
 ) -> LinearProbe:
@@ -46,6 +50,8 @@ def fit_linear_probe(
         embeddings: of a **training** split, raw; not the rows to be evaluated.
         labels: class indices from 0.
         n_classes: number of classes; default: the largest label + 1.
+        unit_rows: classify directions, as contrastive models' embeddings want it. False: features
+            are standardised for the fit instead, as activations inside a model want it.
         weight_decay: minimised is mean cross-entropy + ``weight_decay / 2 · ‖weight‖²``.
         max_iterations: L-BFGS iterations at most.
 
@@ -62,8 +68,11 @@ def fit_linear_probe(
             f"labels reach {int(labels.max())} and n_classes is {n_classes}; "
             "want at least 2 classes and labels below n_classes"
         )
-    probe = LinearProbe(embeddings.shape[-1], n_classes).to(embeddings.device)
+    probe = LinearProbe(embeddings.shape[-1], n_classes, unit_rows).to(embeddings.device)
     embeddings, labels = embeddings.float(), labels.to(embeddings.device)
+    mean, scale = embeddings.mean(0), embeddings.std(0).clamp(min=1e-12)
+    if not unit_rows:
+        embeddings = (embeddings - mean) / scale
     optimizer = torch.optim.LBFGS(
         probe.parameters(), max_iter=max_iterations, line_search_fn="strong_wolfe"
     )
@@ -77,6 +86,10 @@ def fit_linear_probe(
 
     with torch.enable_grad():
         optimizer.step(loss_and_gradients)  # type: ignore[arg-type]
+    if not unit_rows:
+        with torch.no_grad():
+            probe.weight /= scale
+            probe.bias -= probe.weight @ mean
     return probe.requires_grad_(False)
 
 

@@ -3,7 +3,7 @@
 A folder of this format (version 1) holds
 
 - ``latents.json``: ``format_version``, ``d_sae``, ``n_rows``, ``n_images``, ``n_values``,
-  ``shards`` (file names in order), and ``source``: what the writer was told of model and hook;
+  ``shards`` (file names in order), and ``source``: the model and hook they come from;
 - ``latents-00000.safetensors``, …: compressed sparse rows. Row r of a shard has the latents
   ``indices[indptr[r]:indptr[r + 1]]`` (int32, rising) with ``values`` at the same places; it
   belongs to the image ``image_index[r]`` (int64) and to the token at ``token_position[r]`` of the

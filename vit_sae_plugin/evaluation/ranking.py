@@ -85,8 +85,8 @@ def best_iou_threshold(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]
     ordered, order = scores.sort(descending=True)
     _, last = tie_bounds(new_values(ordered))
     n_hits = positive[order].cumsum(0)[last]
-    n_said = last + 1
-    iou = n_hits.double() / (n_said + positive.sum() - n_hits)
+    n_marked = last + 1
+    iou = n_hits.double() / (n_marked + positive.sum() - n_hits)
     return ordered[iou.argmax()].item()
 
 

@@ -20,6 +20,7 @@ from vit_sae_plugin.pretrained import (
     UnreadableFileError,
     UnsafeFileError,
     load_pretrained_sae,
+    read_pretrained,
     read_tensors,
 )
 
@@ -149,7 +150,7 @@ def test_a_truncated_file_is_one_clear_line(kind, share, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pkl", ".pkl.gz", "old"])
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_damaged_bytes_are_one_kind_of_error_or_harmless(ending, seed, tmp_path):
     old = ending == "old"
     path = small.write_patchsae(tmp_path, ".pt" if old else ending, old=old)
@@ -161,7 +162,7 @@ def test_damaged_bytes_are_one_kind_of_error_or_harmless(ending, seed, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(ValueError):  # all else fails the test
-            load_pretrained_sae(f"patchsae:{path}")
+            read_pretrained("patchsae", path)
 
 
 def refused(place, kind, match, **options):
@@ -363,9 +364,32 @@ def test_a_folder_of_sae_lens_itself(tmp_path):
     refused(tmp_path, "prisma", "a folder of SAELens itself; open it by SAE.load_from_disk")
 
 
+ODD_VALUES = (None, "x", -1, 0, 1.5, [], {}, True, float("inf"), float("nan"), 10**30, [[[]]])
+
+
+@pytest.mark.parametrize("kind", ["prisma", "dictionary_learning", "sparsify", "visaebench"])
+def test_odd_settings_are_an_error_or_harmless(kind, tmp_path):
+    small_file = FIRST_OF_KIND[kind]
+    small_file.write(tmp_path)
+    (path,) = [*tmp_path.rglob("config.json"), *tmp_path.rglob("cfg.json")]
+    settings = json.loads(path.read_text())
+    inner = settings.get("trainer", settings)
+    for name in list(inner):
+        kept = inner[name]
+        for odd in ODD_VALUES:
+            inner[name] = odd
+            path.write_text(json.dumps(settings))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with suppress(ValueError):  # all else fails the test
+                    read_pretrained(kind, tmp_path, **small_file.options)
+        inner[name] = kept
+
+
 @pytest.mark.parametrize(
     ("source", "options", "match"),
     [
+        ("prisma:x", {"dtype": "float33"}, "dtype is 'float33'; want one of float32"),
         ("prism:x", {}, r"'prism' is no kind of SAE; want .*\(near: prisma\)"),
         ("weights.pt", {}, "'weights.pt' is no kind of SAE"),
         ("prisma:", {}, "with a path or repository"),

@@ -9,6 +9,7 @@ from sae_lens import SAE
 from tests.pretrained.small_files import D_IN, SMALL_FILES, numbers
 from vit_sae_plugin.activations import EmbeddingStatistics
 from vit_sae_plugin.pretrained import FORMATS, load_pretrained_sae
+from vit_sae_plugin.pretrained.read_sae import at_least
 
 ROWS = 1.5 * numbers(20, 40, D_IN)
 TOLERANCE = 2e-5
@@ -89,3 +90,11 @@ def test_what_nothing_says_is_told(tmp_path):
     place = next(f for f in SMALL_FILES if f.name == "sparsify topk").write(tmp_path)
     with pytest.warns(UserWarning, match="doesn't say model_name, hook_name, token_kind; state"):
         load_pretrained_sae(f"sparsify:{place}")
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 1e-30, 3.7e5])
+def test_at_or_above_a_threshold_is_exact(threshold):
+    at = torch.tensor(threshold)
+    below = torch.nextafter(at, torch.tensor(-torch.inf))
+    kept = torch.stack([below, at]) > at_least(threshold)
+    assert kept.tolist() == [False, True]

@@ -40,6 +40,7 @@ _EMPTY_METADATA: dict[str, Any] = {
     "input_statistics": None,
 }
 _TOKEN_KINDS = ("all", "patches", "cls")
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
@@ -88,7 +89,7 @@ def load_pretrained_sae(
             stacklevel=2,
         )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*non-empty model_from_pretrained_kwargs.*")
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty")
         return SAE.load_from_disk(
             place, device=device, converter=lambda path, device, cfg_overrides: (config, weights)
         )
@@ -113,6 +114,8 @@ def read_pretrained(
         raise ValueError(f"want {kind}:PATH or {kind}:ORG/REPO[/FILE], with a path or repository")
     stated = {name: options.pop(name) for name in WHAT_IT_READS if name in options}
     _check_options(found, options)
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; want one of {', '.join(_DTYPES)}")
     files = source_files(place, revision=revision, force_download=force_download)
     try:
         read = found.read(files, **options)
@@ -121,7 +124,7 @@ def read_pretrained(
         raise type(error)(f"{kind}:{_file_label(files)}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{kind}:{_file_label(files)}: {error}") from None
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{kind}:{_file_label(files)}: it isn't laid out as {kind}'s files are "
             f"({type(error).__name__}: {error})"

@@ -56,11 +56,8 @@ def last_line(capsys):
 
 
 def test_a_converted_folder_opens_in_sae_lens(converted):
-    assert sorted(path.name for path in converted.iterdir()) == [
-        "README.md",
-        "cfg.json",
-        "sae_weights.safetensors",
-    ]
+    names = {path.name for path in converted.iterdir()}
+    assert {"README.md", "cfg.json", "sae_weights.safetensors"} <= names
     sae = SAE.load_from_disk(converted)
     assert (type(sae).__name__, sae.cfg.k) == ("TopKSAE", 8)
     assert sae.cfg.metadata.hook_name == HOOK

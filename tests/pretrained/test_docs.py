@@ -1,0 +1,35 @@
+"""The examples of docs/pretrained.md run."""
+
+import re
+from pathlib import Path
+
+from sae_lens import SAE
+
+from tests.pretrained import small_files as small
+from vit_sae_plugin.pretrained import FORMATS, options_of
+
+PAGE = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_run(tmp_path, monkeypatch):
+    small.write_dictionary("AutoEncoderTopK")(tmp_path)
+    small.write_overcomplete()(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/pretrained.md", "exec"), namespace)
+    assert SAE.load_from_disk("converted").cfg.metadata.model_name == "shapes-clip"
+    assert namespace["sae"].cfg.metadata.token_kind == "patches"
+
+
+def test_the_tables_name_every_kind_and_option():
+    kinds, options = (
+        {line.split("|")[1].strip(" `"): line for line in table.splitlines() if line[:3] == "| `"}
+        for table in re.findall(r"\| kind \|.*?\n\n", PAGE, re.DOTALL)
+    )
+    assert set(kinds) == set(FORMATS)
+    for kind in FORMATS:
+        for option in options_of(kind):
+            assert f"`{option}" in options[kind], (kind, option)

@@ -59,7 +59,7 @@ def test_a_wrong_name_lists_near_names(open_clip_case: Case):
         model.hook_width("blocks.1.hook_resid_pots")
     with pytest.raises(HookNameError, match="Near names: hook_resid"):
         select_names("resid", ["hook_resid", "other"])
-    with pytest.raises(TypeError, match="got 7"):
+    with pytest.raises(TypeError, match="names_filter is 7; want"):
         model.run_with_cache(pixels, names_filter=7)
     assert torch.equal(model(pixels), model(pixels))
 

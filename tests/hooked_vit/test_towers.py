@@ -234,7 +234,7 @@ def test_a_path_that_leads_nowhere_is_named(open_clip_case: Case):
     wrong = replace(tower, block=replace(tower.block, ln2="norm2"))
     with pytest.raises(UnsupportedTowerError, match=r"ln2 is at '.*\.0\.norm2', but CLIP has no"):
         HookedViT.from_module(tiny_open_clip(), tower=wrong)
-    with pytest.raises(UnsupportedTowerError, match="must lead to a ModuleList"):
+    with pytest.raises(UnsupportedTowerError, match="leads to a Conv2d; want a ModuleList"):
         HookedViT.from_module(tiny_open_clip(), tower=replace(tower, blocks="visual.conv1"))
 
 

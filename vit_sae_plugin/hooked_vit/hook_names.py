@@ -131,8 +131,8 @@ def select_names(
     wanted = list(names_filter) if isinstance(names_filter, Iterable) else [names_filter]
     if not all(isinstance(name, str) for name in wanted):
         raise TypeError(
-            f"names_filter must be a hook name, a collection of names, a function from name to "
-            f"bool, or None; got {names_filter!r}."
+            f"names_filter is {names_filter!r}; want a hook name, a collection of names, a "
+            "function from name to bool, or None"
         )
     require_names(wanted, existing, reach, missing_reasons)
     return [name for name in existing if name in set(wanted)]

@@ -121,8 +121,8 @@ def zero_shot_classifier(
         or isinstance(templates, str)
     ):
         raise ValueError(
-            f"zero_shot_classifier needs a list of at least one class name and one template; got "
-            f"{class_names!r} and {templates!r}."
+            f"class_names is {class_names!r} and templates {templates!r}; want a list of at least "
+            "one class name, and of one template"
         )
     for template in templates:
         if isinstance(template, str) and "{}" not in template:

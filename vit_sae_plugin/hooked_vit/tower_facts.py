@@ -25,8 +25,8 @@ def check_tower(module: nn.Module, tower: TowerDescription) -> None:
     blocks = _module_at(module, tower.blocks, "blocks")
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(blocks) == 0:
         raise UnsupportedTowerError(
-            f"blocks={tower.blocks!r} must lead to a ModuleList or Sequential with at least one "
-            f"block; it is a {type(blocks).__name__}."
+            f"blocks={tower.blocks!r} leads to a {type(blocks).__name__}; want a ModuleList or "
+            "Sequential with at least one block"
         )
     owner: dict[int, str] = {}
     for path in block_paths(module, tower):

@@ -57,6 +57,19 @@ NESTED = ("MSAE UW", "MSAE RW")
 ALIGNMENT = ["cknna_latents_raw", "cknna_latents_unit"]
 SHOWN = ["l0", "fvu", "cosine_similarity", *ALIGNMENT, "probe_agreement"]
 SHOWN += ["decoder_orthogonality", "n_dead"]
+TITLES = {
+    "l0": "L0",
+    "fvu": "FVU",
+    "cosine_similarity": "cosine",
+    "cknna_latents_raw": "CKNNA, rows as they are",
+    "cknna_latents_unit": "CKNNA, unit rows",
+    "probe_agreement": "probe agrees",
+    "decoder_orthogonality": "overlap",
+    "n_dead": "dead",
+    "auroc_shape": "shape",
+    "auroc_color": "colour",
+    "auroc_colored_shape": "both",
+}
 SWEPT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BATCH_SIZE = 512
 N_VALIDATION = 2_000
@@ -304,8 +317,8 @@ def write_results(folder: Path) -> None:
     """Tables of all contenders in the folder, as CSV and on screen, and the pictures as PNG.
 
     ``frontier.csv`` has a row for each contender and seed, ``frontier_means.csv`` means over seeds
-    with the lowest and highest, ``frontier_differences.csv`` how far ``MSAE UW`` is above each
-    other SAE of its k, seed by seed.
+    with the lowest and highest (to read: ``frontier.md``), ``frontier_differences.csv`` how far
+    ``MSAE UW`` is above each other SAE of its k, seed by seed.
     """
     reports = read_reports(folder)
     rows: dict[tuple[str, int], pd.Series] = {}
@@ -325,6 +338,7 @@ def write_results(folder: Path) -> None:
     print(by_sae[columns].mean().round(4).to_string())
     print("\nlowest and highest over seeds")
     print(by_sae[["fvu", *ALIGNMENT]].agg(["min", "max"]).round(3).to_string())
+    (folder / "frontier.md").write_text(markdown(table), encoding="utf-8")
     differences = paired_differences(table)
     differences.to_csv(folder / "frontier_differences.csv")
     print("\nMSAE UW less the other SAE of its k: mean, lowest and highest over seeds")
@@ -351,6 +365,31 @@ def read_reports(folder: Path) -> dict[str, dict[int, EvaluationReport]]:
             if (found / REPORT_FILE).exists():
                 reports.setdefault(name, {})[seed] = EvaluationReport.load(found)
     return reports
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Means over seeds as a table in Markdown; of CKNNA the lowest and highest too."""
+    by_sae = table.groupby(level="sae", sort=False)
+    mean, low, high = by_sae.mean(), by_sae.min(), by_sae.max()
+    formats = {"l0": ".1f", "n_dead": ".0f"} | dict.fromkeys(
+        ("fvu", "cosine_similarity", "decoder_orthogonality"), ".4f"
+    )
+    columns = {"seeds": by_sae.size().astype(str)}
+    for name, title in TITLES.items():
+        numbers = [_number(value, formats.get(name, ".3f")) for value in mean[name]]
+        if name in ALIGNMENT:
+            ranges = zip(low[name], high[name], strict=True)
+            parts = zip(numbers, ranges, strict=True)
+            numbers = [f"{number} ({one:.3f} to {other:.3f})" for number, (one, other) in parts]
+        columns[title] = pd.Series(numbers, index=mean.index)
+    lines = [f"| SAE | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, row in pd.DataFrame(columns).iterrows():
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if pd.isna(value) else f"{value:{form}}"
 
 
 def paired_differences(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The comparison of SAEs: it runs in parts, scores concepts rightly, and keeps budgets apart."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,15 +18,18 @@ def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60):
     settings += ["--expansion-factor", 1, "--output-path", folder, "--families", *families]
     settings += ["--seeds", *seeds]
     monkeypatch.setattr(frontier, "N_VALIDATION", 20)
+    monkeypatch.setattr(frontier, "KS", (2, 8))
+    top_k = dataclasses.replace(frontier.FAMILIES["TopK"], values=(2, 8))
+    monkeypatch.setitem(frontier.FAMILIES, "TopK", top_k)
     monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, settings)])
     frontier.main()
 
 
 def test_parts_are_joined_and_never_made_twice(monkeypatch, tmp_path, capsys):
     run(monkeypatch, tmp_path, "TopK")
+    members = ["TopK k=2", "TopK k=8"]
     saes = tmp_path / "saes"
     trained = {path: path.stat().st_mtime_ns for path in (saes / "seed-0").iterdir()}
-    members = list(frontier.FAMILIES["TopK"].members("TopK"))
     assert sorted(path.name for path in trained) == sorted(members)
     run(monkeypatch, tmp_path, "MSAE RW", seeds=(0, 1))
     table = pd.read_csv(tmp_path / "frontier.csv", index_col=["sae", "seed"])
@@ -44,7 +49,8 @@ def test_parts_are_joined_and_never_made_twice(monkeypatch, tmp_path, capsys):
         assert path.stat().st_mtime_ns == changed
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     assert (tmp_path / "progressive_recovery.png").stat().st_size > 10_000
-    assert "MSAE RW at k=32" in capsys.readouterr().out
+    assert "MSAE RW at k=8" in capsys.readouterr().out
+    assert "| MSAE RW at k=8 | 2 | 8.0 |" in (tmp_path / "frontier.md").read_text()
     # an evaluation that was killed halfway is made again
     unfinished = frontier.evaluation_folder(tmp_path, "TopK k=2", 0) / "evaluation.json"
     unfinished.unlink()

@@ -37,7 +37,8 @@ def open_index(page, report: Report, state: str = "") -> pd.DataFrame:
     data = report.data("atlas")
     latents = data["latents"]
     table = pd.DataFrame(latents, index=latents["id"])
-    pairs = zip(latents["name"], latents["classes"], strict=True)
+    names = (data["names"].get(str(latent), {}).get("name") for latent in latents["id"])
+    pairs = zip(names, latents["classes"], strict=True)
     firsts = [name or (data["classes"][some[0]] if some else "") for name, some in pairs]
     table["what"] = [first.lower() for first in firsts]
     return table

@@ -15,7 +15,12 @@ from tests.report.reports import HOSTILE, Report, UnlabelledPictures, shares_of
 from vit_sae_plugin.analysis import analyze, explain, heatmap
 from vit_sae_plugin.analysis.atlas.latent_tables import ReferenceTable
 from vit_sae_plugin.analysis.pictures.seen_region import seen_region
-from vit_sae_plugin.report import check_report_folder, check_report_options, write_report
+from vit_sae_plugin.report import (
+    check_report_folder,
+    check_report_options,
+    static_site,
+    write_report,
+)
 from vit_sae_plugin.report.patch_masks import as_shares, mask_string, preview_string
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 from vit_sae_plugin.report.site_data import leading_labels, number, write_data
@@ -49,19 +54,27 @@ def test_index_data_is_that_of_the_atlas(made):
     }.items():
         assert data["latents"][key] == [number(value) for value in alive[column]], key
     assert None in data["latents"]["entropy"]
-    assert data["latents"]["name"][data["latents"]["id"].index(3)] == "third one"
+    assert data["names"].keys() == {"3"}
+    assert data["names"]["3"]["name"] == "third one"
     assert data["facts"]["n_dead"] == len(data["dead"]) > 0
     assert made.atlas.latents.loc[data["dead"], "is_dead"].all()
     assert data["facts"]["hashes"]["SAE"] == made.atlas.info.sae_sha256
-    assert data["latents"]["classes"] == leading_labels(made.atlas, alive.index)
+    leading = leading_labels(made.atlas, alive.index)
+    assert data["latents"]["classes"] == [[c for c, _ in some] for some in leading]
+    top = [made.atlas.top_classes(i, 1, by="rate").index.tolist() for i in alive.index]
+    assert data["latents"]["top_class_by_rate"] == [some[0] if some else None for some in top]
+    top = [made.atlas.top_classes(i, 1).index.tolist() for i in alive.index]
+    assert data["latents"]["top_class"] == [some[0] if some else None for some in top]
 
 
 def test_the_heading_class_leads_the_reference_images(made):
     """Class-level counts grow with a class's size: they must not name a latent."""
     for latent, classes in zip(range(6), leading_labels(made.atlas, range(6)), strict=True):
         rows = made.atlas.reference_images(latent)
-        shares = rows.groupby("label")["value"].sum().sort_values(ascending=False)
-        assert classes == shares.index.tolist()[:3], latent
+        sums = rows.groupby("label")["value"].sum().sort_values(ascending=False)
+        assert [c for c, _ in classes] == sums.index.tolist()[:3], latent
+        shares = (sums / rows["value"].sum()).tolist()[:3]
+        assert [share for _, share in classes] == pytest.approx(shares)
     atlas = replace(made.atlas, class_counts=made.atlas.class_counts * [[1], [1000], [1]])
     assert leading_labels(atlas, range(6)) == leading_labels(made.atlas, range(6))
 
@@ -108,22 +121,32 @@ def test_pictures_and_masks_are_what_the_model_sees(which, request):
 
 
 def test_explain_data_is_that_of_explain(made):
-    data = made.data("explain/0000")
+    data = made.data("explain/00000")
     explanation = explain(made.model, made.sae, made.atlas, made.images.picture(4), n_latents=20)
     assert [i for i, _ in data["image"]] == [one.latent for one in explanation.latents]
     for patch in (0, 6, 15):
         there = explanation.at_patch(patch // 4, patch % 4, n_latents=12)
         assert [i for i, _ in data["patches"][patch]] == [one.latent for one in there]
-    first, second = made.data("atlas")["explained"]
+    first, second, *references = made.data("atlas")["explained"]
+    assert made.data("atlas")["n_chosen"] == 2
     assert (first["id"], first["index"], first["class"]) == (f"{HOSTILE}4.png", 4, 1)
     assert (second["id"], second["index"], second["class"]) == (None, None, None)
+    # every reference image but the one explained already, that of most latents first
+    used = {int(i) for t in made.atlas.references.values() for i in t.image.ravel() if i >= 0}
+    assert sorted(entry["index"] for entry in references) == sorted(used - {4})
+    one = made.data(f"explain/{references[0]['file']}")
+    picture = made.images.picture(references[0]["index"])
+    again = explain(made.model, made.sae, made.atlas, picture, n_latents=20)
+    assert [i for i, _ in one["image"]] == [latent.latent for latent in again.latents]
+    assert (made.folder / "images" / references[0]["picture"]).is_file()
 
 
 def test_unreadable_images_are_not_explained(wide):
     assert wide.atlas.skipped_images["index"].tolist() == [0, 15]
     entries = wide.data("atlas")["explained"]
-    assert [entry["index"] for entry in entries] == [1, 5, 10, 14]
-    assert all((wide.folder / f"images/explained-{e['file']}.png").is_file() for e in entries)
+    assert [entry["index"] for entry in entries[:4]] == [1, 5, 10, 14]
+    assert wide.data("atlas")["n_chosen"] == 4
+    assert all((wide.folder / f"images/{e['picture']}").is_file() for e in entries)
     with pytest.raises(ValueError, match=r"image 15 can't be explained: .*not an image"):
         write_report(
             wide.atlas, wide.images, wide.model, wide.sae, wide.folder, explain=[15], progress=False
@@ -154,7 +177,7 @@ def test_images_lost_since_the_analysis_are_left_out(wide, tmp_path):
     assert [entry["index"] for entry in report.data("atlas")["explained"]] == [3]
     rows = wide.atlas.reference_images(latent)["image"].tolist()
     assert [i for i, _ in report.details(latent)["references"]["mean"]] == rows[1:]
-    assert [i for i, _ in report.data("atlas")["latents"]["previews"][0]] == rows[1:6]
+    assert [i for i, _ in report.data("previews/00000")[0]] == rows[1:6]
 
 
 def test_a_short_stream_of_unknown_length(made, tmp_path):
@@ -167,8 +190,9 @@ def test_a_short_stream_of_unknown_length(made, tmp_path):
     atlas = analyze(made.model, made.sae, images, progress=False)
     with warnings.catch_warnings(action="error", category=UserWarning):
         write_report(atlas, images, made.model, made.sae, tmp_path, progress=False)
-    entries = replace(made, folder=tmp_path).data("atlas")["explained"]
-    assert [entry["index"] for entry in entries] == list(range(8))
+    data = replace(made, folder=tmp_path).data("atlas")
+    assert [entry["index"] for entry in data["explained"]] == list(range(8))
+    assert data["n_chosen"] == 8
 
 
 def test_what_can_be_explained(made, tmp_path):
@@ -193,7 +217,7 @@ def test_what_can_be_explained(made, tmp_path):
     upright = explain(
         made.model, made.sae, made.atlas, Image.new("RGB", (20, 40)), n_latents=20
     ).table["value"]
-    shown = report.data("explain/0001")["image"]
+    shown = report.data("explain/00001")["image"]
     assert [i for i, _ in shown] == upright.index.tolist()
     with pytest.raises(ValueError, match=r"explain\[0\] \(nowhere.png\) can't be read: no such"):
         write_report(
@@ -205,26 +229,76 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(made, tmp_path):
     folder = tmp_path / "report"
     arguments = (made.atlas, made.images, made.model, made.sae, folder)
     write_report(*arguments, n_explained=3, progress=False)
-    write_report(*arguments, n_explained=1, n_latents=1, progress=False)
-    (shown,) = replace(made, folder=folder).data("atlas")["latents"]["id"]
-    known = made.atlas.latents["label_entropy"]
-    assert known[shown] == known.min()
+    (folder / "my notes.txt").write_text("keep")
+    (folder / ".aside-00000000-1-leftover").mkdir()  # of a process that was killed
+    lowest = int(made.atlas.latents["label_entropy"].idxmin())
+    write_report(*arguments, n_explained=1, latents=[lowest], progress=False)
     used = {
         f"images/{int(i):07d}.png"
         for name in made.atlas.references
-        for i in made.atlas.reference_images(shown, name)["image"]
+        for i in made.atlas.reference_images(lowest, name)["image"]
     }
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.parent != folder}
+    explained = replace(made, folder=folder).data("atlas")["explained"]
     assert left == used | {
-        *("data/latents", "data/explain", "data/atlas.js"),
-        *("data/latents/00000.js", "data/explain/0000.js", "images/explained-0000.png"),
+        *("data/latents", "data/previews", "data/explain", "data/atlas.js"),
+        *("data/latents/00000.js", "data/previews/00000.js", "data/explain/00000.js"),
+        *(f"images/{entry['picture']}" for entry in explained),
     }
+    assert (folder / "my notes.txt").read_text() == "keep"
     others = tmp_path / "mine" / "images"
     others.mkdir(parents=True)
     (others / "0000001.png").write_bytes(b"precious")
     with pytest.raises(ValueError, match="mine holds files that are no report"):
         write_report(*arguments[:-1], tmp_path / "mine", progress=False)
     assert [path.name for path in others.iterdir()] == ["0000001.png"]
+
+
+def test_a_disk_that_fills_up_leaves_the_report_as_it_was(made, tmp_path, monkeypatch):
+    arguments = (made.atlas, made.images, made.model, made.sae)
+    write_report(*arguments, tmp_path / "old", latents=[3], n_explained=1, progress=False)
+    before = {p: p.read_bytes() for p in (tmp_path / "old").rglob("*") if p.is_file()}
+
+    def full(path, key, data):
+        if key == "atlas":
+            raise OSError(28, "No space left on device")
+        write_data(path, key, data)
+
+    monkeypatch.setattr(static_site, "write_data", full)
+    for folder in ("old", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            write_report(*arguments, tmp_path / folder, n_explained=2, progress=False)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "old").rglob("*") if p.is_file()}
+    assert list((tmp_path / "new").iterdir()) == []
+    monkeypatch.undo()
+    write_report(*arguments, tmp_path / "new", latents=[3], n_explained=1, progress=False)
+
+
+def test_latents_of_explained_images_are_always_shown(made, tmp_path):
+    arguments = (made.atlas, made.images, made.model, made.sae, tmp_path)
+    write_report(*arguments, n_explained=2, n_latents=1, progress=False)
+    report = replace(made, folder=tmp_path)
+    data = report.data("atlas")
+    assert len(data["explained"]) == data["n_chosen"] == 2
+    listed = set()
+    for entry in data["explained"]:
+        one = report.data(f"explain/{entry['file']}")
+        listed |= {i for some in (one["image"], *one["patches"]) for i, _ in some}
+    lowest = int(made.atlas.latents["label_entropy"].idxmin())
+    assert data["latents"]["id"] == sorted(listed | {lowest})
+
+
+def test_the_report_says_which_weights_the_model_has(made, tmp_path):
+    arguments = (made.atlas, made.images, made.model, made.sae, tmp_path)
+    for pretrained, words in [(None, "unknown"), (False, "random"), (True, "pretrained")]:
+        made.model.has_pretrained_weights = pretrained
+        try:
+            write_report(*arguments, latents=[3], explain=[], progress=False)
+        finally:
+            made.model.has_pretrained_weights = None
+        data = replace(made, folder=tmp_path).data("atlas")
+        assert data["facts"]["weights"] == f"{words} weights"
+        assert f"({words} weights), blocks.1.hook_resid_post" in data["title"]
 
 
 def test_the_strongest_stand_in_for_entropies_that_nobody_knows(wide, tmp_path):

@@ -2,6 +2,7 @@
 
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas, LatentView
+from vit_sae_plugin.analysis.atlas.latent_names import LatentName
 from vit_sae_plugin.analysis.one_pass import AnalysisInterruptedError, analyze
 from vit_sae_plugin.analysis.pictures.explanation import Explanation, LatentInImage, explain
 from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
@@ -20,6 +21,7 @@ __all__ = [
     "Heatmap",
     "LatentAtlas",
     "LatentInImage",
+    "LatentName",
     "LatentView",
     "analyze",
     "explain",

@@ -99,7 +99,8 @@ def analyze(
       unless there are ``n_reference_images`` of them; ``n_reference_images``. For the first
       aggregation; ``…_by_<name>`` for the others.
     - ``dataset_count``: active tokens over all images. ``top_class``, ``top_class_name``,
-      ``top_class_share``: the class with the largest class-level count.
+      ``top_class_share``: the class with the largest class-level count. ``top_class_by_rate``,
+      ``top_class_name_by_rate``: with most active tokens an image, which large classes don't lead.
     - ``is_dead``: never above 0. ``is_dense``: ``token_frequency`` above ``dense_frequency``.
 
     Args:

@@ -47,9 +47,9 @@ class ReferenceMasks:
         grid: tuple[int, int],
         folder: Path,
     ) -> None:
-        of_tables = np.asarray(latents, dtype=np.int64)
-        image = np.concatenate([table.image[of_tables] for table in references], axis=1)
-        keys = (of_tables[:, None] << _IMAGE_BITS) | image.astype(np.int64)
+        kept = np.asarray(latents, dtype=np.int64)
+        image = np.concatenate([table.image[kept] for table in references], axis=1)
+        keys = (kept[:, None] << _IMAGE_BITS) | image.astype(np.int64)
         self._keys = np.unique(keys[image >= 0])
         """Latent and image of each mask, in this order."""
         image_of_key = self._keys & (2**_IMAGE_BITS - 1)
@@ -65,6 +65,11 @@ class ReferenceMasks:
     def images(self) -> list[int]:
         """Indices of all reference images."""
         return [int(index) for index in np.unique(self._sorted_image)]
+
+    def images_by_use(self) -> list[int]:
+        """All reference images, those of most latents first, among equals in the source's order."""
+        image, n_latents = np.unique(self._sorted_image, return_counts=True)
+        return [int(index) for index in image[np.argsort(-n_latents, kind="stable")]]
 
     def latents_of(self, image: int) -> list[int]:
         """The latents that need a mask on this image, in ascending order."""

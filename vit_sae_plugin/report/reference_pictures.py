@@ -5,17 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
-from vit_sae_plugin.analysis.pictures.seen_region import Region, SeenRegions
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageSource
 from vit_sae_plugin.datasets.image_lookup import images_by_index
+from vit_sae_plugin.report.explained_images import ExplainedImages
+from vit_sae_plugin.report.image_walk import encoded_pictures
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
-
-_IMAGES_AT_ONCE = 32
 
 
 def write_reference_pictures(
@@ -23,7 +20,9 @@ def write_reference_pictures(
     masks: ReferenceMasks,
     images: ImageSource,
     attached: AttachedSAE,
+    explained: ExplainedImages,
     *,
+    n_explained: int,
     size: int,
     extension: str,
     missing: dict[int, str],
@@ -33,31 +32,22 @@ def write_reference_pictures(
 
     Args:
         masks: says which images and latents, and takes the masks.
+        explained: takes the explanations of those ``n_explained`` images that most latents have
+            among their reference images.
         missing: filled with index → reason for images that can't be had.
     """
     wanted = masks.images
-    regions = SeenRegions(attached.model.require_preprocess())
+    not_yet = (index for index in masks.images_by_use() if index not in explained)
+    to_explain = set(islice(not_yet, n_explained))
     loaded = images_by_index(images, wanted, missing)
+    layout = attached.layout
     with tqdm(total=len(wanted), desc="pictures", unit=" images", disable=not progress) as bar:
-        while some := list(islice(loaded, _IMAGES_AT_ONCE)):
-            encoded = encode_images(attached, [image for _, image in some])
-            for (index, image), tokens in zip(some, encoded, strict=True):
-                region = regions.of(image)
-                path = folder / f"{index:07d}.{extension}"
-                save_picture(image, region, attached.layout.grid, path, size)
-                latents = masks.latents_of(index)
-                masks.put(index, attached.layout.on_grid(tokens[:, latents].T).cpu().numpy())
-                bar.update()
-
-
-def save_picture(
-    image: Image.Image, region: Region, grid: tuple[int, int], path: Path, size: int
-) -> None:
-    """Save what the model sees, in its proportions, with at most ``size`` pixels a side.
-
-    Not larger than in the picture itself.
-    """
-    n_rows, n_columns = grid
-    side = min(size, max(region.width, region.height)) / max(n_rows, n_columns)
-    pixels = max(1, round(n_columns * side)), max(1, round(n_rows * side))
-    region.crop(image, pixels).save(path, quality=90, subsampling=0, optimize=True)
+        for picture in encoded_pictures(attached, loaded):
+            name = f"{picture.key:07d}.{extension}"
+            picture.save(folder / "images" / name, layout.grid, size)
+            latents = masks.latents_of(picture.key)
+            grids = layout.on_grid(picture.tokens[:, latents].T).cpu().numpy()
+            masks.put(picture.key, grids)
+            if picture.key in to_explain:
+                explained.add_reference(picture, name if picture.side <= size else None)
+            bar.update()

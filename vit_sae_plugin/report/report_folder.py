@@ -7,14 +7,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from vit_sae_plugin.atomic_files import is_aside
+
 _MARK = "// Made by vit-sae: a report of latents."
-_WRITTEN = (
-    "data/atlas.js",
-    "data/latents/*.js",
-    "data/explain/*.js",
-    "images/*.png",
-    "images/*.jpg",
-)
 
 
 def check_report_options(
@@ -22,13 +17,15 @@ def check_report_options(
     *,
     explain: Sequence[Any] | None = None,
     n_explained: int = 12,
+    n_explained_references: int | None = None,
     n_latents: int | None = None,
     n_images: int | None = None,
 ) -> None:
     """Check what can be checked before the images are looked at. Nothing is written.
 
     Args:
-        folder, explain, n_explained, n_latents: as :func:`write_report` takes them.
+        folder, explain, n_explained, n_explained_references, n_latents: as :func:`write_report`
+            takes them.
         n_images: images of the source; None if that isn't known.
 
     Raises:
@@ -38,6 +35,10 @@ def check_report_options(
     check_report_folder(folder)
     if n_explained < 0:
         raise ValueError(f"n_explained is {n_explained}; want 0 (none) or more images to explain")
+    if n_explained_references is not None and n_explained_references < 0:
+        raise ValueError(
+            f"n_explained_references is {n_explained_references}; want 0 (none) or more images"
+        )
     if n_latents is not None and n_latents < 1:
         raise ValueError(f"n_latents is {n_latents}; want 1 or more latents to show, or None: all")
     for item in explain or ():
@@ -58,19 +59,12 @@ def check_report_folder(folder: str | Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"can't write a report to {folder}: {existing} is a file; name a folder")
-    if existing == folder and any(folder.iterdir()) and not _holds_report(folder):
+    others = existing == folder and any(not is_aside(path) for path in folder.iterdir())
+    if others and not _holds_report(folder):
         raise ValueError(
             f"{folder} holds files that are no report; choose a new or empty folder, since a "
             "report replaces files"
         )
-
-
-def clear_report_folder(folder: Path) -> None:
-    """Remove the data and pictures of an earlier report, and nothing else."""
-    if _holds_report(folder):
-        for pattern in _WRITTEN:
-            for path in folder.glob(pattern):
-                path.unlink()
 
 
 def _holds_report(folder: Path) -> bool:

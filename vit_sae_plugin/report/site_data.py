@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import ImageColor
 
-from vit_sae_plugin.analysis import LatentAtlas
+from vit_sae_plugin.analysis import LatentAtlas, LatentName
 from vit_sae_plugin.analysis.atlas.latent_tables import Partners
 from vit_sae_plugin.analysis.pictures.overlays import COLORS
 from vit_sae_plugin.report.patch_masks import mask_string, preview_grid, preview_string
@@ -46,21 +48,21 @@ def number(value: Any) -> float | int | None:
 def index_data(
     atlas: LatentAtlas,
     latents: Sequence[int],
-    masks: ReferenceMasks,
     explained: list[dict[str, Any]],
     *,
-    names: Mapping[int, str],
+    n_chosen: int,
+    names: Mapping[int, LatentName],
     title: str,
+    weights: str,
     has_patches: bool,
     extension: str,
     latents_in_a_file: int,
+    previews_in_a_file: int,
 ) -> dict[str, Any]:
     """What every page loads: one entry for each latent, column by column."""
     info, table = atlas.info, atlas.latents.loc[list(latents)]
-    previews = []
-    for latent, images in zip(latents, _references(atlas, latents)[0].tolist(), strict=True):
-        found = [(i, masks.get(latent, i)) for i in images if i >= 0]
-        previews.append([[i, preview_string(one.shares)] for i, one in found if one][:_PREVIEWS])
+    leading = leading_labels(atlas, latents)
+    by_count, by_rate = _top_class_columns(atlas, latents)
     return {
         "title": title,
         "facts": {
@@ -71,6 +73,7 @@ def index_data(
             "n_dead": int(atlas.latents["is_dead"].sum()),
             "n_dense": int(atlas.latents["is_dense"].sum()),
             "model": info.sae_metadata.get("model_name"),
+            "weights": weights,
             "hook": info.sae_metadata.get("hook_name"),
             "tokens": info.sae_metadata.get("token_kind"),
             "architecture": info.architecture,
@@ -92,11 +95,13 @@ def index_data(
         "aggregations": list(atlas.references),
         "extension": extension,
         "latents_in_a_file": latents_in_a_file,
+        "previews_in_a_file": previews_in_a_file,
         "edges": [number(edge) for edge in atlas.histogram_edges],
         "explained": explained,
+        "n_chosen": n_chosen,
+        "names": {str(latent): asdict(names[latent]) for latent in sorted(names)},
         "latents": {
             "id": list(latents),
-            "name": [names.get(latent) for latent in latents],
             "frequency": _column(table["frequency"]),
             "token_frequency": _column(table["token_frequency"]),
             "mean": _column(table["mean_activation"]),
@@ -105,10 +110,22 @@ def index_data(
             "std": _column(table["label_std"]),
             "n_active_images": _column(table["n_active_images"]),
             "dense": [int(flag) for flag in table["is_dense"]],
-            "classes": leading_labels(atlas, latents),
-            "previews": previews,
+            "classes": [[c for c, _ in some] for some in leading],
+            "class_shares": [[number(share) for _, share in some] for some in leading],
+            "top_class": by_count,
+            "top_class_by_rate": by_rate,
         },
     }
+
+
+def previews(atlas: LatentAtlas, latents: Sequence[int], masks: ReferenceMasks) -> list[Any]:
+    """The first reference images of some latents, each with a small mask."""
+    found = []
+    for latent, images in zip(latents, _references(atlas, latents)[0].tolist(), strict=True):
+        marked = ((i, masks.get(latent, i)) for i in images if i >= 0)
+        first = islice(((i, one) for i, one in marked if one is not None), _PREVIEWS)
+        found.append([[i, preview_string(one.shares)] for i, one in first])
+    return found
 
 
 def latent_details(
@@ -123,8 +140,8 @@ def latent_details(
     top_classes = _top_classes(atlas, latents, _CLASSES_TO_SHOW)
     for latent, classes in zip(latents, top_classes, strict=True):
         tables = atlas.references
-        of_latent = {int(i) for table in tables.values() for i in table.image[latent] if i >= 0}
-        marked = {i: one for i in sorted(of_latent) if (one := masks.get(latent, i)) is not None}
+        found = {int(i) for table in tables.values() for i in table.image[latent] if i >= 0}
+        marked = {i: one for i in sorted(found) if (one := masks.get(latent, i)) is not None}
         references: dict[str, list[list[Any]]] = {}
         for name, table in tables.items():
             pairs = zip(table.image[latent].tolist(), table.value[latent].tolist(), strict=True)
@@ -165,11 +182,11 @@ def _references(atlas: LatentAtlas, latents: Sequence[int]) -> tuple[np.ndarray,
 
 def leading_labels(
     atlas: LatentAtlas, latents: Sequence[int], n: int = _LEADING_LABELS
-) -> list[list[int]]:
-    """For each latent the classes that lead among its reference images, at most ``n``.
+) -> list[list[tuple[int, float]]]:
+    """For each latent the classes that lead among its reference images, with their shares.
 
-    By their share of the reference images' summed activation, the shares that the label entropy is
-    made of. Counts over the whole data set would favour large classes.
+    At most ``n``, by their share of the reference images' summed activation, which the label
+    entropy is made of. Counts over the whole data set would favour large classes.
     """
     images, values = _references(atlas, latents)
     labels = atlas.images["label"].reindex(images.ravel()).astype("Int64").fillna(-1)
@@ -177,20 +194,47 @@ def leading_labels(
     for label, value in zip(labels.to_numpy(int).reshape(images.shape), values, strict=True):
         classes, place = np.unique(label[label >= 0], return_inverse=True)
         sums = np.bincount(place, weights=value[label >= 0], minlength=len(classes))
-        leading.append(classes[np.argsort(-sums, kind="stable")[:n]].tolist())
+        shares = sums / max(float(np.nansum(value)), np.finfo(np.float32).tiny)
+        order = np.argsort(-sums, kind="stable")[:n]
+        leading.append([(int(classes[i]), float(shares[i])) for i in order])
     return leading
 
 
 def _top_classes(
     atlas: LatentAtlas, latents: Sequence[int], n: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """For each latent its classes with the largest counts, as :meth:`LatentAtlas.top_classes`."""
+    """For each latent the classes that lead by count, then those that lead only by rate.
+
+    As :meth:`LatentAtlas.top_classes` finds them, ``n`` each way.
+    """
+    n_images = np.maximum(atlas.class_n_images, 1)[:, None]
     for start in range(0, len(latents), _LATENTS_AT_ONCE):
         counts = atlas.class_counts[:, list(latents[start : start + _LATENTS_AT_ONCE])]
-        top = np.argsort(-counts.astype(np.int64), axis=0, kind="stable")[:n]
-        top_counts = np.take_along_axis(counts, top, axis=0)
-        for classes, values in zip(top.T.tolist(), top_counts.T.tolist(), strict=True):
-            yield [(c, count) for c, count in zip(classes, values, strict=True) if count > 0]
+        by_count, by_rate = (
+            np.argsort(-keys.astype(np.float64), axis=0, kind="stable")[:n].T.tolist()
+            for keys in (counts, counts / n_images)
+        )
+        for column, (some, others) in enumerate(zip(by_count, by_rate, strict=True)):
+            union = dict.fromkeys([*some, *others])
+            yield [(c, int(counts[c, column])) for c in union if counts[c, column] > 0]
+
+
+def _top_class_columns(
+    atlas: LatentAtlas, latents: Sequence[int]
+) -> tuple[list[int | None], list[int | None]]:
+    """For each latent the class with the largest count, and that with the largest rate."""
+    if not atlas.n_classes:
+        return [None] * len(latents), [None] * len(latents)
+    n_images = np.maximum(atlas.class_n_images, 1)[:, None]
+    by_count: list[int | None] = []
+    by_rate: list[int | None] = []
+    for start in range(0, len(latents), _LATENTS_AT_ONCE):
+        counts = atlas.class_counts[:, list(latents[start : start + _LATENTS_AT_ONCE])]
+        has_any = counts.any(axis=0).tolist()
+        for found, keys in ((by_count, counts), (by_rate, counts / n_images)):
+            top = keys.argmax(axis=0).tolist()
+            found.extend(c if some else None for c, some in zip(top, has_any, strict=True))
+    return by_count, by_rate
 
 
 def _all_class_names(atlas: LatentAtlas) -> list[str]:

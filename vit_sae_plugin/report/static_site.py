@@ -18,24 +18,28 @@ import numpy as np
 from PIL import Image
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.analysis import LatentAtlas
+from vit_sae_plugin.analysis import LatentAtlas, LatentName
 from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
+from vit_sae_plugin.atomic_files import delete_leftovers, write_into_folder
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageSource, UnreadableImageError, open_images
 from vit_sae_plugin.datasets.image_decoding import decode_image
 from vit_sae_plugin.fingerprints import model_fingerprint, short
-from vit_sae_plugin.report.explained_images import images_to_explain, write_explained_images
+from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
+from vit_sae_plugin.report.explained_images import ExplainedImages, images_to_explain
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 from vit_sae_plugin.report.reference_pictures import write_reference_pictures
-from vit_sae_plugin.report.report_folder import check_report_options, clear_report_folder
-from vit_sae_plugin.report.site_data import index_data, latent_details, write_data
+from vit_sae_plugin.report.report_folder import check_report_options
+from vit_sae_plugin.report.site_data import index_data, latent_details, previews, write_data
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.hooked_vit import HookedViT
 
-LATENTS_IN_A_FILE = 32
+LATENTS_IN_A_FILE, PREVIEWS_IN_A_FILE = 32, 64
+INDEX_PAGE = "index.html"
+_EXPLAINED_REFERENCES = 200
 
 
 def write_report(
@@ -47,9 +51,10 @@ def write_report(
     *,
     explain: Sequence[Any] | None = None,
     n_explained: int = 12,
+    n_explained_references: int | None = None,
     latents: Sequence[int] | None = None,
     n_latents: int | None = None,
-    names: Mapping[int, str] | None = None,
+    names: Mapping[int, str | LatentName] | None = None,
     title: str | None = None,
     thumbnail_size: int = 192,
     source: ActivationSource | None = None,
@@ -65,16 +70,19 @@ def write_report(
         images: the source that was analysed, or what :func:`open_images` takes.
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
-        folder: where to write: a new or empty folder, or that of an earlier report, whose data and
-            pictures are removed.
+        folder: where to write: a new or empty folder, or that of an earlier report, which stays as
+            it is until the new one is whole.
         explain: images that get an explain page: indices, pictures, arrays or files. None: images
             spread evenly over the source. An SAE that reads no patches has no such pages.
         n_explained: how many, where ``explain`` is None.
+        n_explained_references: how many reference images get an explain page besides: those of
+            most latents. None: 200, or none where ``latents`` or ``n_latents`` leave some out.
         latents: the latents to show. None: all that are not dead.
-        n_latents: show at most that many of them: those with the lowest label entropy, then, of
-            latents without one, those that are not dense, the strongest first. None: all.
-        names: names of latents, where they have been named.
-        title: heading of the report.
+        n_latents: show this many of them, and those that an explained image lists: those with the
+            lowest label entropy, then, of latents without one, those that are not dense, the
+            strongest first. None: all.
+        names: names of latents. None: ``atlas.names``.
+        title: heading of the report. None: the model, its weights in words, and the hook.
         thumbnail_size: longer side of the pictures, in pixels.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
         progress: show progress bars.
@@ -91,50 +99,72 @@ def write_report(
         folder,
         explain=explain,
         n_explained=n_explained,
+        n_explained_references=n_explained_references,
         n_latents=n_latents,
         n_images=image_source.n_images,
     )
     _check_belongs_together(atlas, image_source, model, sae)
+    named = _latent_names(atlas, names)
     attached = AttachedSAE(model, sae, source)
     shown = _shown_latents(atlas, latents, n_latents)
+    shows_all = latents is None and n_latents is None
+    if n_explained_references is None:
+        n_explained_references = _EXPLAINED_REFERENCES if shows_all else 0
     if explain is None:
         chosen: Sequence[int | Image.Image] = images_to_explain(atlas, image_source, n_explained)
     else:
         chosen = _asked_for(explain, atlas)
-    has_patches = attached.layout.has("patch")
+    weights = _weights(model, atlas)
+    missing: dict[int, str] = {}
+
+    def write(aside: Path) -> None:
+        has_patches = attached.layout.has("patch")
+        # small pictures are shown enlarged, where JPEG's blocks would stand out
+        extension = "png" if max(_pair(model.cfg.image_size)) <= 96 else "jpg"
+        _lay_out(aside)
+        explained = ExplainedImages(aside, atlas, image_source, attached, extension)
+        if has_patches:
+            explained.add_chosen(chosen, missing, progress=progress)
+        if n_latents is not None and latents is None:
+            shown[:] = sorted({*shown, *explained.listed_latents})
+        masks = ReferenceMasks(list(atlas.references.values()), shown, atlas.info.grid, aside)
+        write_reference_pictures(
+            aside,
+            masks,
+            image_source,
+            attached,
+            explained,
+            n_explained=n_explained_references if has_patches else 0,
+            size=thumbnail_size,
+            extension=extension,
+            missing=missing,
+            progress=progress,
+        )
+        for number, start in enumerate(range(0, len(shown), LATENTS_IN_A_FILE)):
+            details = latent_details(atlas, shown[start : start + LATENTS_IN_A_FILE], masks)
+            write_data(aside / f"data/latents/{number:05d}.js", f"latents/{number:05d}", details)
+        for number, start in enumerate(range(0, len(shown), PREVIEWS_IN_A_FILE)):
+            some = previews(atlas, shown[start : start + PREVIEWS_IN_A_FILE], masks)
+            write_data(aside / f"data/previews/{number:05d}.js", f"previews/{number:05d}", some)
+        entries, n_chosen = explained.entries(set(shown))
+        index = index_data(
+            atlas,
+            shown,
+            entries,
+            n_chosen=n_chosen,
+            names=named,
+            title=title or _title(atlas, weights),
+            weights=weights,
+            has_patches=has_patches,
+            extension=extension,
+            latents_in_a_file=LATENTS_IN_A_FILE,
+            previews_in_a_file=PREVIEWS_IN_A_FILE,
+        )
+        write_data(aside / "data/atlas.js", "atlas", index)
 
     folder = Path(folder)
-    clear_report_folder(folder)
-    for part in ("data/latents", "data/explain", "images"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for page in resources.files("vit_sae_plugin.report").joinpath("site").iterdir():
-        (folder / page.name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
-
-    # small pictures are shown enlarged, where JPEG's blocks would stand out
-    extension = "png" if max(_pair(model.cfg.image_size)) <= 96 else "jpg"
-    missing: dict[int, str] = {}
-    masks = ReferenceMasks(list(atlas.references.values()), shown, atlas.info.grid, folder)
-    write_reference_pictures(
-        folder / "images",
-        masks,
-        image_source,
-        attached,
-        size=thumbnail_size,
-        extension=extension,
-        missing=missing,
-        progress=progress,
-    )
-    explained = write_explained_images(
-        folder,
-        atlas,
-        image_source,
-        attached,
-        chosen if has_patches else [],
-        set(shown),
-        extension,
-        missing=missing,
-        progress=progress,
-    )
+    delete_leftovers(folder)
+    write_into_folder(folder, write, last=INDEX_PAGE)
     if missing:
         first = next(iter(missing))
         warnings.warn(
@@ -142,23 +172,15 @@ def write_report(
             f"{first} ({missing[first]})",
             stacklevel=2,
         )
-    for number, start in enumerate(range(0, len(shown), LATENTS_IN_A_FILE)):
-        some = shown[start : start + LATENTS_IN_A_FILE]
-        details = latent_details(atlas, some, masks)
-        write_data(folder / f"data/latents/{number:05d}.js", f"latents/{number:05d}", details)
-    index = index_data(
-        atlas,
-        shown,
-        masks,
-        explained,
-        names=names or {},
-        title=title or _title(atlas),
-        has_patches=has_patches,
-        extension=extension,
-        latents_in_a_file=LATENTS_IN_A_FILE,
-    )
-    write_data(folder / "data/atlas.js", "atlas", index)
-    return folder / "index.html"
+    return folder / INDEX_PAGE
+
+
+def _lay_out(folder: Path) -> None:
+    """The fixed files of a report, and the folders of what they show."""
+    for part in ("data/latents", "data/previews", "data/explain", "images"):
+        (folder / part).mkdir(parents=True)
+    for page in resources.files("vit_sae_plugin.report").joinpath("site").iterdir():
+        (folder / page.name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def _check_belongs_together(
@@ -211,9 +233,32 @@ def _asked_for(explain: Sequence[Any], atlas: LatentAtlas) -> list[int | Image.I
     return chosen
 
 
-def _title(atlas: LatentAtlas) -> str:
+def _latent_names(
+    atlas: LatentAtlas, names: Mapping[int, str | LatentName] | None
+) -> dict[int, LatentName]:
+    if names is None:
+        return atlas.names
+    return {
+        atlas.check_latent(latent): LatentName(name) if isinstance(name, str) else name
+        for latent, name in names.items()
+    }
+
+
+def _weights(model: HookedViT, atlas: LatentAtlas) -> str:
+    """The model's weights in words; of a model that was wrapped as an object nothing is known."""
+    if model.has_pretrained_weights is None:
+        return "unknown weights"
+    if not model.has_pretrained_weights:
+        return "random weights"
     metadata = atlas.info.sae_metadata
-    return f"{metadata.get('model_name') or 'Latents'}, {metadata.get('hook_name')}"
+    recorded = metadata.get("model_from_pretrained_kwargs") or {}
+    words = describe_weights(str(metadata.get("model_name")), recorded)
+    return "pretrained weights" if words == "random weights" else words
+
+
+def _title(atlas: LatentAtlas, weights: str) -> str:
+    metadata = atlas.info.sae_metadata
+    return f"{metadata.get('model_name') or 'Latents'} ({weights}), {metadata.get('hook_name')}"
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

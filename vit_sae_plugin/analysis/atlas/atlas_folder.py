@@ -11,6 +11,8 @@
 ``class_counts.safetensors``            ``counts [n_classes, d_sae]``, ``n_images [n_classes]``
 ``partners.safetensors``                ``coactive/latent``, ``/score``, ``similar/latent``, …
 ``skipped_images.csv``                  images that could not be read
+``names.json``                          names and notes of latents, where they have any; see
+                                        :mod:`vit_sae_plugin.analysis.atlas.latent_names`
 ======================================  ===========================================================
 
 ``atlas.json`` is written last; where its hashes don't fit the files, writing was cut off.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,12 @@ from PIL import Image
 
 from vit_sae_plugin.analysis.atlas.atlas_folder import read_atlas, write_atlas
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
+from vit_sae_plugin.analysis.atlas.latent_names import (
+    NAMES_FILE,
+    LatentName,
+    read_names,
+    write_names,
+)
 from vit_sae_plugin.analysis.atlas.latent_tables import Partners, ReferenceTable
 from vit_sae_plugin.analysis.html_pieces import data_uri, table, text
 from vit_sae_plugin.datasets import ImageSource, open_images
@@ -53,6 +60,8 @@ class LatentAtlas:
     """Latents with alike decoder directions, by cosine."""
     skipped_images: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Images that could not be read, with the reason."""
+    names: dict[int, LatentName] = field(default_factory=dict)
+    """Latent → its name and note, for those that have any; ``names.json`` in the folder."""
     folder: Path | None = None
     """Where it was saved."""
 
@@ -124,8 +133,14 @@ class LatentAtlas:
             index=pd.RangeIndex(1, n + 1, name="rank"),
         )
 
-    def top_classes(self, latent: int, n: int = 10) -> pd.DataFrame:
-        """The classes whose images activate a latent most, by count.
+    def top_classes(self, latent: int, n: int = 10, by: str = "count") -> pd.DataFrame:
+        """The classes whose images activate a latent most.
+
+        Args:
+            latent: its index.
+            n: at most this many classes.
+            by: ``"count"``, active tokens summed over the class, which favours large classes; or
+                ``"rate"``, active tokens an image of the class.
 
         Returns:
             Rows are class indices (``class``); columns ``class_name``, ``count`` (active tokens,
@@ -133,7 +148,10 @@ class LatentAtlas:
             Only classes with a count; among equal ones the smaller index comes first.
         """
         counts = self.class_counts[:, self.check_latent(latent)]
-        top = np.argsort(-counts.astype(np.int64), kind="stable")[:n]
+        if by not in ("count", "rate"):
+            raise ValueError(f"by is {by!r}; want 'count' or 'rate'")
+        keys = counts / np.maximum(self.class_n_images, 1) if by == "rate" else counts
+        top = np.argsort(-keys.astype(np.float64), kind="stable")[:n]
         top = top[counts[top] > 0]
         return pd.DataFrame(
             {
@@ -224,7 +242,24 @@ class LatentAtlas:
             },
         }
         write_atlas(self.folder, self.info, frames, arrays)
+        if self.names:
+            write_names(self.folder / NAMES_FILE, self.names, self.info.sae_sha256)
         return self.folder
+
+    def read_names(self, path: str | Path) -> None:
+        """Take over names from a file that the report, or another atlas of this SAE, saved.
+
+        They replace those of the same latents; an entry without name and note takes them away. An
+        atlas that has a folder keeps them there.
+
+        Raises:
+            ValueError: it is no such file, or damaged, or about another SAE.
+        """
+        read = read_names(path, sae_sha256=self.info.sae_sha256, d_sae=self.d_sae)
+        merged = {**self.names, **read}
+        self.names = {latent: name for latent, name in merged.items() if not name.is_empty}
+        if self.folder is not None:
+            write_names(self.folder / NAMES_FILE, self.names, self.info.sae_sha256)
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentAtlas:
@@ -240,7 +275,7 @@ class LatentAtlas:
             return [arrays[file][f"{kind}/{name}"] for name in names]
 
         columns = ("image", "value", "peak_patch")
-        return cls(
+        atlas = cls(
             info=info,
             latents=frames["latents"],
             references={
@@ -257,6 +292,13 @@ class LatentAtlas:
             skipped_images=frames["skipped_images"],
             folder=Path(folder),
         )
+        path = Path(folder) / NAMES_FILE
+        if path.is_file():
+            try:
+                atlas.names = read_names(path, sae_sha256=info.sae_sha256, d_sae=info.d_sae)
+            except ValueError as error:
+                warnings.warn(f"opened without names of latents: {error}", stacklevel=2)
+        return atlas
 
     def _partners(self, partners: Partners, latent: int, n: int, score: str) -> pd.DataFrame:
         others = partners.latent[self.check_latent(latent)]

@@ -26,6 +26,7 @@ from vit_sae_plugin.analysis.counting.reference_images import ReferenceImages
 from vit_sae_plugin.analysis.counting.token_scan import scan_tokens
 from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 
+_LATENTS_AT_ONCE = 4096
 _SHARE_WITHOUT = 0.1
 """The first rule must give reference images to all but this share of the live latents."""
 
@@ -178,6 +179,8 @@ class AtlasBuilder(nn.Module):
         table["dataset_count"] = self.class_counts.dataset_counts.cpu().numpy()
         table["top_class"], table["top_class_share"] = _top_class(atlas.class_counts)
         table["top_class_name"] = atlas.class_names_of(table["top_class"])
+        table["top_class_by_rate"] = _top_class_by_rate(atlas.class_counts, atlas.class_n_images)
+        table["top_class_name_by_rate"] = atlas.class_names_of(table["top_class_by_rate"])
         table["is_dead"] = statistics.is_dead.cpu().numpy()
         table["is_dense"] = token_frequency > atlas.info.dense_frequency
 
@@ -228,3 +231,15 @@ def _top_class(counts: Int[np.ndarray, "n_classes d_sae"]) -> tuple[pd.Series, n
     top = pd.Series(counts.argmax(axis=0), index=index, dtype="Int64").mask(total == 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return top, counts.max(axis=0) / np.where(total == 0, np.nan, total)
+
+
+def _top_class_by_rate(
+    counts: Int[np.ndarray, "n_classes d_sae"], n_images: Int[np.ndarray, " n_classes"]
+) -> pd.Series:
+    """The class whose images have most active tokens each: counts favour classes of many images."""
+    top = np.full(counts.shape[1], -1)
+    for start in range(0, counts.shape[1] if len(counts) else 0, _LATENTS_AT_ONCE):
+        some = slice(start, start + _LATENTS_AT_ONCE)
+        rates = counts[:, some] / np.maximum(n_images, 1)[:, None]
+        top[some] = np.where(rates.any(axis=0), rates.argmax(axis=0), -1)
+    return pd.Series(top, dtype="Int64").replace(-1, pd.NA)

@@ -106,7 +106,7 @@ const report = (() => {
   }
 
   function pictureFile(atlas, index) { return `images/${String(index).padStart(7, "0")}.${atlas.extension}`; }
-  function explainedFile(atlas, entry) { return `images/explained-${entry.file}.${atlas.extension}`; }
+  function explainedFile(entry) { return `images/${entry.picture}`; }
   function explainedTitle(entry, position) {
     return entry.id ?? (entry.index === null ? `Picture ${position + 1}` : `Image ${format.count(entry.index)}`);
   }
@@ -114,7 +114,7 @@ const report = (() => {
     const entry = atlas.explained[position];
     const title = explainedTitle(entry, position);
     return el("a", { class: "figure", href: `explain.html#${position}`, "data-image": position },
-      picture(explainedFile(atlas, entry)), el("div", { title }, el("b", {}, title)),
+      picture(explainedFile(entry)), el("div", { title }, el("b", {}, title)),
       el("div", {}, entry.class === null ? "" : className(atlas, entry.class)));
   }
 
@@ -135,10 +135,17 @@ const report = (() => {
     return frame;
   }
 
+  // The first reference images of a latent, filled in when their file has come.
   function strip(atlas, position, n = 5) {
-    const previews = atlas.latents.previews[position] || [];
-    return el("span", { class: "strip" }, previews.slice(0, n).map(([index, preview]) =>
-      picture(pictureFile(atlas, index), atlas.preview_grid, preview ? previewShares(preview) : null)));
+    const frame = el("span", { class: "strip" });
+    firstImages(atlas, position).then((previews) => frame.replaceChildren(...previews.slice(0, n).map(([index, preview]) =>
+      picture(pictureFile(atlas, index), atlas.preview_grid, preview ? previewShares(preview) : null)))).catch(fail);
+    return frame;
+  }
+
+  function firstImages(atlas, position) {
+    const file = String(Math.floor(position / atlas.previews_in_a_file)).padStart(5, "0");
+    return load(`previews/${file}`).then((previews) => previews[position % atlas.previews_in_a_file]);
   }
 
   const viridis = [[70, 50, 126], [54, 92, 141], [39, 127, 142], [31, 161, 135], [74, 193, 109], [160, 218, 57]];
@@ -152,44 +159,70 @@ const report = (() => {
   function className(atlas, index) { return index === null || index === undefined ? missing : atlas.classes[index] ?? String(index); }
 
   function describe(atlas, position) {
-    const { name, classes } = atlas.latents;
+    const { id, classes } = atlas.latents;
     const first = classes[position].map((c) => className(atlas, c));
-    return { title: name[position] || first[0] || "", minor: (name[position] ? first : first.slice(1)).join(", ") };
+    const name = atlas.naming.of(id[position])?.name || "";
+    return { title: name || first[0] || "", minor: (name ? first : first.slice(1)).join(", ") };
   }
 
-  function latentLink(latent) { return `latent.html#${latent}`; }
+  // An address is "#17&class=2&mask=smooth": what the page is about, then how it is shown.
+  function address() {
+    const [first, ...rest] = location.hash.slice(1).split("&");
+    const id = first.includes("=") ? "" : decodeURIComponent(first);
+    return { id, state: new URLSearchParams(id === "" && first ? [first, ...rest].join("&") : rest.join("&")) };
+  }
+
+  // Change what the address says of how the page is shown; null takes a part away.
+  function remember(changes) {
+    const { id, state } = address();
+    for (const [key, value] of Object.entries(changes)) {
+      if (value === null || value === "") state.delete(key); else state.set(key, value);
+    }
+    const text = String(state).replaceAll("%2C", ",");
+    try { history.replaceState(null, "", `#${id}${id !== "" && text ? "&" : ""}${text}`); } catch { /* some browsers forbid it on disk */ }
+  }
+
+  const withView = (link, view) => `${link}${view ? `&${view}` : ""}`;
+  function latentLink(latent, view = "") { return withView(`latent.html#${latent}`, view); }
+  function compareLink(one, other, view = "") { return withView(`compare.html#${one},${other}`, view); }
 
   // The classes one can filter by: those that lead among some latent's reference images.
   function leadingClasses(atlas) { return new Set(atlas.latents.classes.flat()); }
 
-  // The filter last used in this report, so that one finds back to it.
-  const viewKey = `vit-sae-view ${location.pathname.replace(/[^/]*$/, "")}`;
-  function keepView(hash) {
-    try { sessionStorage.setItem(viewKey, hash); } catch { /* not kept */ }
-  }
-  function backToLatents() {
-    let view = "";
-    try { view = sessionStorage.getItem(viewKey) || ""; } catch { /* not kept */ }
-    return el("a", { href: `index.html${view}`, id: "back" }, "← all latents");
-  }
-
-  // How masks are drawn is one setting for all pages.
+  // How masks are drawn is one setting for all pages; an address may say otherwise.
+  const maskKinds = ["off", "blocks", "smooth"];
   function maskChoice() {
-    let chosen = "blocks";
-    try { chosen = localStorage.getItem("vit-sae-mask") || chosen; } catch { /* not kept */ }
-    const buttons = ["off", "blocks", "smooth"].map((kind) => el("button", {
+    const buttons = maskKinds.map((kind) => el("button", {
       type: "button", "data-kind": kind,
-      onclick: () => choose(kind),
+      onclick: () => { keep("vit-sae-mask", kind); remember({ mask: kind }); draw(kind); },
     }, kind));
-    function choose(kind) {
+    function draw(kind) {
       document.body.dataset.mask = kind;
       for (const button of buttons) button.setAttribute("aria-pressed", button.dataset.kind === kind);
-      try { localStorage.setItem("vit-sae-mask", kind); } catch { /* not kept */ }
       document.dispatchEvent(new Event("maskchange"));
     }
-    choose(chosen);
+    function recall() {
+      const wanted = [address().state.get("mask"), kept("vit-sae-mask"), "blocks"];
+      draw(wanted.find((kind) => maskKinds.includes(kind)));
+    }
+    window.addEventListener("hashchange", recall);
+    recall();
     return el("span", { class: "masks" }, el("span", { class: "name" }, "Masks"),
-      el("span", { class: "choice" }, buttons));
+      el("span", { class: "choice", role: "group", "aria-label": "masks" }, buttons));
+  }
+
+  // What a browser keeps for the next visit, where it allows that.
+  function keep(key, text) { try { localStorage.setItem(key, text); return true; } catch { return false; } }
+  function kept(key) { try { return localStorage.getItem(key); } catch { return null; } }
+
+  // Hand the reader a file.
+  function save(name, text, type) {
+    const url = URL.createObjectURL(new Blob([text], { type }));
+    const link = el("a", { href: url, download: name });
+    document.body.append(link);
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(url), 60000);
   }
 
   function navigation(atlas, here) {
@@ -198,14 +231,48 @@ const report = (() => {
       here === "index.html" ? "" : el("a", { class: "home", href: "index.html" }, atlas.title),
       ...pages.filter(([file]) => file !== "explain.html" || atlas.explained.length).map(([file, name]) =>
         el("a", { href: file, class: file === here ? "here" : null }, name)),
-      el("span", { class: "gap" }), atlas.has_patches ? maskChoice() : "");
+      el("span", { class: "gap" }), atlas.naming.button(), atlas.has_patches ? maskChoice() : "");
+  }
+
+  // Arrow keys follow the links to the previous and the next thing, where nothing else takes them.
+  document.addEventListener("keydown", (event) => {
+    if (event.defaultPrevented || event.metaKey || event.ctrlKey || event.altKey || document.querySelector("dialog[open]")
+      || event.target.closest?.("input, select, textarea")) return;
+    const rel = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
+    if (rel) document.querySelector(`a[rel="${rel}"]`)?.click();
+  });
+
+  // Arrow keys move between the things in a row or a grid.
+  function arrows(parent, selector) {
+    parent.addEventListener("keydown", (event) => {
+      const all = [...parent.querySelectorAll(selector)];
+      const here = all.indexOf(event.target.closest(selector));
+      if (here < 0) return;
+      const tops = all.map((one) => Math.round(one.getBoundingClientRect().top));
+      const columns = Math.max(1, tops.filter((top) => top === tops[0]).length);
+      const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+      if (step === undefined || event.metaKey || event.ctrlKey || event.altKey) return;
+      event.preventDefault();
+      all[here + step]?.focus();
+    });
+    return parent;
+  }
+
+  // What all pages load first.
+  function open() {
+    return load("atlas").then((atlas) => {
+      atlas.position = new Map(atlas.latents.id.map((latent, position) => [latent, position]));
+      atlas.explanation = new Map(atlas.explained.map((entry, i) => [entry.index, i]).reverse());
+      atlas.naming = openNames(atlas);
+      return atlas;
+    });
   }
 
   function fail(error) {
     document.querySelector("main").append(el("p", { class: "empty" }, String(error.message || error)));
   }
 
-  return { receive, load, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile, explainedFile,
-    explainedTitle, explainedCard, strip, entropyColour, className, describe, latentLink, leadingClasses, keepView,
-    backToLatents, navigation, fail };
+  return { receive, load, open, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile,
+    explainedFile, explainedTitle, explainedCard, strip, firstImages, entropyColour, className, describe, address,
+    remember, latentLink, compareLink, leadingClasses, keep, kept, save, navigation, arrows, fail };
 })();

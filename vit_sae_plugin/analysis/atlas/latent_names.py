@@ -1,0 +1,122 @@
+"""Names and notes of latents, and the file they are kept in: ``names.json`` beside an atlas.
+
+The report writes the same file when names that were typed in the browser are exported::
+
+    {"format": "vit-sae latent names", "version": 1, "sae_sha256": "…",
+     "names": {"17": {"name": "red rings", "note": "", "score": null, "source": "typed",
+                      "editor": "Ada", "edited": "2026-01-31T12:00:00Z"}}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.fingerprints import short
+
+NAMES_FILE = "names.json"
+_FORMAT, _VERSION = "vit-sae latent names", 1
+
+
+@dataclass(frozen=True)
+class LatentName:
+    """What a latent is called, and how it came by that name."""
+
+    name: str
+    """The name; empty where there is only a note."""
+    note: str = ""
+    """Anything else worth keeping about the latent."""
+    score: float | None = None
+    """How well the name fits, by the measure of its source; None: not measured."""
+    source: str | None = None
+    """How the name came about: ``"typed"``, or the method that found it."""
+    editor: str | None = None
+    """Who, or what, wrote it last."""
+    edited: str | None = None
+    """When that was, as an ISO 8601 time."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, is_text = getattr(self, field.name), field.name in ("name", "note")
+            if field.name == "score":
+                good = value is None or (_is_number(value) and math.isfinite(value))
+                wanted = "a finite number or None"
+            else:
+                good = isinstance(value, str) or (value is None and not is_text)
+                wanted = "a text" if is_text else "a text or None"
+            if not good:
+                raise ValueError(f"{field.name} is {value!r}; want {wanted}")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is said: such an entry of a file takes an earlier one away."""
+        return not self.name and not self.note
+
+
+def write_names(path: str | Path, names: Mapping[int, LatentName], sae_sha256: str) -> None:
+    """Write names of an SAE's latents, in the order of the latents."""
+    described = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "sae_sha256": sae_sha256,
+        "names": {str(latent): asdict(names[latent]) for latent in sorted(names)},
+    }
+    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    write_text_atomically(Path(path), text)
+
+
+def read_names(path: str | Path, *, sae_sha256: str, d_sae: int) -> dict[int, LatentName]:
+    """The names in a file, by latent; entries that say nothing among them.
+
+    Args:
+        path: a file that the report or :func:`write_names` wrote.
+        sae_sha256: hash of the SAE whose latents they are to be.
+        d_sae: how many latents it has.
+
+    Raises:
+        ValueError: it is no such file, or damaged, or about another SAE.
+    """
+    path = Path(path)
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; want names saved from a report") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no names of latents: {error}") from None
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
+        raise ValueError(f"{path} holds no names of latents; want a file saved from a report")
+    if described.get("version") != _VERSION:
+        raise ValueError(
+            f"the names in {path} have version {described.get('version')!r}; this release reads "
+            f"version {_VERSION}"
+        )
+    if described.get("sae_sha256") != sae_sha256:
+        raise ValueError(
+            f"the names in {path} are of the SAE {short(str(described.get('sae_sha256')))}, but "
+            f"this one is {short(sae_sha256)}"
+        )
+    entries = described.get("names")
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} is damaged: its names are {entries!r}; want an object")
+    return dict(_entry(path, key, value, d_sae) for key, value in entries.items())
+
+
+def _entry(path: Path, key: str, value: Any, d_sae: int) -> tuple[int, LatentName]:
+    if not (key.isascii() and key.isdecimal() and int(key) < d_sae):
+        raise ValueError(f"{path} names a latent {key!r}; want 0 to {d_sae - 1}")
+    known = {field.name for field in fields(LatentName)}
+    if not isinstance(value, dict) or "name" not in value or not value.keys() <= known:
+        raise ValueError(f"{path} is damaged at latent {key}: want {', '.join(sorted(known))}")
+    try:
+        return int(key), LatentName(**value)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged at latent {key}: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -447,6 +447,18 @@ def _add_analyze(commands) -> None:
         metavar="N",
         help="or explain N images, spread over the source (default: 12)",
     )
+    report.add_argument(
+        "--n-explained-references",
+        type=int,
+        metavar="N",
+        help="also explain N reference images, those of most latents first (default: 200, or none "
+        "with --n-latents)",
+    )
+    command.add_argument(
+        "--names",
+        metavar="FILE",
+        help="read names and notes of latents, saved from a report, into the atlas",
+    )
     command.add_argument(
         "--neuronpedia",
         metavar="FOLDER",

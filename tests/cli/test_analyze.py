@@ -6,6 +6,8 @@ import torch
 from tests.cli.command import vit_sae
 from vit_sae_plugin import LatentAtlas, PatchSAE, PatchSAEConfig, analysis
 from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.analysis import LatentName
+from vit_sae_plugin.analysis.atlas.latent_names import write_names
 from vit_sae_plugin.hooked_vit import HookedViT
 
 RULE = {"name": "kth_largest", "k": 2}
@@ -109,9 +111,15 @@ def test_the_report_shows_the_chosen_latents_and_images(sae, photos, tmp_path, m
     assert vit_sae(*start, "--report", tmp_path / "a", "--explain", "3,8", "--n-latents", 5) == 0
     assert told.pop() == {"explain": [3, 8], "n_latents": 5}
     assert len(list((tmp_path / "a" / "data" / "explain").iterdir())) == 2
-    assert vit_sae(*start, "--report", tmp_path / "b", "--n-explained", 1) == 0
-    assert told.pop() == {"n_explained": 1}
-    assert len(list((tmp_path / "b" / "data" / "explain").iterdir())) == 1
+    names = tmp_path / "names.json"
+    atlas = LatentAtlas.load(tmp_path / "atlas")
+    write_names(names, {7: LatentName("red rings")}, atlas.info.sae_sha256)
+    options = ("--n-explained", 1, "--n-explained-references", 2, "--names", names)
+    assert vit_sae(*start, "--report", tmp_path / "b", *options) == 0
+    assert told.pop() == {"n_explained": 1, "n_explained_references": 2}
+    assert len(list((tmp_path / "b" / "data" / "explain").iterdir())) == 3
+    assert "red rings" in (tmp_path / "b" / "data" / "atlas.js").read_text()
+    assert LatentAtlas.load(tmp_path / "atlas").names == {7: LatentName("red rings")}
     assert (tmp_path / "b" / "index.html").is_file()
 
 
@@ -122,6 +130,7 @@ def test_the_report_shows_the_chosen_latents_and_images(sae, photos, tmp_path, m
         (["--device", "foo"], "device 'foo' can't be used here"),
         (["--aggregations", "mean,maxx"], "did you mean 'max'"),
         (["--aggregations", ","], "aggregations is empty"),
+        (["--names", "none.json"], "--names none.json: there is no such file"),
         (["--n-reference-images", "0"], "n_reference_images is 0; want 1 or more"),
         (["--threshold", "-1"], "threshold is -1.0; want 0 or more"),
         (["--batch-size-images", "0"], "batch_size_images"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
@@ -20,6 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from vit_sae_plugin.datasets import open_images
 
     report_options = _report_options(args)
+    if args.names is not None and not Path(args.names).is_file():
+        raise ValueError(f"--names {args.names}: there is no such file; want names from a report")
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     images = open_images(args.images)
@@ -46,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         folder=folder,
         overwrite=args.overwrite,
     )
+    if args.names is not None:
+        atlas.read_names(args.names)
     print(atlas)
     print(f"\nThe atlas is in {folder}; read it by LatentAtlas.load({str(folder)!r})")
     if args.report is not None:
@@ -65,6 +70,7 @@ def _report_options(args: argparse.Namespace) -> dict[str, Any]:
     """What ``write_report`` is told beyond the report's folder."""
     given = {
         "n_explained": args.n_explained,
+        "n_explained_references": args.n_explained_references,
         "n_latents": args.n_latents,
         "explain": None if args.explain is None else _indices(args.explain),
     }

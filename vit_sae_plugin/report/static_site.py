@@ -66,8 +66,8 @@ def write_report(
     read any more is left out, with a warning.
 
     Args:
-        atlas: made by :func:`vit_sae_plugin.analysis.analyze`.
-        images: the source that was analysed, or what :func:`open_images` takes.
+        atlas: made by [`vit_sae_plugin.analysis.analyze`][].
+        images: the source that was analysed, or what [`open_images`][] takes.
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
         folder: where to write: a new or empty folder, or that of an earlier report, which stays as

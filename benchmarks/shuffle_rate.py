@@ -40,8 +40,13 @@ def shuffled() -> Iterator[Tensor]:
     n_batches = N_ROWS // BATCH_SIZE
     buffer = ShuffleBuffer(n_batches, BATCH_SIZE, D_IN)
     source = blocks()
+
+    def take(n_rows: int) -> tuple[Tensor, Tensor]:
+        rows = next(source)[:n_rows]
+        return rows, torch.empty(len(rows), 0, dtype=torch.long)  # no coordinates
+
     for number in itertools.count():
-        buffer.fill(lambda n_rows: next(source)[:n_rows], (0, number))
+        buffer.fill(take, (0, number))
         for batch in range(n_batches):
             yield buffer.batch(batch)
 

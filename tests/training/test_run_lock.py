@@ -29,7 +29,8 @@ def _hold(folder: Path) -> int:
     if child == 0:
         with locked(folder):
             if os.fork() == 0:
-                time.sleep(2)
+                while not (folder / "over").exists():
+                    time.sleep(0.05)
                 os._exit(0)
             (folder / "held").touch()
             time.sleep(30)
@@ -53,9 +54,11 @@ def test_another_process_is_named_and_kept_out(any_lock, tmp_path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    # killed, it holds nothing, though a process that it forked lives on
-    with locked(tmp_path):
-        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    try:  # killed, it holds nothing, though a process that it forked lives on
+        with locked(tmp_path):
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    finally:
+        (tmp_path / "over").touch()
     assert not (tmp_path / LOCK_FILE).exists()
 
 

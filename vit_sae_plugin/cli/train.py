@@ -184,8 +184,6 @@ def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETra
             settings["embeddings_path"], non_finite=settings.get("non_finite_rows", "refuse")
         )
         d_in, n_rows = rows.d_in, len(rows)
-        settings.setdefault("hook_name", "hook_image_embed")
-        _check_embedding_width(settings, d_in)
     else:
         if not settings.get("dataset_path"):
             raise ValueError("there is nothing to train on: give --images or --embeddings")
@@ -205,22 +203,6 @@ def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETra
         complete_settings(settings, d_in=d_in, n_rows_per_epoch=n_rows)
     )
     return ViTSAETrainingRunner(cfg, override_images=images, override_model=model)
-
-
-def _check_embedding_width(settings: dict[str, Any], width: int) -> None:
-    """Raise if the model that the settings name can't have made embeddings of this width."""
-    from vit_sae_plugin.hooked_vit import embedding_width
-
-    name = settings.get("model_name")
-    if name is None or settings["hook_name"] != "hook_image_embed":
-        return
-    of_model = embedding_width(name)
-    if of_model not in (None, width):
-        raise ValueError(
-            f"the rows of {settings['embeddings_path']} are {width} wide, but the embeddings of "
-            f"{name} are {of_model} wide; name the model that made them with --model, or say "
-            "--set model_name=null if it has no name"
-        )
 
 
 def _rows_per_epoch(model: Any, images: Any, settings: dict[str, Any]) -> int | None:

@@ -95,12 +95,12 @@ class HeldOutImages:
             acts_btd = attached.source.select(self.model.cfg, values[0])
             target_btd = output.select(self.model.cfg, values[1])
             if n_tokens == 0:
-                origin = target_btd[0].double().cpu().mean(0)
+                origin = target_btd[0].cpu().double().mean(0)
             for part, latents in attached.encode_parts(acts_btd):
                 z = target_btd[part]
                 x_hat = attached.decode(latents) + attached.rows.skip(acts_btd[part])
                 error = x_hat.to(z) - z
-                centred = z.double().cpu().flatten(0, 1) - origin
+                centred = z.cpu().double().flatten(0, 1) - origin
                 residual += _sum_of_squares(error)
                 squares += _sum_of_squares(centred)
                 total = total + centred.sum(0)
@@ -122,4 +122,4 @@ class HeldOutImages:
 
 
 def _sum_of_squares(values: Tensor) -> float:
-    return float(values.double().cpu().square().sum())
+    return float(values.cpu().double().square().sum())

@@ -12,6 +12,7 @@ from vit_sae_plugin.activations.embed import embed_images
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
 from vit_sae_plugin.activations.embedding_store import EmbeddingStore
+from vit_sae_plugin.hooked_vit import embedding_width
 
 if TYPE_CHECKING:
     from vit_sae_plugin.datasets import ImageSource
@@ -54,6 +55,7 @@ def store_of_embeddings(
         rows = load_embedding_rows(
             cfg.embeddings_path, d_in=cfg.sae.d_in, non_finite=cfg.non_finite_rows
         )
+        _check_model_made(rows, cfg)
     statistics = None
     if cfg.standardize_embeddings:
         statistics = EmbeddingStatistics.from_rows(rows.batches(), cfg.embedding_modality)
@@ -65,6 +67,19 @@ def store_of_embeddings(
         dtype=str_to_dtype(cfg.dtype),
         device=cfg.act_store_device or cfg.device,
     )
+
+
+def _check_model_made(rows: EmbeddingRows, cfg: ViTSAERunnerConfig) -> None:
+    """Raise if the model that the settings name makes embeddings of another width."""
+    if cfg.model_name is None or cfg.hook_name != POOLED_HOOK:
+        return
+    width = embedding_width(cfg.model_name)
+    if width not in (None, rows.d_in):
+        raise ValueError(
+            f"the rows of {cfg.embeddings_path} are {rows.d_in} wide, but the embeddings of "
+            f"{cfg.model_name} are {width} wide; want the model that made them as model_name "
+            "(--model), or null if it has no name (--set model_name=null)"
+        )
 
 
 def _embedded_once(cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource) -> EmbeddingRows:

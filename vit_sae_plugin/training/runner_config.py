@@ -26,6 +26,7 @@ from vit_sae_plugin.training.training_defaults import training_defaults
 LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 OPTIMIZERS = ("adam", "adamw")
 AUTO = "auto"
+_DEFAULT_HOOK = "blocks.10.hook_resid_post"
 
 
 def _auto() -> Any:
@@ -64,9 +65,10 @@ class ViTSAERunnerConfig:
     """Always ``"HookedViT"``; there so that the SAE's metadata say what to load."""
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
     """What else [`HookedViT.from_pretrained`][] takes, such as ``{"pretrained": "openai"}``."""
-    hook_name: str = "blocks.10.hook_resid_post"
+    hook_name: str = _auto()
     """Which activations to train on. Heads are flattened, so ``d_in`` is heads × head width at
-    ``hook_z``."""
+    ``hook_z``. ``"auto"``: ``"blocks.10.hook_resid_post"``, but ``"hook_image_embed"`` with
+    ``embeddings_path``."""
     hook_name_out: str | None = None
     """Which activations a transcoder reconstructs, from those of ``hook_name``. They are read in
     the same forward pass; None for an SAE, which reconstructs what it reads."""
@@ -263,7 +265,8 @@ class ViTSAERunnerConfig:
         n_steps = self.total_training_steps
         defaults = training_defaults(self.sae.architecture()).settings(n_steps)
         defaults |= {
-            "model_name": "ViT-B-16" if self.embeddings_path is None else None,
+            "model_name": None if self.embeddings_path else "ViT-B-16",
+            "hook_name": "hook_image_embed" if self.embeddings_path else _DEFAULT_HOOK,
             "device": best_device(),
             "eval_every_n_steps": max(1, n_steps // 10) if self.eval_dataset_path else 0,
         }

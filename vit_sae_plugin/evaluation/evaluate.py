@@ -36,7 +36,7 @@ def evaluate_sae(
     sae: SAE[Any],
     images: Any,
     *,
-    batch_size_images: int = 32,
+    batch_size_images: int = 64,
     n_images: int | None = None,
     class_names: Sequence[str] | None = None,
     templates: str | Path | Sequence[Template] | None = None,

@@ -30,7 +30,7 @@ def save_latents(
     images: Any,
     folder: str | Path,
     *,
-    batch_size_images: int = 32,
+    batch_size_images: int = 64,
     n_images: int | None = None,
     source: ActivationSource | None = None,
     statistics: EmbeddingStatistics | None = None,

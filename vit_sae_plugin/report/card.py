@@ -28,10 +28,16 @@ _MEASURES = {
     "dead_share": "latents that never fired",
     "dense_share": "latents on more than a tenth of the tokens",
 }
+_SPLICED = {
+    "zero_shot_accuracy": "zero-shot accuracy with the reconstruction in place",
+    "contrastive_loss": "contrastive loss with it in place",
+    "output_cosine": "cosine of the output with the untouched one",
+}
 _TRAINING = (
     "model_name dataset_path training_tokens train_batch_size_tokens lr lr_scheduler_name "
     "lr_warm_up_steps lr_decay_steps optimizer clip_grad_norm dead_feature_window seed"
 ).split()
+_NO_CHANGE = 1e-6
 _LEFT_OUT = ("metadata", "device", "dtype", "architecture", "d_in", "d_sae")
 
 
@@ -126,9 +132,10 @@ def _what_it_reads(metadata: Mapping[str, Any]) -> str:
     elif metadata.get("input_scaling"):
         scaling = f"rows multiplied by {metadata['input_scaling']:.6g}"
     grid = metadata.get("grid")
+    loaded_with = metadata.get("model_from_pretrained_kwargs")
     rows = {
         "model": metadata.get("model_name"),
-        "loaded with": metadata.get("model_from_pretrained_kwargs") or None,
+        **({"loaded with": loaded_with} if loaded_with else {}),
         "hook": metadata.get("hook_name"),
         "tokens": metadata.get("token_kind"),
         "tokens before the patches": metadata.get("n_prefix_tokens"),
@@ -171,7 +178,8 @@ def _training(sae: SAE[Any], metadata: Mapping[str, Any], folder: Path) -> str:
             for name, value in (config.get("sae") or {}).items()
             if name not in _LEFT_OUT and value is not None
         }
-    settings |= metadata.get("training_architecture_details") or {}
+    else:
+        settings |= metadata.get("training_architecture_details") or {}
     settings |= metadata.get("source_settings") or {}
     shown = {
         name: _without_folders(value)
@@ -206,6 +214,11 @@ def _measured(figures: CardFigures | None) -> str:
         f"{figures.control_k} largest are kept for each token, and knows only the rows' mean and "
         "spread: what is better than it, the SAE's directions do.",
     ]
+    if "splicing" in figures.measured.tables and not _reaches_output(figures.measured):
+        text.append(
+            "Putting reconstructions in place of these tokens, or zeros, leaves the model's output "
+            "as it is: at this hook nothing reads them any more."
+        )
     text += [f"*{note}*" for note in figures.measured.notes]
     return "\n\n".join(text)
 
@@ -218,7 +231,7 @@ def _comparison(figures: CardFigures) -> str:
     for name, words in _MEASURES.items():
         if name in ours.index:
             rows.append((words, _number(ours[name]), _number(theirs[name])))
-    if "splicing" in figures.measured.tables:
+    if "splicing" in figures.measured.tables and _reaches_output(figures.measured):
         rows += _spliced(figures.measured.tables["splicing"], figures.control.tables["splicing"])
     width = [" | ".join(row) for row in rows]
     return "\n".join([f"| {width[0]} |", "|---|---:|---:|", *(f"| {line} |" for line in width[1:])])
@@ -226,12 +239,22 @@ def _comparison(figures: CardFigures) -> str:
 
 def _spliced(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[tuple[str, str, str]]:
     rows = []
-    for column in ours.columns:
-        values = [ours[column].get("original"), *(t[column].get("spliced") for t in (ours, theirs))]
-        if all(value is not None and math.isfinite(value) for value in values):
-            words = f"{str(column).replace('_', ' ')}, spliced (without: {_number(values[0])})"
-            rows.append((words, _number(values[1]), _number(values[2])))
+    for column, words in _SPLICED.items():
+        if column not in ours.columns:
+            continue
+        values = [ours.at["original", column], *(t.at["spliced", column] for t in (ours, theirs))]
+        if all(math.isfinite(value) for value in values):
+            untouched = "" if column == "output_cosine" else f" (untouched: {_number(values[0])})"
+            rows.append((words + untouched, _number(values[1]), _number(values[2])))
     return rows
+
+
+def _reaches_output(report: EvaluationReport) -> bool:
+    """Whether the model's output depends on the tokens that the SAE reads."""
+    table = report.tables["splicing"]
+    if "output_cosine" not in table.columns:
+        return True
+    return not table.at["zeros", "output_cosine"] > 1 - _NO_CHANGE
 
 
 def _picture(figures: CardFigures | None) -> str:

@@ -146,7 +146,7 @@ def test_objects() -> None:
         ("wds:{a.tar", ValueError, "cannot be expanded"),
         ("", ValueError, "names no images"),
         ("shapes:valid", ValueError, "split='valid'"),
-        ("shapes?n_image=5", ValueError, "'n_image'; shapes has n_images, n_objects, seed"),
+        ("shapes?n_image=5", ValueError, "'n_image'; shapes has n_images, n_objects, seed, style"),
         ("shapes?n_images=many", ValueError, "n_images='many' cannot be read"),
         ("hf:x?streaming=perhaps", ValueError, "write true or false"),
         (7, TypeError, "cannot be taken from a int"),

@@ -16,11 +16,13 @@ from vit_sae_plugin.datasets.shape_captions import article, describe, relation, 
 from vit_sae_plugin.datasets.shape_drawing import (
     COLORS,
     FULL_COVERAGE,
+    OUTLINE_WIDTH,
     SHAPES,
     SIZES,
     TEXTURES,
     TILTS,
     draw_background,
+    outline_sprite,
     paint,
     sprite,
     texture_tile,
@@ -231,6 +233,8 @@ def test_the_fingerprint_tells_sources_apart():
         ShapeScenes(20, split="test"),
         ShapeScenes(20, n_objects=1),
         ShapeScenes(20, n_objects=(1, 2)),
+        ShapeScenes(20, style="outline"),
+        ShapeScenes(20, bias=0.9),
     ]
     assert len({source.fingerprint() for source in sources}) == len(sources)
     assert ShapeScenes(20).fingerprint() == ShapeScenes(20, n_objects=(1, 3)).fingerprint()
@@ -245,6 +249,8 @@ def test_the_fingerprint_tells_sources_apart():
         ({"split": "val"}, "split='val'.*train, test"),
         ({"n_images": 0}, "n_images=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"style": "sketch"}, "style='sketch'.*filled, outline"),
+        ({"bias": 1.5}, "bias=1.5"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
@@ -258,3 +264,55 @@ def test_an_index_past_the_end_is_refused():
         source.scene(5)
     with pytest.raises(IndexError, match="scene -1"):
         source.record(-1)
+
+
+def test_outline_drawings_are_the_same_scenes_with_empty_objects() -> None:
+    filled = ShapeScenes(40, seed=2)
+    drawn = ShapeScenes(40, seed=2, style="outline")
+    for index in range(40):
+        one, other = filled.scene(index), drawn.scene(index)
+        assert (one.label, len(one.objects)) == (other.label, len(other.objects))
+        for thing, line in zip(one.objects, other.objects, strict=True):
+            assert np.array_equal(thing.mask, line.mask)
+            assert line.texture == "plain"
+        outside = ~np.any([thing.mask for thing in one.objects], axis=0)
+        far = outside & ~_grown(~outside, 3)  # tips that cover less than half a pixel
+        assert np.array_equal(np.asarray(one.image)[far], np.asarray(other.image)[far])
+    assert drawn.name == "shapes:train-outline"
+
+
+def _grown(mask, n_pixels):
+    padded = np.pad(mask, n_pixels)
+    rows, columns = mask.shape
+    steps = range(2 * n_pixels + 1)
+    shifted = [padded[dy : dy + rows, dx : dx + columns] for dy in steps for dx in steps]
+    return np.any(shifted, axis=0)
+
+
+def test_an_outline_is_as_wide_as_it_says() -> None:
+    filled, line = sprite("square", 32, 3), outline_sprite("square", 32, 3)
+    middle = filled.shape[0] // 2
+    across = line[middle, ::3]
+    assert across[middle] == 0
+    edge = across[:middle]
+    assert OUTLINE_WIDTH <= edge.sum() / FULL_COVERAGE <= OUTLINE_WIDTH + 1
+    assert ((line >= 0) & (line <= filled)).all()
+
+
+def test_a_planted_bias_ties_colour_to_shape_in_training_only() -> None:
+    train = ShapeScenes(2000, 1, bias=0.9)
+    frame = train.labels_frame()
+    assert frame["aligned"].mean() == pytest.approx(0.9, abs=0.03)
+    assert (frame["class_name"] == frame["shape"]).all()
+    names = [SCENE_CLASS_NAMES[group] for group in frame["group"]]
+    assert names == (frame["color"] + " " + frame["shape"]).tolist()
+    others = frame[~frame["aligned"]]
+    assert others.groupby("shape")["color"].nunique().tolist() == [7] * 8
+    for index in range(20):
+        scene = train.scene(index)
+        largest = scene.objects[0]
+        assert (largest.color, largest.shape) == tuple(frame.loc[index, ["color", "shape"]])
+        assert scene.label == train.record(index).label == SHAPES.index(largest.shape)
+    test = ShapeScenes(2000, 1, bias=0.9, split="test").labels_frame()
+    assert test["aligned"].mean() == pytest.approx(1 / 8, abs=0.03)
+    assert set(ShapeScenes(5, bias=1.0).labels_frame()["aligned"]) == {True}

@@ -364,7 +364,7 @@ def test_it_survives_copying_and_autocast():
     exact = step(sae, rows())
     exact.loss.backward()
     step(twin, rows()).loss.backward()
-    assert torch.equal(twin.W_dec.grad, sae.W_dec.grad)
+    torch.testing.assert_close(twin.W_dec.grad, sae.W_dec.grad)
     twin.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         output = step(twin, rows())

@@ -9,7 +9,7 @@ import torch
 
 from tests.c_compiler import WAYS, doing_it
 from vit_sae_plugin.saes import nested_decoding
-from vit_sae_plugin.saes.nested_decoding import nested_decode, nested_decode_plainly
+from vit_sae_plugin.saes.nested_decoding import nested_decode
 from vit_sae_plugin.saes.nested_topk_selection import select_nested_topk
 
 # n_rows, d_sae, d_in, k_list. Tables of the compiled code hold some 500 latents or rows, strips
@@ -43,6 +43,12 @@ def make_case(shape: str, dtype: torch.dtype = torch.float32):
     W_dec = torch.randn(d_sae, d_in, generator=generator, dtype=torch.float64)
     acts, W_dec = acts.to(dtype).requires_grad_(), W_dec.to(dtype).requires_grad_()
     return acts, W_dec, select_nested_topk(acts, k_list)
+
+
+def nested_decode_plainly(acts, W_dec, selection) -> torch.Tensor:
+    """One full decoding a level, for autograd to differentiate."""
+    levels = range(selection.n_levels)
+    return torch.stack([(acts * (selection.first_level <= level)) @ W_dec for level in levels])
 
 
 def results(decode, case) -> tuple[torch.Tensor, ...]:

@@ -1,15 +1,13 @@
-"""From patches to images, classes and data sets: the levels of description of PatchSAE.
+"""From patches to images, by rules with names (PatchSAE: Lim et al., ICLR 2025, Eq. 3).
 
-Lim et al., ICLR 2025 (arXiv 2412.05276), Eq. 3 and 4.
+From images on to classes and data sets: :class:`~vit_sae_plugin.analysis.LatentAtlas`.
 """
 
-from vit_sae_plugin.aggregation.class_aggregation import ClassAggregation, ClassMean, ClassSum
 from vit_sae_plugin.aggregation.image_aggregation import ImageAggregation
 from vit_sae_plugin.aggregation.registry import (
     AggregationRule,
     aggregation_names,
     make_aggregation,
-    make_class_aggregation,
     register_aggregation,
 )
 from vit_sae_plugin.aggregation.token_reductions import (
@@ -24,9 +22,6 @@ from vit_sae_plugin.aggregation.token_reductions import (
 
 __all__ = [
     "AggregationRule",
-    "ClassAggregation",
-    "ClassMean",
-    "ClassSum",
     "ClassToken",
     "CountAboveThreshold",
     "ImageAggregation",
@@ -37,6 +32,5 @@ __all__ = [
     "SumOverTokens",
     "aggregation_names",
     "make_aggregation",
-    "make_class_aggregation",
     "register_aggregation",
 ]

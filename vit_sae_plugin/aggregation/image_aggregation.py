@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 TOKENS = ("all", "patches", "cls")
 
 
-@dataclass
-class SparseEntries:
-    """The stored values of sparse latents ``[batch, token, d_sae]``; all others are zero."""
-
-    values: Float[Tensor, " n"]
-    image: Int[Tensor, " n"]
-    token: Int[Tensor, " n"]
-    latent: Int[Tensor, " n"]
-    shape: tuple[int, int, int]
-    n_valid_tokens: Int[Tensor, " batch"]
-
-    @property
-    def cell(self) -> Int[Tensor, " n"]:
-        """Where each value's (image, latent) stands in a flattened ``[batch, d_sae]``."""
-        return self.image * self.shape[2] + self.latent
-
-    def sum_by_cell(self, values: Tensor) -> Float[Tensor, "batch d_sae"]:
-        """Sum one value for each entry over the tokens of each image."""
-        batch, _, d_sae = self.shape
-        total = values.new_zeros(batch * d_sae).index_add_(0, self.cell, values)
-        return total.view(batch, d_sae)
-
-
 class ImageAggregation(nn.Module, ABC):
     """Turns the latents of an image's tokens into one value for each latent.
 
-    Subclasses implement :meth:`reduce`, and may implement :meth:`reduce_sparse` where a shorter
-    way exists; the base picks the tokens and checks shapes. Every image is treated by itself, so
-    results don't depend on the order of images or on how they are batched.
+    Subclasses implement :meth:`reduce`; the base picks the tokens and checks shapes. Every image is
+    treated by itself, so results don't depend on the order of images or on how they are batched.
 
     Args:
         tokens: which of the given tokens count: ``"all"``, ``"patches"`` (without the class and
@@ -52,7 +27,6 @@ class ImageAggregation(nn.Module, ABC):
             unless ``tokens`` is ``"all"``.
     """
 
-    level: ClassVar[str] = "image"
     registered_name: ClassVar[str] = ""
 
     def __init__(self, *, tokens: str = "all", n_prefix_tokens: int | None = None) -> None:
@@ -77,7 +51,7 @@ class ImageAggregation(nn.Module, ABC):
         """Aggregate the tokens of each image.
 
         Args:
-            latents: dense, or a sparse COO tensor.
+            latents: dense or sparse.
             token_mask: True where a token is valid (padding is False). None: all are.
 
         Returns:
@@ -100,11 +74,9 @@ class ImageAggregation(nn.Module, ABC):
         start, stop = self._token_range(latents.shape[1])
         if token_mask is not None:
             token_mask = token_mask[:, start:stop]
-        if latents.layout is torch.strided:
-            return self.reduce(latents[:, start:stop], token_mask)
-        if latents.layout is not torch.sparse_coo:
-            raise ValueError(f"latents have layout {latents.layout}; want dense or sparse COO")
-        return self.reduce_sparse(_entries(latents, start, stop, token_mask))
+        if latents.layout is not torch.strided:
+            latents = latents.to_dense()
+        return self.reduce(latents[:, start:stop], token_mask)
 
     @abstractmethod
     def reduce(
@@ -113,24 +85,6 @@ class ImageAggregation(nn.Module, ABC):
         token_mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch d_sae"]:
         """Aggregate dense latents of the tokens that count; a mask of None means all valid."""
-
-    def reduce_sparse(self, entries: SparseEntries) -> Float[Tensor, "batch d_sae"]:
-        """Aggregate sparse latents: here by :meth:`reduce`, one image at a time."""
-        n_images, n_tokens, d_sae = entries.shape
-        rows = []
-        for image in range(n_images):
-            of_image = entries.image == image
-            dense = entries.values.new_zeros(1, n_tokens, d_sae)
-            dense[0, entries.token[of_image], entries.latent[of_image]] = entries.values[of_image]
-            # which tokens are invalid no longer matters, only how many: they were dropped
-            valid = torch.zeros(1, n_tokens, dtype=torch.bool, device=dense.device)
-            seen = dense[0].any(dim=1)
-            n_silent = int(entries.n_valid_tokens[image]) - int(seen.sum())
-            silent = (~seen).nonzero().flatten()[:n_silent]
-            valid[0] = seen
-            valid[0, silent] = True
-            rows.append(self.reduce(dense, valid))
-        return torch.cat(rows) if rows else entries.values.new_zeros(0, d_sae)
 
     def config(self) -> dict[str, Any]:
         """The rule as plain values: :func:`make_aggregation` builds an equal module from it.
@@ -170,26 +124,3 @@ class ImageAggregation(nn.Module, ABC):
                 "no patches among them"
             )
         return start, stop
-
-
-def _entries(latents: Tensor, start: int, stop: int, token_mask: Tensor | None) -> SparseEntries:
-    latents = latents.coalesce()
-    image, token, latent = latents.indices()
-    values = latents.values()
-    if values.ndim != 1:
-        raise ValueError("latents are a hybrid sparse tensor; want all three axes sparse")
-    keep = (token >= start) & (token < stop)
-    n_images, d_sae = latents.shape[0], latents.shape[2]
-    if token_mask is None:
-        n_valid = torch.full((n_images,), stop - start, device=values.device)
-    else:
-        n_valid = token_mask.sum(dim=1)
-        keep &= token_mask[image, (token - start).clamp(0, stop - start - 1)]
-    return SparseEntries(
-        values[keep],
-        image[keep],
-        token[keep] - start,
-        latent[keep],
-        (n_images, stop - start, d_sae),
-        n_valid,
-    )

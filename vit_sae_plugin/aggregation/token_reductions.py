@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vit_sae_plugin.aggregation.image_aggregation import ImageAggregation, SparseEntries
+from vit_sae_plugin.aggregation.image_aggregation import ImageAggregation
 from vit_sae_plugin.aggregation.registry import register_aggregation
 
 Dense = Float[Tensor, "batch token d_sae"]
@@ -25,9 +25,6 @@ class SumOverTokens(ImageAggregation):
             latents_btd = latents_btd.masked_fill(~token_mask[..., None], 0)
         return latents_btd.sum(dim=1)
 
-    def reduce_sparse(self, entries: SparseEntries) -> Image:
-        return entries.sum_by_cell(entries.values)
-
 
 @register_aggregation("mean")
 class MeanOverTokens(SumOverTokens):
@@ -36,9 +33,6 @@ class MeanOverTokens(SumOverTokens):
     def reduce(self, latents_btd: Dense, token_mask: Mask) -> Image:
         total = super().reduce(latents_btd, token_mask)
         return total / _n_valid(latents_btd, token_mask)
-
-    def reduce_sparse(self, entries: SparseEntries) -> Image:
-        return super().reduce_sparse(entries) / entries.n_valid_tokens[:, None]
 
 
 @register_aggregation("max")
@@ -50,15 +44,6 @@ class MaxOverTokens(ImageAggregation):
             return latents_btd.amax(dim=1)
         largest = latents_btd.masked_fill(~token_mask[..., None], -torch.inf).amax(dim=1)
         return _missing_where_infinite(largest)
-
-    def reduce_sparse(self, entries: SparseEntries) -> Image:
-        n_images, _, d_sae = entries.shape
-        largest = entries.values.new_full((n_images * d_sae,), -torch.inf)
-        largest = largest.scatter_reduce_(0, entries.cell, entries.values, "amax")
-        n_stored = entries.sum_by_cell(torch.ones_like(entries.values))
-        has_zero = n_stored < entries.n_valid_tokens[:, None]
-        largest = largest.view(n_images, d_sae)
-        return _missing_where_infinite(torch.where(has_zero, largest.clamp(min=0), largest))
 
 
 class _AboveThreshold(ImageAggregation):
@@ -89,9 +74,6 @@ class CountAboveThreshold(_AboveThreshold):
     def reduce(self, latents_btd: Dense, token_mask: Mask) -> Image:
         return self._count(latents_btd, token_mask)
 
-    def reduce_sparse(self, entries: SparseEntries) -> Image:
-        return entries.sum_by_cell((entries.values > self.threshold).float())
-
 
 @register_aggregation("share")
 class ShareAboveThreshold(_AboveThreshold):
@@ -99,10 +81,6 @@ class ShareAboveThreshold(_AboveThreshold):
 
     def reduce(self, latents_btd: Dense, token_mask: Mask) -> Image:
         return self._count(latents_btd, token_mask) / _n_valid(latents_btd, token_mask)
-
-    def reduce_sparse(self, entries: SparseEntries) -> Image:
-        count = entries.sum_by_cell((entries.values > self.threshold).float())
-        return count / entries.n_valid_tokens[:, None]
 
 
 @register_aggregation("kth_largest")

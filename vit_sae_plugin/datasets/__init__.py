@@ -1,6 +1,7 @@
 """Image sources, and the loader that turns them into batches of pixels."""
 
 from vit_sae_plugin.datasets.array_images import ArrayImages
+from vit_sae_plugin.datasets.benchmark_sets import BENCHMARK_SETS, BenchmarkImages, BenchmarkSet
 from vit_sae_plugin.datasets.folder_images import FolderImages
 from vit_sae_plugin.datasets.hugging_face_images import HuggingFaceImages
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits, UnreadableImageError
@@ -13,10 +14,19 @@ from vit_sae_plugin.datasets.image_source import (
 from vit_sae_plugin.datasets.open_images import check_source_from_file, open_images
 from vit_sae_plugin.datasets.shape_scenes import Scene, SceneObject, ShapeScenes
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
+from vit_sae_plugin.datasets.subsets import (
+    SelectedImages,
+    few_shot,
+    few_shot_splits,
+    of_classes,
+)
 from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages
 
 __all__ = [
+    "BENCHMARK_SETS",
     "ArrayImages",
+    "BenchmarkImages",
+    "BenchmarkSet",
     "DecodingLimits",
     "FolderImages",
     "HuggingFaceImages",
@@ -27,11 +37,15 @@ __all__ = [
     "NoReadableImagesError",
     "Scene",
     "SceneObject",
+    "SelectedImages",
     "ShapeScenes",
     "SkippedImages",
     "UnreadableImageError",
     "WebDatasetImages",
     "WorkerDiedError",
     "check_source_from_file",
+    "few_shot",
+    "few_shot_splits",
+    "of_classes",
     "open_images",
 ]

@@ -70,6 +70,9 @@ class ArrayImages(ImageSource):
             limits=self.limits,
         )
 
+    def labels(self) -> np.ndarray:
+        return self._labels.copy()
+
     def fingerprint(self) -> str:
         """Over every pixel and label."""
 

@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+
 from vit_sae_plugin.datasets.image_decoding import (
     DEFAULT_LIMITS,
     DecodingLimits,
@@ -112,6 +114,9 @@ class FolderImages(ImageSource):
             ),
             limits=self.limits,
         )
+
+    def labels(self) -> np.ndarray:
+        return np.array(self._labels, dtype=np.int64)
 
     def fingerprint(self) -> str:
         """Over relative paths, file sizes and labels; where the folder lies does not matter."""

@@ -133,6 +133,9 @@ class HuggingFaceImages(ImageSource):
                 limits=self.limits,
             )
 
+    def labels(self) -> np.ndarray:
+        return super().labels() if self.is_streaming else self._labels.copy()
+
     def fingerprint(self) -> str:
         """Over labels and the size and file name of each image.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from PIL import Image
 
 from vit_sae_plugin.datasets.image_decoding import (
@@ -23,6 +25,7 @@ __all__ = [
     "ImageSource",
     "NoReadableImagesError",
     "UnreadableImageError",
+    "check_half",
     "fingerprint_of",
     "printable_id",
     "valid_text",
@@ -68,6 +71,8 @@ class ImageSource(ABC):
     """Short name for reports."""
     class_names: list[str] | None = None
     """Label index → name. Two classes may share a name: only the index tells them apart."""
+    templates: Sequence[str] = ()
+    """The prompts its authors classify it with, "{}" for the class name; empty: none are known."""
     n_images: int | None = None
     """Number of records, readable or not; None for a stream of unknown length."""
     is_streaming: bool = False
@@ -82,6 +87,32 @@ class ImageSource(ABC):
         n_classes = "" if self.class_names is None else f", {len(self.class_names):,} classes"
         return f"<{type(self).__name__} {self.name!r}: {n_images}{n_classes}>"
 
+    def labels(self) -> np.ndarray:
+        """Each image's label, -1 for none: int64 `[n_images]`. Map-style sources only."""
+        if self.n_images is None:
+            raise TypeError(f"{self.name} is a stream: its labels are not known beforehand.")
+        given = (self.record(index).label for index in range(self.n_images))
+        return np.array([-1 if label is None else label for label in given], dtype=np.int64)
+
+    def labels_frame(self) -> pd.DataFrame:
+        """One row an image, in order: `id`, `label` (-1 for none), `class_name`, and what else the
+        source knows of each image, such as the group it belongs to."""
+        labels = self.labels()
+        names = np.array([*(self.class_names or ()), ""], dtype=object)
+        known = np.where((labels >= 0) & (labels < len(names) - 1), labels, -1)
+        ids = [self.record(index).id for index in range(len(labels))]
+        return pd.DataFrame({"id": ids, "label": labels, "class_name": names[known]})
+
+    def class_half(self, half: str) -> list[int]:
+        """The labels of one half of the classes, `"base"` or `"novel"`.
+
+        As in CoOp (Zhou et al. 2022): the first ⌈n / 2⌉ classes are base, the others novel.
+        """
+        check_half(half)
+        n_classes = len(self.class_names or ())
+        n_base = -(-n_classes // 2)
+        return list(range(n_base) if half == "base" else range(n_base, n_classes))
+
     def record(self, index: int) -> ImageRecord:
         """The record at `index`, `0 <= index < n_images`. Map-style sources only."""
         raise TypeError(
@@ -94,6 +125,12 @@ class ImageSource(ABC):
             raise TypeError(f"{type(self).__name__} has no length: it must define records().")
         for index in range(start, self.n_images):
             yield self.record(index)
+
+
+def check_half(half: str) -> None:
+    """Raise ValueError unless `half` is "base" or "novel"."""
+    if half not in ("base", "novel"):
+        raise ValueError(f"classes is {half!r}; want 'base', 'novel' or 'all'.")
 
 
 def fingerprint_of(parts: Iterable[str | bytes]) -> str:

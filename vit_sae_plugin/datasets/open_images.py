@@ -12,16 +12,19 @@ from urllib.parse import parse_qsl
 from PIL import Image
 
 from vit_sae_plugin.datasets.array_images import ArrayImages
+from vit_sae_plugin.datasets.benchmark_sets import BENCHMARK_SETS, BenchmarkImages
 from vit_sae_plugin.datasets.folder_images import FolderImages
 from vit_sae_plugin.datasets.hugging_face_images import HuggingFaceImages, is_saved_dataset
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits
 from vit_sae_plugin.datasets.image_source import ImageSource
 from vit_sae_plugin.datasets.shape_scenes import ShapeScenes
+from vit_sae_plugin.datasets.subsets import few_shot, of_classes
 from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages, check_only_local_files
 
 FORMS = (
     "'path/to/folder', 'folder:PATH', 'hf:NAME[:SPLIT]', 'wds:SHARDS-{000..010}.tar', "
-    "'shapes[:train|test]', each but the first with options as in 'shapes:test?n_images=2000'"
+    "'shapes[:train|test]', a benchmark as in 'dtd:PATH[:SPLIT]', each but the first with options "
+    "as in 'shapes:test?n_images=2000'"
 )
 
 
@@ -41,11 +44,15 @@ def open_images(images: Any, *, from_file: bool = False, **options: Any) -> Imag
             - "hf:NAME" or "hf:NAME:SPLIT": `HuggingFaceImages`
             - "wds:SHARDS": `WebDatasetImages`
             - "shapes", "shapes:train" or "shapes:test": `ShapeScenes`
+            - "dtd:PATH" or "dtd:PATH:test", or another name of `BENCHMARK_SETS`: `BenchmarkImages`
             - a `datasets.Dataset` or `IterableDataset`: `HuggingFaceImages`
             - a uint8 array or tensor, or a sequence of arrays or PIL pictures: `ArrayImages`
 
             A text with a prefix may end in options: "shapes:test?n_images=2000&n_objects=1-3",
             "hf:cifar10?streaming=true&label_column=fine_label", "folder:photos?max_pixels=1000000".
+            Those of map-style sources may choose images: "dtd:PATH?shots=16&shots_seed=1" some of
+            each class (`few_shot`), "…?classes=base" or "novel" half of the classes
+            (`of_classes`); with both, shots are drawn first.
         from_file: the text was read from a file (a run's configuration, an SAE folder, a
             checkpoint) that someone else may have written: see `check_source_from_file`.
         **options: further arguments of the source, see its class.
@@ -105,10 +112,28 @@ def _open_text(text: str | Path, options: dict[str, Any]) -> ImageSource:
     if kind != "" and not (kind == "folder" and os.path.isdir(place)):
         place, options_in_text = _split_options(kind, place, str(text))
         options = {**options_in_text, **options}
+    choice = {name: options.pop(name) for name in _CHOICE if name in options}
+    return _chosen(_open_kind(kind, place, str(text), options), **choice)
+
+
+def _chosen(
+    source: ImageSource, classes: str = "all", shots: int | None = None, shots_seed: int = 0
+) -> ImageSource:
+    if shots is not None:
+        source = few_shot(source, shots, shots_seed)
+    return of_classes(source, classes)
+
+
+def _open_kind(kind: str, place: str, text: str, options: dict[str, Any]) -> ImageSource:
     if kind == "shapes":
         return ShapeScenes(**{"split": place or "train", "n_images": N_SHAPE_SCENES, **options})
     if not place:
-        raise ValueError(f"{str(text)!r} names no images; forms: {FORMS}.")
+        raise ValueError(f"{text!r} names no images; forms: {FORMS}.")
+    if kind in BENCHMARK_SETS:
+        path, _, split = place.rpartition(":")
+        if not path or split not in ("train", "val", "test"):
+            path, split = place, ""
+        return BenchmarkImages(kind, path, **{"split": split, **options})
     if kind == "wds":
         return WebDatasetImages(place, **options)
     if kind == "hf":
@@ -129,7 +154,7 @@ def _kind_and_place(text: str | Path) -> tuple[str, str]:
         return "", str(text)
     if text == "shapes" or text.startswith(("shapes:", "shapes?")):
         return "shapes", text.removeprefix("shapes").removeprefix(":")
-    for kind in ("folder", "hf", "wds"):
+    for kind in ("folder", "hf", "wds", *BENCHMARK_SETS):
         if text.startswith(f"{kind}:"):
             return kind, text.removeprefix(f"{kind}:")
     return "", text
@@ -140,7 +165,7 @@ def _split_options(kind: str, place: str, text: str) -> tuple[str, dict[str, Any
     before, mark, query = place.rpartition("?")
     if not mark or "=" not in query:  # "?" alone may be part of a shard pattern
         return place, {}
-    known = _OPTIONS[kind]
+    known = _OPTIONS.get(kind, _BENCHMARK_OPTIONS)
     options: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
@@ -172,9 +197,18 @@ _LIMITS: dict[str, Callable[[str], Any]] = {
     "max_bytes": int,
     "max_aspect_ratio": float,
 }
+_CHOICE: dict[str, Callable[[str], Any]] = {"classes": str, "shots": int, "shots_seed": int}
+_BENCHMARK_OPTIONS = {"splits": str, "attribute": str, **_CHOICE, **_LIMITS}
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "shapes": {"n_images": int, "n_objects": _number_or_range, "seed": int},
-    "folder": {"class_folders": _yes_or_no, **_LIMITS},
+    "shapes": {
+        "n_images": int,
+        "n_objects": _number_or_range,
+        "seed": int,
+        "style": str,
+        "bias": float,
+        **_CHOICE,
+    },
+    "folder": {"class_folders": _yes_or_no, **_CHOICE, **_LIMITS},
     "hf": {
         "config_name": str,
         "data_dir": str,
@@ -182,6 +216,7 @@ _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
         "streaming": _yes_or_no,
         "image_column": str,
         "label_column": str,
+        **_CHOICE,
         **_LIMITS,
     },
     "wds": {"image_key": str, "label_key": str, **_LIMITS},

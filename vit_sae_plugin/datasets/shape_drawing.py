@@ -123,6 +123,26 @@ def _per_channel(values: NDArray) -> NDArray[np.int16]:
     return tripled
 
 
+OUTLINE_WIDTH = 3
+"""Width of the line of an outline drawing, pixels."""
+
+
+@cache
+def outline_sprite(shape: str, half_radius: int, tilt: int) -> NDArray[np.int16]:
+    """As :func:`sprite`, with all but a line along the inside of the shape's edge left empty."""
+    filled = sprite(shape, half_radius, tilt)
+    coverage = filled[:, ::3]
+    n_rows, n_columns = coverage.shape
+    padded = np.pad(coverage, OUTLINE_WIDTH)
+    inner = coverage
+    reach = range(-OUTLINE_WIDTH, OUTLINE_WIDTH + 1)
+    for dy, dx in ((dy, dx) for dy in reach for dx in reach):
+        if dx * dx + dy * dy <= OUTLINE_WIDTH * OUTLINE_WIDTH:
+            top, left = OUTLINE_WIDTH + dy, OUTLINE_WIDTH + dx
+            inner = np.minimum(inner, padded[top : top + n_rows, left : left + n_columns])
+    return _per_channel(coverage - inner)
+
+
 TEXTURE_VARIANTS = 4
 """Each texture's variants: stripes differ in direction, dots and checks in pitch."""
 _TILE = 128  # more than an image and the largest shift of a texture
@@ -213,6 +233,7 @@ def paint(
     base: NDArray[np.int16],
     accent: NDArray[np.int16],
     accent_share: NDArray[np.int16],
+    silhouette: NDArray[np.int16] | None = None,
 ) -> NDArray[np.bool_]:
     """Paint one object over the canvas, in place, and return its own mask ``[64, 64]``.
 
@@ -222,6 +243,7 @@ def paint(
         left, top: where the sprite's first column and row fall on the canvas, pixels.
         base, accent: RGB, ``[3]``.
         accent_share: ``[side, 3 · side]``, 0 to ``FULL_COVERAGE``.
+        silhouette: what the mask is taken from, as large as ``coverage``; None: ``coverage``.
     """
     side = coverage.shape[0]
     first_row, last_row = max(top, 0), min(top + side, IMAGE_SIZE)
@@ -241,5 +263,6 @@ def paint(
     color >>= 4
     under += color
     mask = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
-    mask[first_row:last_row, first_column:last_column] = 2 * covered[:, ::3] >= FULL_COVERAGE
+    inside = covered if silhouette is None else silhouette[window]
+    mask[first_row:last_row, first_column:last_column] = 2 * inside[:, ::3] >= FULL_COVERAGE
     return mask

@@ -8,15 +8,21 @@ unlike the ``Generator`` methods built on them), and it is drawn by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from vit_sae_plugin.datasets.image_source import ImageRecord, ImageSource, fingerprint_of
+from vit_sae_plugin.datasets.image_source import (
+    ImageRecord,
+    ImageSource,
+    check_half,
+    fingerprint_of,
+)
 from vit_sae_plugin.datasets.shape_captions import write_caption
 from vit_sae_plugin.datasets.shape_drawing import (
     COLORS,
@@ -30,6 +36,7 @@ from vit_sae_plugin.datasets.shape_drawing import (
     TILTS,
     add_grain,
     draw_background,
+    outline_sprite,
     paint,
     sprite,
     texture_tile,
@@ -39,6 +46,7 @@ GENERATOR_VERSION = 1
 """Part of every fingerprint; raised when the same seed and index would give another scene."""
 SPLITS = ("train", "test")
 MAX_OBJECTS = 3
+Style = Literal["filled", "outline"]
 SCENE_CLASS_NAMES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
 """Label → class name; the label is ``color index · 8 + shape index``."""
 
@@ -62,7 +70,7 @@ class SceneObject:
     centre: tuple[int, int]
     """Column and row of its middle, pixels."""
     mask: NDArray[np.bool_]
-    """``[64, 64]``: pixels at least half covered by it and not hidden by another object."""
+    """``[64, 64]``: pixels at least half inside its edge and not inside one drawn later."""
 
     @property
     def label(self) -> int:
@@ -92,11 +100,22 @@ class Scene:
         return masks.reshape(-1, side, patch_size, side, patch_size).mean(axis=(2, 4))
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """All that a scene depends on besides its index."""
+
+    seed: int
+    split: str
+    n_objects: tuple[int, int]
+    style: Style = "filled"
+    bias: float | None = None
+
+
 class _Draws:
     """Random integers from raw PCG64 output."""
 
-    def __init__(self, seed: int, split: str, index: int) -> None:
-        key = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index))
+    def __init__(self, recipe: _Recipe, index: int) -> None:
+        key = np.random.SeedSequence(recipe.seed, spawn_key=(SPLITS.index(recipe.split), index))
         raw = np.random.PCG64(key).random_raw(_N_DRAWS)
         self._values = iter((raw >> np.uint64(32)).tolist())
 
@@ -114,6 +133,17 @@ class ShapeScenes(ImageSource):
         seed: another seed gives other scenes.
         split: ``"train"`` or ``"test"``; the two draw from separate random streams, so that no
             scene is in both.
+        style: ``"filled"``, or ``"outline"``: the same scenes, each object a line along its edge,
+            without texture. Another domain for the same classes: ``shapes-clip`` names 97.5 % of
+            single filled objects, and 40.1 % of outlines (zero-shot, 64 classes, 2,000 test scenes
+            of seed 11).
+        bias: plants a spurious correlation. Classes are then the eight shapes, each with a colour
+            of its own (the one at the same place in ``COLORS``), which the largest object of a
+            training scene has with this probability, and otherwise one of the other seven. In
+            scenes of the test split colour and shape are independent.
+
+    The half of the classes called *base* and the half called *novel* share all shapes and all
+    colours: a class is base where the sum of its colour's and its shape's index is even.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -127,6 +157,8 @@ class ShapeScenes(ImageSource):
         n_objects: int | tuple[int, int] = (1, MAX_OBJECTS),
         seed: int = 0,
         split: Literal["train", "test"] = "train",
+        style: Style = "filled",
+        bias: float | None = None,
     ) -> None:
         fewest, most = (n_objects, n_objects) if isinstance(n_objects, int) else n_objects
         if not 1 <= fewest <= most <= MAX_OBJECTS:
@@ -142,23 +174,57 @@ class ShapeScenes(ImageSource):
             raise ValueError(f"n_images={n_images}: a source holds at least one scene.")
         if seed < 0:
             raise ValueError(f"seed={seed}: give an integer that is not negative.")
+        if style not in get_args(Style):
+            raise ValueError(f"style={style!r}: the styles are {', '.join(get_args(Style))}.")
+        if bias is not None and not 0 <= bias <= 1:
+            raise ValueError(f"bias={bias}: give a probability, from 0 to 1.")
         self.n_images: int = n_images
         self.n_objects = (fewest, most)
         self.seed = seed
         self.split = split
-        self.name = f"shapes:{split}"
-        self.class_names = list(SCENE_CLASS_NAMES)
+        self.style = style
+        self.bias = bias
+        self.name = "shapes:" + "-".join([split, *([style] if style != "filled" else [])])
+        self.class_names = list(SCENE_CLASS_NAMES if bias is None else SHAPES)
+        self._recipe = _Recipe(seed, split, self.n_objects, style, bias)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that the scenes depend on."""
-        settings = (self.split, self.seed, self.n_images, *self.n_objects)
+        settings = [self.split, self.seed, self.n_images, *self.n_objects]
+        if (self.style, self.bias) != ("filled", None):
+            settings += [self.style, self.bias]
         return fingerprint_of(["shapes", str(GENERATOR_VERSION), *map(str, settings)])
+
+    def labels_frame(self) -> pd.DataFrame:
+        """With the columns ``color`` and ``shape`` of the largest object; with a bias also
+        ``group``, the index of both in ``SCENE_CLASS_NAMES``, and whether the two are ``aligned``
+        as in most training scenes."""
+        frame = super().labels_frame()
+        pairs = [_class_of_largest(_Draws(self._recipe, i), self._recipe)[1] for i in frame.index]
+        color, shape = np.divmod(np.array(pairs), len(SHAPES))
+        frame["color"] = np.array(_COLOR_NAMES)[color]
+        frame["shape"] = np.array(SHAPES)[shape]
+        if self.bias is not None:
+            frame["group"] = pairs
+            frame["aligned"] = color == shape
+        return frame
+
+    def class_half(self, half: str) -> list[int]:
+        """Every other cell of the table of colours and shapes; of shapes alone as elsewhere."""
+        if self.bias is not None:
+            return super().class_half(half)
+        check_half(half)
+        rest = 0 if half == "base" else 1
+        n = len(SHAPES)
+        return [label for label in range(n * len(COLORS)) if (label // n + label % n) % 2 == rest]
 
     def record(self, index: int) -> ImageRecord:
         """One scene as the record that loaders use; its image is drawn when it is loaded."""
         self._check(index)
-        label = _class_of_largest(_Draws(self.seed, self.split, index), self.n_objects)[1]
-        content = partial(_scene_image, self.seed, self.split, self.n_objects, index)
+        label = _class_of_largest(_Draws(self._recipe, index), self._recipe)[1]
+        if self.bias is not None:
+            label %= len(SHAPES)
+        content = partial(_scene_image, self._recipe, index)
         return ImageRecord(index, f"{self.split}-{self.seed}-{index:06d}", label, content)
 
     def scene(self, index: int) -> Scene:
@@ -168,33 +234,37 @@ class ShapeScenes(ImageSource):
             IndexError: ``index`` is not in ``0 … n_images − 1``.
         """
         self._check(index)
-        return _draw_scene(self.seed, self.split, self.n_objects, index)
+        return _draw_scene(self._recipe, index)
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.n_images:
             raise IndexError(f"scene {index} of {self.name}, which has {self.n_images} images.")
 
 
-def _scene_image(seed: int, split: str, n_objects: tuple[int, int], index: int) -> Image.Image:
-    return _draw_scene(seed, split, n_objects, index).image
+def _scene_image(recipe: _Recipe, index: int) -> Image.Image:
+    return _draw_scene(recipe, index).image
 
 
-def _draw_scene(seed: int, split: str, n_objects: tuple[int, int], index: int) -> Scene:
-    draws = _Draws(seed, split, index)
-    n, label = _class_of_largest(draws, n_objects)
+def _draw_scene(recipe: _Recipe, index: int) -> Scene:
+    draws = _Draws(recipe, index)
+    n, label = _class_of_largest(draws, recipe)
     canvas, background = _draw_background(draws)
     specs = _place(n, label, draws)
-    masks = [_paint_object(canvas, spec, draws) for spec in specs]
+    masks = [_paint_object(canvas, spec, recipe.style, draws) for spec in specs]
     add_grain(canvas, draws.below(GRAIN_SHIFTS), draws.below(GRAIN_SHIFTS))
     for number, mask in enumerate(masks):
         for later in masks[number + 1 :]:
             mask &= ~later
+    if recipe.style == "outline":  # whose lines are plain
+        specs = [replace(spec, texture=TEXTURES[0]) for spec in specs]
     objects = [
         SceneObject(spec.shape, spec.color, spec.size, spec.texture, spec.centre, mask)
         for spec, mask in zip(specs, masks, strict=True)
     ]
     caption = write_caption(objects, background, draws.below)
     image = Image.fromarray(canvas.astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE, 3))
+    if recipe.bias is not None:
+        label %= len(SHAPES)
     return Scene(image, caption, objects, background, label)
 
 
@@ -210,10 +280,20 @@ class _Spec:
     centre: tuple[int, int]
 
 
-def _class_of_largest(draws: _Draws, n_objects: tuple[int, int]) -> tuple[int, int]:
-    """The first two draws: how many objects there are, and the label."""
-    fewest, most = n_objects
-    return fewest + draws.below(most - fewest + 1), draws.below(len(SCENE_CLASS_NAMES))
+_BIAS_STEPS = 1 << 20
+
+
+def _class_of_largest(draws: _Draws, recipe: _Recipe) -> tuple[int, int]:
+    """The first draws: how many objects there are, and colour and shape of the largest."""
+    fewest, most = recipe.n_objects
+    n_objects = fewest + draws.below(most - fewest + 1)
+    color_and_shape = draws.below(len(SCENE_CLASS_NAMES))
+    if recipe.bias is None or recipe.split != "train":
+        return n_objects, color_and_shape
+    shape = color_and_shape % len(SHAPES)
+    is_aligned = draws.below(_BIAS_STEPS) < recipe.bias * _BIAS_STEPS
+    other = (shape + 1 + draws.below(len(COLORS) - 1)) % len(COLORS)
+    return n_objects, (shape if is_aligned else other) * len(SHAPES) + shape
 
 
 def _draw_background(draws: _Draws) -> tuple[NDArray[np.int16], str]:
@@ -289,14 +369,20 @@ _SQUARES = np.arange(-IMAGE_SIZE, IMAGE_SIZE + 1) ** 2
 _PALETTE = {name: np.array(pair, dtype=np.int16) for name, pair in COLORS.items()}
 
 
-def _paint_object(canvas: NDArray[np.int16], spec: _Spec, draws: _Draws) -> NDArray[np.bool_]:
+def _paint_object(
+    canvas: NDArray[np.int16], spec: _Spec, style: Style, draws: _Draws
+) -> NDArray[np.bool_]:
     """Paint one object, in place, with a random tilt, shade and texture; return its mask."""
-    coverage = sprite(spec.shape, spec.half_radius, draws.below(len(TILTS)))
+    look = spec.shape, spec.half_radius, draws.below(len(TILTS))
+    silhouette = sprite(*look)
+    coverage = outline_sprite(*look) if style == "outline" else silhouette
     side = coverage.shape[0]
     tile = texture_tile(spec.texture, draws.below(TEXTURE_VARIANTS))
     shift_x, shift_y = draws.below(16), draws.below(16)
     shade = np.array([draws.below(17) - 8 for _ in range(3)], dtype=np.int16)
     base, accent = _PALETTE[spec.color] + shade
+    if style == "outline":
+        accent = base
     return paint(
         canvas,
         coverage,
@@ -305,4 +391,5 @@ def _paint_object(canvas: NDArray[np.int16], spec: _Spec, draws: _Draws) -> NDAr
         base=base,
         accent=accent,
         accent_share=tile[shift_y : shift_y + side, 3 * shift_x : 3 * (shift_x + side)],
+        silhouette=silhouette,
     )

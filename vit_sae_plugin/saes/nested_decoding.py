@@ -37,16 +37,6 @@ def nested_decode(
     return _NestedDecode.apply(acts, W_dec, selection)
 
 
-def nested_decode_plainly(
-    acts: Float[Tensor, "rows d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    selection: NestedSelection,
-) -> Float[Tensor, "levels rows d_in"]:
-    """The same as :func:`nested_decode`, with one full decoding per level and autograd."""
-    levels = range(selection.n_levels)
-    return torch.stack([(acts * (selection.first_level <= level)) @ W_dec for level in levels])
-
-
 class _NestedDecode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, acts: Tensor, W_dec: Tensor, selection: NestedSelection) -> Tensor:

@@ -30,3 +30,10 @@ def test_templates_from_a_file(tmp_path):
         named_templates(path)
     with pytest.raises(FileNotFoundError):
         named_templates(tmp_path / "none.txt")
+
+
+def test_without_templates_they_are_in_the_words_of_the_model():
+    assert named_templates(None, "ViT-B-16") == named_templates("openai")
+    shapes = [template("orange star") for template in named_templates("shapes")]
+    assert [t("orange star") for t in named_templates(None, "shapes-clip")] == shapes
+    assert len(named_templates("openai", "shapes-clip")) == 80

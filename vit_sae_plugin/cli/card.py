@@ -55,8 +55,6 @@ def _figures(folder: Path, sae: SAE[Any], args: argparse.Namespace, device: str)
         "n_workers": args.n_workers,
         "progress": True,
     }
-    if sae.cfg.metadata.model_name == "shapes-clip":
-        settings["templates"] = "shapes"
     measured = evaluate_sae(model, sae, images, **settings)
     k = max(1, round(measured.tables["reconstruction"].loc["all", "l0"]))
     control = _control(model, sae, images, min(k, sae.cfg.d_sae), args)

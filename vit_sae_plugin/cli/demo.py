@@ -47,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     _say("2/3  Evaluating it on scenes it has not seen")
     held_out = open_images(HELD_OUT)
-    report = evaluate_sae(
-        model, sae, held_out, n_images=N_EVALUATED, templates="shapes", progress=True
-    )
+    report = evaluate_sae(model, sae, held_out, n_images=N_EVALUATED, progress=True)
     report.save(folder / "evaluation")
 
     _say("3/3  Looking at what its latents respond to")

@@ -116,15 +116,14 @@ def _on_images(
         "n_workers": args.n_workers,
         "progress": True,
     }
-    templates = args.templates
-    if templates is None and model.model_name == "shapes-clip":
-        templates = "shapes"
     if args.suite == "msae":
         report = _msae_suite(AttachedSAE(model, sae), images, args, walk)
     elif args.suite == "masking":
-        report = _masking_suite(model, sae, images, args, folder, walk | {"templates": templates})
+        report = _masking_suite(
+            model, sae, images, args, folder, walk | {"templates": args.templates}
+        )
     else:
-        report = evaluate_sae(model, sae, images, templates=templates, **walk)
+        report = evaluate_sae(model, sae, images, templates=args.templates, **walk)
     report.save(folder)
     if args.save_latents is not None:
         save_latents(model, sae, images, args.save_latents, **walk)

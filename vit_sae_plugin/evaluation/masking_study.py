@@ -174,7 +174,9 @@ def zero_shot_head(
             "head=fit_linear_probe(embeddings, labels)"
         )
     classifier = model.zero_shot_classifier(
-        list(class_names), named_templates(templates), renormalize_average=renormalize_average
+        list(class_names),
+        named_templates(templates, model.model_name),
+        renormalize_average=renormalize_average,
     )
 
     def head(embeds: Tensor) -> Tensor:

@@ -44,9 +44,17 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     return templates
 
 
-def named_templates(name: str | Path | Sequence[Template] | None) -> tuple[Template, ...]:
-    """``"openai"`` (also None), ``"shapes"``, a file, or templates themselves."""
-    if name is None or name == "openai":
+def named_templates(
+    name: str | Path | Sequence[Template] | None, model_name: str | None = None
+) -> tuple[Template, ...]:
+    """``"openai"``, ``"shapes"``, a file, or templates themselves.
+
+    None: those in the words that the model was trained on, ``"shapes"`` for ``shapes-clip`` and
+    ``"openai"`` for all others.
+    """
+    if name is None:
+        name = "shapes" if model_name == "shapes-clip" else "openai"
+    if name == "openai":
         return openai_templates()
     if name == "shapes":
         return shape_scene_templates()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from sae_lens.config import LoggingConfig
@@ -18,10 +18,8 @@ from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.field_types import check_values
 from vit_sae_plugin.training.config_checks import unknown_name_message
 
-if TYPE_CHECKING:
-    from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
-
-ConfigT = TypeVar("ConfigT", bound="ViTSAERunnerConfig")
+ConfigT = TypeVar("ConfigT")
+"""The runner's config: a dataclass, of whose fields ``sae`` and ``logger`` are dataclasses too."""
 
 
 class _SettingsLoader(yaml.SafeLoader):
@@ -82,7 +80,7 @@ def _is_yaml(path: Path) -> bool:
     return path.suffix != ".json"
 
 
-def config_to_dict(config: ViTSAERunnerConfig) -> dict[str, Any]:
+def config_to_dict(config: Any) -> dict[str, Any]:
     """A runner config as plain values; the SAE's begin with its architecture."""
     values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
     sae = config.sae.to_dict()
@@ -122,7 +120,7 @@ def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     Raises:
         ValueError: no ``sae``, or an unknown setting or architecture.
     """
-    _refuse_unknown("setting", values, (entry.name for entry in fields(cls)))
+    _refuse_unknown("setting", values, (entry.name for entry in fields(cast(Any, cls))))
     check_settings(cls, values)
     if not isinstance(values.get("sae"), dict) or "architecture" not in values["sae"]:
         raise ValueError("there is no 'sae' with an 'architecture' among the settings")

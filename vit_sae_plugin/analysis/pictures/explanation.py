@@ -284,5 +284,7 @@ def logit_score(
             if names
             else f"logit is {logit}, but the atlas has no classes; want a text or a function"
         )
-    classifier = model.zero_shot_classifier([names[logit]], named_templates(templates))
+    classifier = model.zero_shot_classifier(
+        [names[logit]], named_templates(templates, model.model_name)
+    )
     return zero_shot_score(classifier, 0, scale)

@@ -25,6 +25,7 @@ from sae_lens import SAE
 import vit_sae_plugin  # noqa: F401 (registers this package's architectures)
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.evaluation import EvaluationReport, localize
+from vit_sae_plugin.evaluation.localization import BASELINES
 from vit_sae_plugin.training import (
     ViTSAERunnerConfig,
     ViTSAETrainingRunner,
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--n-images", type=int, default=1200, help="how many of them")
     criteria = ["average_precision", "auroc"]
     parser.add_argument("--select-by", nargs="+", default=criteria, choices=criteria)
+    parser.add_argument("--baselines", nargs="*", default=BASELINES, choices=BASELINES)
     parser.add_argument("--min-coverage", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -88,14 +90,16 @@ def main() -> None:
         else:
             sae = SAE.load_from_disk(args.sae, device=args.device)
         model = ActivationSource.from_metadata(sae.cfg.metadata).load_model(args.device)
-        settings = {"n_images": args.n_images, "select_by": args.select_by, "seed": args.seed}
         report = localize(
             model,
             sae,
             args.images,
+            n_images=args.n_images,
+            select_by=args.select_by,
             min_coverage=args.min_coverage,
+            baselines=args.baselines,
+            seed=args.seed,
             progress=True,
-            **settings,
         )
         show(report)
         if args.output:

@@ -222,6 +222,8 @@ def test_probe_refuses_what_it_cannot_learn():
         fit_linear_probe(torch.randn(4, 2), torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match="want one from 0 up"):
         fit_linear_probe(torch.randn(2, 2), torch.tensor([0, -1]))
+    with pytest.raises(ValueError, match="holds NaN"):
+        fit_linear_probe(torch.tensor([[math.nan], [1.0]]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="at least 2 classes"):
         fit_linear_probe(torch.randn(2, 2), torch.tensor([0, 0]))
 

@@ -114,7 +114,7 @@ def evaluate_sae(
     groups = token_groups(attached.layout)
     for batch in walk:
         run = UpperRun(attached, batch.pixels)
-        target_btd = run.target_btd
+        target_btd = run.target_btd.to(attached.rows.device)
         x_hat = _reconstruct(attached, run.acts_btd, target_btd, groups, totals)
         per_token.update(batch.index, target_btd, x_hat)
         if splicing is not None:
@@ -153,32 +153,39 @@ def evaluate_sae(
     return EvaluationReport(tables, settings, notes)
 
 
-def token_groups(layout: TokenLayout) -> dict[str, Tensor]:
+def token_groups(layout: TokenLayout) -> dict[str, slice | Tensor]:
     """Which of the tokens that an SAE reads are which, as indices into them: all, cls, patches.
 
     A pooled embedding is neither class token nor patch.
     """
     return {
-        "all": torch.arange(len(layout)),
-        "cls": layout.role_positions("class"),
-        "patches": layout.role_positions("patch"),
+        "all": slice(None),
+        "cls": _as_index(layout.role_positions("class")),
+        "patches": _as_index(layout.role_positions("patch")),
     }
+
+
+def _as_index(positions: Tensor) -> slice | Tensor:
+    """A slice where one will do, for it copies no latents."""
+    if len(positions) == 0:
+        return slice(0)
+    start, stop = int(positions[0]), int(positions[-1]) + 1
+    return slice(start, stop) if stop - start == len(positions) else positions
 
 
 def _reconstruct(
     attached: AttachedSAE,
     acts_btd: Tensor,
     target_btd: Tensor,
-    groups: dict[str, Tensor],
+    groups: dict[str, slice | Tensor],
     totals: dict[str, ReconstructionTotals],
 ) -> Tensor:
     """The SAE's reconstruction of what it reads; adds it to the totals of each token group."""
     x_hat = []
     for part, latents in attached.encode_parts(acts_btd):
         x_hat.append(attached.decode(latents))
-        target = target_btd[part].to(x_hat[-1].device)
         for name, tokens in groups.items():
-            chosen = (values[:, tokens] for values in (target, x_hat[-1], latents))
+            chosen = (values[:, tokens] for values in (target_btd[part], x_hat[-1], latents))
             totals[name].update(*chosen)
     return torch.cat(x_hat)
 

@@ -56,10 +56,13 @@ def fit_linear_probe(
         max_iterations: L-BFGS iterations at most.
 
     Raises:
-        ValueError: labels that don't fit the embeddings, negative ones among them, or one class.
+        ValueError: embeddings that aren't finite; labels that don't fit the embeddings, negative
+            ones among them, or one class.
     """
     if len(embeddings) != len(labels):
         raise ValueError(f"there are {len(labels)} labels; want {len(embeddings)}, one a row")
+    if not embeddings.isfinite().all():
+        raise ValueError("an embedding holds NaN or infinity; want finite numbers")
     if len(labels) == 0 or int(labels.min()) < 0:
         raise ValueError("a label is missing or below 0; want one from 0 up for every row")
     n_classes = n_classes if n_classes is not None else int(labels.max()) + 1

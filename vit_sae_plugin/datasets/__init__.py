@@ -12,7 +12,8 @@ from vit_sae_plugin.datasets.image_source import (
     NoReadableImagesError,
 )
 from vit_sae_plugin.datasets.open_images import check_source_from_file, open_images
-from vit_sae_plugin.datasets.shape_scenes import Scene, SceneObject, ShapeScenes
+from vit_sae_plugin.datasets.scene_object import SceneObject
+from vit_sae_plugin.datasets.shape_scenes import Scene, ShapeScenes
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
 from vit_sae_plugin.datasets.subsets import (
     SelectedImages,

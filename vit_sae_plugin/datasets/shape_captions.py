@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vit_sae_plugin.datasets.shape_scenes import SceneObject
+from vit_sae_plugin.datasets.scene_object import SceneObject
 
 OPENINGS = ("", "", "a photo of ", "a picture of ", "a drawing of ", "an image of ")
 

@@ -23,6 +23,7 @@ from vit_sae_plugin.datasets.image_source import (
     check_half,
     fingerprint_of,
 )
+from vit_sae_plugin.datasets.scene_object import SceneObject
 from vit_sae_plugin.datasets.shape_captions import write_caption
 from vit_sae_plugin.datasets.shape_drawing import (
     COLORS,
@@ -53,29 +54,6 @@ SCENE_CLASS_NAMES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
 _N_DRAWS = 96  # more than any scene and its caption use
 _MAX_OVERLAP = 2  # pixels by which circles of two objects' radii may overlap
 _COLOR_NAMES = tuple(COLORS)
-
-
-@dataclass(frozen=True, eq=False)
-class SceneObject:
-    """One object of a scene."""
-
-    shape: str
-    """One of ``SHAPES``."""
-    color: str
-    """One of ``COLORS``."""
-    size: str
-    """``"small"``, ``"medium"`` or ``"large"``."""
-    texture: str
-    """One of ``TEXTURES``."""
-    centre: tuple[int, int]
-    """Column and row of its middle, pixels."""
-    mask: NDArray[np.bool_]
-    """``[64, 64]``: pixels at least half inside its edge and not inside one drawn later."""
-
-    @property
-    def label(self) -> int:
-        """Index of its colour and shape in ``SCENE_CLASS_NAMES``."""
-        return _COLOR_NAMES.index(self.color) * len(SHAPES) + SHAPES.index(self.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from tests.tiny_models import (
     tiny_open_clip_custom_text,
     tiny_timm,
     tiny_timm_beit,
-    tiny_timm_dinov3,
     tiny_timm_eva02,
     tiny_transformers_beit,
     tiny_transformers_deit,
@@ -123,7 +122,8 @@ def test_attention_that_is_not_fused_has_the_same_inside():
 
 
 def test_a_hook_may_call_softmax_itself():
-    model = HookedViT.from_module(tiny_timm_dinov3())
+    # Its projections are called, so hook_q fires while the attention module's calls are seen.
+    model = HookedViT.from_module(tiny_transformers_dinov3())
     hooks = ["blocks.0.attn.hook_pattern", "blocks.0.attn.hook_q"]
 
     def use_softmax(value, hook):

@@ -198,7 +198,12 @@ _LIMITS: dict[str, Callable[[str], Any]] = {
     "max_aspect_ratio": float,
 }
 _CHOICE: dict[str, Callable[[str], Any]] = {"classes": str, "shots": int, "shots_seed": int}
-_BENCHMARK_OPTIONS = {"splits": str, "attribute": str, **_CHOICE, **_LIMITS}
+_BENCHMARK_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "splits": str,
+    "attribute": str,
+    **_CHOICE,
+    **_LIMITS,
+}
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
     "shapes": {
         "n_images": int,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -168,7 +168,7 @@ class ShapeScenes(ImageSource):
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that the scenes depend on."""
-        settings = [self.split, self.seed, self.n_images, *self.n_objects]
+        settings: list[Any] = [self.split, self.seed, self.n_images, *self.n_objects]
         if (self.style, self.bias) != ("filled", None):
             settings += [self.style, self.bias]
         return fingerprint_of(["shapes", str(GENERATOR_VERSION), *map(str, settings)])

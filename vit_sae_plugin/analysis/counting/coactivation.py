@@ -9,7 +9,7 @@ two sketches share tells how many images two latents share.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -17,7 +17,9 @@ from vit_sae_plugin.analysis.atlas.latent_tables import Partners
 from vit_sae_plugin.analysis.counting.largest_keys import INDEX_LIMIT, LargestKeys, pack, unpack
 from vit_sae_plugin.analysis.counting.latent_batch import LatentBatch
 
-_PAIRS_AT_ONCE = 2**24
+_PAIRS_AT_ONCE = 2**22
+_CROWDED = 1 / 32
+"""Share of all latents above which an image's pairs are counted by a matrix product."""
 
 
 class CoActivation(nn.Module):
@@ -63,6 +65,7 @@ class CoActivation(nn.Module):
 
         best_latent = torch.full((d_sae, n_partners), -1)
         best_score = torch.full((d_sae, n_partners), torch.nan)
+        column = torch.arange(d_sae)
         rows_at_once = max(1, _PAIRS_AT_ONCE // d_sae)
         starts = range(0, d_sae, rows_at_once)
         for start in tqdm(starts, desc="co-activation", disable=not progress, leave=False):
@@ -71,38 +74,56 @@ class CoActivation(nn.Module):
             # of two samples the one that reaches less far covers both: it belongs to the latent
             # with the larger threshold (keys fall as hashes grow)
             reaches_less = threshold[rows, None] >= threshold
-            both = shared * torch.where(reaches_less, weight[rows, None], weight)
-            jaccard = (both / (n_active[rows, None] + n_active - both)).clamp(max=1)
-            jaccard[torch.arange(len(jaccard)), torch.arange(rows.start, rows.stop)] = 0
-            row, column = (jaccard > 0).nonzero(as_tuple=True)
-            packed = torch.zeros(jaccard.shape, dtype=torch.int64)
-            packed[row, column] = pack(jaccard[row, column].float(), column)
+            both = shared.mul_(torch.where(reaches_less, weight[rows, None], weight))
+            jaccard = both.div_(n_active[rows, None] + n_active - both).clamp_(max=1).float()
+            jaccard[torch.arange(len(jaccard)), column[rows]] = 0
+            packed = pack(jaccard, column).masked_fill_(jaccard <= 0, 0)
             score, latent = unpack(packed.topk(n_partners, dim=1).values)
             best_latent[rows], best_score[rows] = latent, score
         return Partners(best_latent.numpy(), best_score.numpy())
 
 
 class _ImageIndex:
-    """The sketches turned round: for each sampled image, the latents that sampled it."""
+    """The sketches turned round: for each sampled image, the latents that sampled it.
+
+    Pairs of latents are counted in two ways. Of images that few latents sampled, each pair is
+    looked up; of those that many did, as dense latents do, whole blocks of pairs are counted by a
+    matrix product, for each pair looked up takes a thousand times as long as one multiplied.
+    """
 
     def __init__(self, keys: Int[Tensor, "d_sae k"]) -> None:
         self.d_sae = len(keys)
         latent, column = (keys > 0).nonzero(as_tuple=True)
         key, order = keys[latent, column].sort(stable=True)
-        self.latent = latent[order]
+        latent = latent[order]
         _, group, size = key.unique_consecutive(return_inverse=True, return_counts=True)
-        self.size = size[group]
+        is_crowded = size > _CROWDED * self.d_sae
+        self.crowded = torch.zeros(int(is_crowded.sum()), self.d_sae)
+        """One row an image that many latents sampled: 1 where a latent did."""
+        within = is_crowded[group]
+        row_of_group = is_crowded.cumsum(0) - 1
+        self.crowded[row_of_group[group[within]], latent[within]] = 1
+        self.latent = latent[~within]
+        """The other images' latents, image by image."""
+        size = torch.where(is_crowded, 0, size)
+        self.size = size[group[~within]]
         """For each entry, how many latents its image has."""
-        self.start = (size.cumsum(0) - size)[group]
+        self.start = (size.cumsum(0) - size)[group[~within]]
         """For each entry, where the latents of its image begin."""
+        self.by_latent = self.latent.argsort(stable=True)
+        """The entries, sorted by latent."""
+        self.n_before = torch.bincount(self.latent + 1, minlength=self.d_sae + 1).cumsum(0)
+        """For each latent, how many entries the latents before it have."""
 
-    def shared_counts(self, rows: slice) -> Int[Tensor, "row d_sae"]:
+    def shared_counts(self, rows: slice) -> Float[Tensor, "row d_sae"]:
         """How many sampled images each latent of ``rows`` shares with each latent."""
-        in_rows = ((self.latent >= rows.start) & (self.latent < rows.stop)).nonzero().flatten()
-        counts = torch.zeros((rows.stop - rows.start) * self.d_sae, dtype=torch.int32)
-        reach = self.size[in_rows].cumsum(0)
-        n_parts = int(reach[-1]) // _PAIRS_AT_ONCE + 1 if len(in_rows) else 0
-        for part in in_rows.tensor_split(n_parts) if n_parts else ():
+        crowded = self.crowded[:, rows].T @ self.crowded
+        own = self.by_latent[int(self.n_before[rows.start]) : int(self.n_before[rows.stop])]
+        if len(own) == 0:
+            return crowded
+        counts = torch.zeros(crowded.numel(), dtype=torch.int32)
+        n_parts = int(self.size[own].sum()) // _PAIRS_AT_ONCE + 1
+        for part in own.tensor_split(n_parts):
             size = self.size[part]
             first = size.cumsum(0) - size
             step = torch.arange(int(size.sum())) - first.repeat_interleave(size)
@@ -110,7 +131,7 @@ class _ImageIndex:
             row = (self.latent[part] - rows.start).repeat_interleave(size)
             cell = row * self.d_sae + partner
             counts.index_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
-        return counts.view(-1, self.d_sae)
+        return crowded + counts.view_as(crowded)
 
 
 def scramble(index: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

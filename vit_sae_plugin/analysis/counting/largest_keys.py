@@ -112,7 +112,7 @@ class LargestKeys(nn.Module):
             self.payload[rows] = beside(self.payload, payload).gather(1, place)
 
 
-def pack(value: Float[Tensor, " n"], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def pack(value: Float[Tensor, "*n"], index: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
     """A key that orders by value and, where values are equal, by the smaller index.
 
     Args:

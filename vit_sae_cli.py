@@ -387,13 +387,20 @@ def _add_analyze(commands) -> None:
         "find out what each latent responds to, and write it as tables and as a browsable report",
         "vit-sae analyze runs/photos/sae --images photos/ --report report/",
         "vit-sae analyze runs/photos/sae --images photos/ --report report/ --explain 3,14",
+        "vit-sae analyze runs/rows/sae --embeddings rows.npy --images photos/",
         "vit-sae analyze runs/photos/sae --images photos/ --aggregations max,mean "
         "--n-reference-images 20",
         note="An analysis that was interrupted goes on where it was when the same command is given "
         "again, and\na finished one is opened rather than made again; --overwrite starts afresh.",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
-    command.add_argument("--images", required=True, metavar="SOURCE", help=_IMAGES_HELP)
+    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
+    command.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="look at the rows of this .npy, .safetensors or .parquet file, without a model; "
+        "--images then says where their pictures are, by the rows' ids",
+    )
     _add_model(command, " (default: the SAE's own)")
     command.add_argument(
         "--aggregations",

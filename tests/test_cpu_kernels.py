@@ -12,7 +12,7 @@ from vit_sae_plugin import cpu_kernels
 from vit_sae_plugin.saes import nested_topk_selection
 
 MODULE_FILE = nested_topk_selection.__file__
-fresh = cpu_kernels.load_kernels.__wrapped__
+fresh = cpu_kernels._compiled.__wrapped__
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from functools import cache
 from itertools import product
@@ -19,7 +20,9 @@ from torch import Tensor
 _FLAGS = ["-O3", "-shared", "-fPIC", f"-I{Path(__file__).parent}"]
 
 
-@cache
+_COMPILING = threading.Lock()
+
+
 def load_kernels(module_file: str, real: str = "float") -> ctypes.CDLL | None:
     """The functions of the C file beside a Python file; None where they can't be had.
 
@@ -31,6 +34,12 @@ def load_kernels(module_file: str, real: str = "float") -> ctypes.CDLL | None:
         module_file: the Python file, ``__file__`` of the module that calls.
         real: the C type of floating-point values, which the file calls ``REAL``.
     """
+    with _COMPILING:  # a thread may have begun already
+        return _compiled(module_file, real)
+
+
+@cache
+def _compiled(module_file: str, real: str = "float") -> ctypes.CDLL | None:
     source = Path(module_file).with_suffix(".c")
     names = [os.environ.get("CC"), "cc", "gcc", "clang"]
     compiler = next((found for name in names if name and (found := shutil.which(name))), None)
@@ -49,7 +58,7 @@ def load_kernels(module_file: str, real: str = "float") -> ctypes.CDLL | None:
         failure = f"{compiler} can't compile {source.name}: {done.stderr.strip()[-300:]}"
     warnings.warn(
         f"{failure}. PyTorch does the work of {source.name} instead, more slowly.",
-        stacklevel=2,
+        stacklevel=3,
     )
     return None
 

@@ -17,7 +17,9 @@ from tests.analysis.tiny_pipeline import HOOK, NoisePictures, make_model, make_s
 from vit_sae_plugin import PatchAggregatedSAE
 from vit_sae_plugin.activations import (
     ActivationSource,
+    EmbeddingRows,
     EmbeddingStatistics,
+    embed_images,
     fold_statistics,
     image_walk,
 )
@@ -26,6 +28,7 @@ from vit_sae_plugin.analysis import (
     AnalysisInterruptedError,
     LatentAtlas,
     analyze,
+    analyze_embeddings,
     explain,
     heatmap,
 )
@@ -378,6 +381,40 @@ def test_pooled_embeddings_have_reference_images_but_no_patches(model):
     assert (atlas.references["mean"].peak_patch == -1).all()
     assert len(atlas.reference_images(int(atlas.latents["frequency"].idxmax()))) == 10
     assert (atlas.latents["frequency"] == atlas.latents["token_frequency"]).all()
+
+
+def test_embeddings_are_analysed_as_their_images_are(model, tmp_path):
+    """Rows in another order than the images', known by their ids; without a model."""
+    torch.manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=24, d_sae=30))
+    images = NoisePictures(N)
+    source = ActivationSource.from_model(model, "hook_image_embed")
+    of_images = analyze(model, sae, images, source=source, aggregations=["mean"], progress=False)
+    rows = embed_images(model, images, progress=False)
+    order = np.random.default_rng(0).permutation(N)
+    shuffled = EmbeddingRows(rows.rows[order], [rows.ids[i] for i in order])
+    atlas = analyze_embeddings(sae, shuffled, images, progress=False, folder=tmp_path)
+    pd.testing.assert_frame_equal(
+        atlas.latents.drop(columns="dataset_count"),
+        of_images.latents.drop(columns="dataset_count"),
+        rtol=1e-4,
+    )
+    for part in ("image", "value"):
+        found, expected = (getattr(a.references["mean"], part) for a in (atlas, of_images))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert atlas.info.model_sha256 is None
+    assert atlas.info.data_sha256 == images.fingerprint()
+    again = LatentAtlas.load(tmp_path)
+    assert again.info.embeddings_sha256 == shuffled.fingerprint()
+    # without images, rows are known by their ids
+    alone = analyze_embeddings(sae, shuffled, progress=False)
+    latent = int(atlas.latents["frequency"].idxmax())
+    ids = atlas.reference_images(latent)["id"].tolist()
+    assert alone.reference_images(latent)["id"].tolist() == ids
+    with pytest.raises(ValueError, match=r"1 of 26 rows of .* have no image in noise, such as 'x'"):
+        analyze_embeddings(sae, EmbeddingRows(rows.rows, [*rows.ids[:-1], "x"]), images)
+    with pytest.raises(ValueError, match="rows are 23 wide; want 24"):
+        analyze_embeddings(sae, EmbeddingRows(rows.rows[:, 1:]), images)
 
 
 def test_standardised_embeddings_are_standardised_here_too(model):

@@ -101,6 +101,21 @@ def test_class_counts(atlas):
     assert atlas.top_latents(0, n=1)["count"].tolist() == [5]
 
 
+def test_a_small_class_leads_by_rate():
+    builder = make_builder()
+    builder.update(LATENTS, torch.arange(5), torch.tensor([0, 0, 0, 1, -1]), IDS)
+    atlas = build(builder)
+    # C: five tokens on the three cats, two on the only dog
+    assert atlas.class_counts[:, C].tolist() == [5, 2]
+    assert (atlas.latents["top_class"][C], atlas.latents["top_class_by_rate"][C]) == (0, 1)
+    assert atlas.latents["top_class_name_by_rate"].tolist() == ["cat", "cat", "dog", pd.NA]
+    assert atlas.top_classes(C).index.tolist() == [0, 1]
+    assert atlas.top_classes(C, by="rate").index.tolist() == [1, 0]
+    assert atlas.top_classes(C, by="rate", n=1)["count_per_image"].tolist() == [2]
+    with pytest.raises(ValueError, match="by is 'size'; want 'count' or 'rate'"):
+        atlas.top_classes(C, by="size")
+
+
 def test_histogram(atlas):
     # bin = floor(8 (log10 v + 5)): 1/4 -> 35, 3/8 -> 36, 1/2 -> 37, 3/4 -> 39, 3/2 -> 41
     filled = {int(i): int(atlas.histogram[A, i]) for i in atlas.histogram[A].nonzero()[0]}

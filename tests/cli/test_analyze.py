@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
 
 from tests.cli.command import vit_sae
 from vit_sae_plugin import LatentAtlas, PatchSAE, PatchSAEConfig, analysis
-from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.activations import ActivationSource, embed_images
 from vit_sae_plugin.analysis import LatentName
 from vit_sae_plugin.analysis.atlas.latent_names import write_names
+from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.hooked_vit import HookedViT
 
 RULE = {"name": "kth_largest", "k": 2}
@@ -193,3 +195,39 @@ def test_help_names_every_default(capsys):
         assert default in text
     assert "goes on where it was" in text
     assert text.count("vit-sae analyze runs/photos/sae") == 3
+
+
+def test_embeddings_have_an_atlas_and_a_report(photos, tmp_path, capsys):
+    """After ``train --embeddings``: no model, pictures by the rows' ids."""
+    model = HookedViT.from_pretrained("shapes-clip")
+    rows = embed_images(model, open_images(photos), progress=False)
+    rows.save(tmp_path / "rows.npy")
+    torch.manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=rows.d_in, d_sae=20))
+    sae.save_model(tmp_path / "sae")
+    told = ("analyze", tmp_path / "sae", "--embeddings", tmp_path / "rows.npy")
+    assert vit_sae(*told, "--images", photos) == 0
+    assert "over 12 images" in capsys.readouterr().out
+    # the report's pictures go through the model, which the metadata then must name
+    for key, value in ActivationSource.from_model(model, "hook_image_embed").to_metadata().items():
+        sae.cfg.metadata[key] = value
+    sae.save_model(tmp_path / "named")
+    report = ("analyze", tmp_path / "named", *told[2:], "--images", photos)
+    assert vit_sae(*report, "--report", tmp_path / "report") == 0
+    assert len(list((tmp_path / "report/images").glob("*.png"))) > 3
+    assert vit_sae(*told, "--output-path", tmp_path / "atlas") == 0
+    assert LatentAtlas.load(tmp_path / "atlas").n_classes == 0
+    for options, message in [
+        (("--report", tmp_path / "r"), "--report needs pictures"),
+        (("--model", "shapes-clip"), "--model doesn't go with --embeddings"),
+        (("--n-workers", 2), "--n-workers doesn't go with --embeddings"),
+    ]:
+        assert vit_sae(*told, *options) == 2
+        assert message in capsys.readouterr().err
+    assert vit_sae("analyze", tmp_path / "sae") == 2
+    assert "want --images SOURCE or --embeddings FILE" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/images.parquet").write_text("precious")
+    assert vit_sae(*told, "--output-path", tmp_path / "mine") == 2
+    assert "holds files that are no atlas, such as images.parquet" in capsys.readouterr().err
+    assert (tmp_path / "mine/images.parquet").read_text() == "precious"

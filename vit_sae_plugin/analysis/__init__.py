@@ -3,7 +3,11 @@
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas, LatentView
 from vit_sae_plugin.analysis.atlas.latent_names import LatentName
-from vit_sae_plugin.analysis.one_pass import AnalysisInterruptedError, analyze
+from vit_sae_plugin.analysis.one_pass import (
+    AnalysisInterruptedError,
+    analyze,
+    analyze_embeddings,
+)
 from vit_sae_plugin.analysis.pictures.explanation import Explanation, LatentInImage, explain
 from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
 from vit_sae_plugin.analysis.pictures.heatmaps import heatmap, segmentation_mask
@@ -24,6 +28,7 @@ __all__ = [
     "LatentName",
     "LatentView",
     "analyze",
+    "analyze_embeddings",
     "explain",
     "heatmap",
     "highlight",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,11 +32,12 @@ import pandas as pd
 import torch
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.aggregation import AggregationRule
 from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder, holds_atlas, read_info
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
-from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
+from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder, compile_kernels
 from vit_sae_plugin.analysis.counting.snapshot import (
     Snapshot,
     load_state,
@@ -43,7 +45,7 @@ from vit_sae_plugin.analysis.counting.snapshot import (
     remove_snapshot,
     save_snapshot,
 )
-from vit_sae_plugin.analysis.latent_feeds import ImageFeed, LatentFeed
+from vit_sae_plugin.analysis.latent_feeds import ImageFeed, LatentFeed, RowFeed
 from vit_sae_plugin.analysis.ranking_rules import built, default_rules, describe, named_rules
 from vit_sae_plugin.analysis.typical_activation import threshold_of, typical_activation
 from vit_sae_plugin.atomic_files import delete_leftovers
@@ -160,6 +162,62 @@ def analyze(
     )
 
 
+@torch.no_grad()
+def analyze_embeddings(
+    sae: SAE[Any],
+    embeddings: EmbeddingRows | str | Path,
+    images: Any = None,
+    *,
+    aggregations: Sequence[AggregationRule] | Mapping[str, AggregationRule] | None = ("mean",),
+    threshold: float | None = None,
+    n_reference_images: int = 10,
+    n_partners: int = 10,
+    n_coactivation_images: int = 256,
+    dense_frequency: float = 0.1,
+    batch_size_rows: int = 4096,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    snapshot_seconds: float = 300,
+    progress: bool = True,
+) -> LatentAtlas:
+    """:func:`analyze` for rows of embeddings, one an image, without the model they come from.
+
+    Args:
+        sae: an SAE of such embeddings.
+        embeddings: rows with ids, or a file that :func:`load_embedding_rows` reads.
+        images: where the pictures are, with the rows' ids: gives reference images pictures and
+            labels. None: reference images are known by their ids.
+        aggregations: as for :func:`analyze`; of one vector an image, mean, max and sum are alike.
+        batch_size_rows: rows that go through the SAE together.
+
+    The other arguments and errors are those of :func:`analyze`.
+
+    Raises:
+        ValueError: also, the rows are of another width than the SAE, or have no image.
+    """
+    if not isinstance(embeddings, EmbeddingRows):
+        embeddings = load_embedding_rows(embeddings, d_in=sae.cfg.d_in)
+    source = None if images is None else open_images(images)
+    settings = {
+        "n_reference_images": n_reference_images,
+        "n_partners": n_partners,
+        "n_coactivation_images": n_coactivation_images,
+        "dense_frequency": dense_frequency,
+    }
+    return run_pass(
+        RowFeed(sae, embeddings, source, batch_size=batch_size_rows),
+        sae,
+        aggregations,
+        threshold,
+        settings,
+        batch_size=batch_size_rows,
+        folder=None if folder is None else Path(folder),
+        overwrite=overwrite,
+        snapshot_seconds=snapshot_seconds,
+        progress=progress,
+    )
+
+
 def run_pass(
     feed: LatentFeed,
     sae: SAE[Any],
@@ -174,6 +232,9 @@ def run_pass(
     progress: bool,
 ) -> LatentAtlas:
     """Everything of :func:`analyze` but where the latents come from."""
+    if sae.W_dec.device.type == "cpu":
+        # compiling takes seconds, of another processor while weights are hashed here
+        threading.Thread(target=compile_kernels, daemon=True).start()
     if settings["n_reference_images"] < 1:
         raise ValueError(f"n_reference_images is {settings['n_reference_images']}; want 1 or more")
     if threshold is not None and not threshold >= 0:
@@ -229,8 +290,8 @@ def run_pass(
         folder.mkdir(parents=True, exist_ok=True)
         delete_leftovers(folder)
         if is_new:
-            save_snapshot(folder, start, builder)  # marks the folder as ours
-        else:
+            save_snapshot(folder, start)  # marks the folder as ours
+        elif start.next_batch > 0:
             load_state(folder, builder)
     end = _take_in_all(feed, builder, start, folder, snapshot_seconds, progress)
     if int(builder.statistics.n_images) == 0:

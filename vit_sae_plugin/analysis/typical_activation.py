@@ -26,7 +26,7 @@ def typical_activation(latents: Iterable[Float[Tensor, "..."]]) -> float | None:
     """The mean of all activations above zero; None if there is none.
 
     Args:
-        latents: those of a few images, image by image.
+        latents: those of a few images, some at a time.
     """
     total, n_active = 0.0, 0
     for some in latents:

@@ -12,43 +12,40 @@ from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 
 if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
+    from vit_sae_plugin.analysis import LatentAtlas
     from vit_sae_plugin.datasets import ImageSource
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+
+_ONLY_IMAGES = ("n_workers", "explain", "n_explained", "n_explained_references", "neuronpedia")
 
 
 def run(args: argparse.Namespace) -> int:
     """Analyse, save the atlas, and write the report if one is asked for."""
-    from vit_sae_plugin.analysis import analyze
-    from vit_sae_plugin.datasets import open_images
+    from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder
 
+    _check(args)
     report_options = _report_options(args)
     if args.names is not None and not Path(args.names).is_file():
         raise ValueError(f"--names {args.names}: there is no such file; want names from a report")
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
-    images = open_images(args.images)
-    if args.report is not None:
-        from vit_sae_plugin.report import check_report_options
-
-        check_report_options(args.report, n_images=images.n_images, **report_options)
-    folder = args.output_path or folder_beside(args.sae, _folder_name(images))
+    images = _images(args, report_options)
+    rows = _embeddings(args, sae.cfg.d_in)
+    data = images if rows is None else rows
+    folder = Path(args.output_path or folder_beside(args.sae, _folder_name(data)))
     check_output_folder(folder)
+    check_atlas_folder(folder)
     if args.report is not None:
         check_output_folder(args.report, "--report")
     if args.neuronpedia is not None:
         check_output_folder(args.neuronpedia, "--neuronpedia")
-    model = load_model(sae, args, device)
-    atlas = analyze(
-        model,
-        sae,
-        images,
-        aggregations=None if args.aggregations is None else _split(args.aggregations),
-        threshold=args.threshold,
-        n_reference_images=args.n_reference_images,
-        batch_size_images=args.batch_size_images,
-        n_workers=args.n_workers,
-        folder=folder,
-        overwrite=args.overwrite,
-    )
+    needs_model = rows is None or args.report is not None
+    model = load_model(sae, args, device) if needs_model else None
+    atlas = _analyzed(args, model, sae, images, rows, folder)
     if args.names is not None:
         atlas.read_names(args.names)
     print(atlas)
@@ -64,6 +61,67 @@ def run(args: argparse.Namespace) -> int:
         written = export_neuronpedia(model, sae, atlas, images, args.neuronpedia)
         print(f"Rows for Neuronpedia are in {written}; NOT_INCLUDED.md there says what is missing")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise where options don't go together."""
+    if args.embeddings is None:
+        if args.images is None:
+            raise ValueError("want --images SOURCE or --embeddings FILE to look at")
+        return
+    unused = [] if args.report is not None else ["model", "pretrained"]
+    for name in (*_ONLY_IMAGES, *unused):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} doesn't go with --embeddings")
+    if args.report is not None and args.images is None:
+        raise ValueError("--report needs pictures; give --images SOURCE with the ids of the rows")
+
+
+def _images(args: argparse.Namespace, report_options: dict[str, Any]) -> ImageSource | None:
+    from vit_sae_plugin.datasets import open_images
+
+    images = None if args.images is None else open_images(args.images)
+    if args.report is not None and images is not None:
+        from vit_sae_plugin.report import check_report_options
+
+        check_report_options(args.report, n_images=images.n_images, **report_options)
+    return images
+
+
+def _embeddings(args: argparse.Namespace, d_in: int) -> EmbeddingRows | None:
+    from vit_sae_plugin.activations.embedding_rows import load_embedding_rows
+
+    return None if args.embeddings is None else load_embedding_rows(args.embeddings, d_in=d_in)
+
+
+def _analyzed(
+    args: argparse.Namespace,
+    model: HookedViT | None,
+    sae: SAE[Any],
+    images: ImageSource | None,
+    rows: EmbeddingRows | None,
+    folder: Path,
+) -> LatentAtlas:
+    from vit_sae_plugin import analysis
+
+    settings: dict[str, Any] = {
+        "threshold": args.threshold,
+        "n_reference_images": args.n_reference_images,
+        "folder": folder,
+        "overwrite": args.overwrite,
+    }
+    if args.aggregations is not None:
+        settings["aggregations"] = _split(args.aggregations)
+    if rows is not None:
+        return analysis.analyze_embeddings(sae, rows, images, **settings)
+    return analysis.analyze(
+        model,
+        sae,
+        images,
+        batch_size_images=args.batch_size_images,
+        n_workers=args.n_workers,
+        **settings,
+    )
 
 
 def _report_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -85,8 +143,8 @@ def _report_options(args: argparse.Namespace) -> dict[str, Any]:
 _LONGEST_NAME = 150
 
 
-def _folder_name(images: ImageSource) -> str:
-    """A name for the atlas of these images: another data set's atlas has another."""
+def _folder_name(images: ImageSource | EmbeddingRows) -> str:
+    """A name for the atlas of these images or rows: another data set's atlas has another."""
     plain = re.sub(r"[^\w.-]+", "-", images.name).strip("-")
     plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")  # systems allow 255 bytes
     return f"atlas-{plain}-{images.fingerprint()[:8]}"

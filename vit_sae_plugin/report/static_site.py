@@ -191,7 +191,7 @@ def _check_belongs_together(
         ("model", atlas.info.model_sha256, model_fingerprint(model)),
         ("data set", atlas.info.data_sha256, images.fingerprint()),
     ):
-        if former != now:
+        if former is not None and former != now:  # embeddings are analysed without their model
             raise ValueError(
                 f"the atlas was made from the {what} {short(former)}, but this one is "
                 f"{short(now)}; pass the one that was analysed, or make an atlas with analyze()"

@@ -64,7 +64,8 @@ def write_atlas(
     """
     check_atlas_folder(folder)
     hashes = {name: value for name, value in asdict(info).items() if name.endswith("_sha256")}
-    metadata = {"schema_version": str(info.schema_version), **hashes}
+    known = {name: value for name, value in hashes.items() if value is not None}
+    metadata = {"schema_version": str(info.schema_version), **known}
 
     def write(aside: Path) -> None:
         for name, kind in _FRAMES.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.analysis.html_pieces import table
 
 SCHEMA_VERSION = 2
@@ -16,8 +17,8 @@ SCHEMA_VERSION = 2
 class AtlasInfo:
     """What an atlas was made from, kept in its ``atlas.json``."""
 
-    model_sha256: str
-    """Hash of the model's weights."""
+    model_sha256: str | None
+    """Hash of the model's weights; None: embeddings were analysed, without their model."""
     sae_sha256: str
     """Hash of the SAE's weights and settings."""
     data_sha256: str
@@ -59,15 +60,25 @@ class AtlasInfo:
     typical_activation: float | None = None
     """Mean of the SAE's activations above 0 on a sample of the images, where the threshold follows
     from it; None: the threshold was given."""
+    embeddings_sha256: str | None = None
+    """Hash of the embeddings, where those were analysed."""
     request: dict[str, Any] | None = None
     """What :func:`analyze` was asked for: the same request opens this atlas again."""
     schema_version: int = SCHEMA_VERSION
     """Version of the folder's format."""
 
+    @property
+    def model_in_words(self) -> str:
+        """The model and its weights, such as ``"ViT-B-16 (openai weights)"``."""
+        try:
+            return ActivationSource.from_metadata(self.sae_metadata).describe_model()
+        except ValueError:  # embeddings from elsewhere
+            return str(self.sae_metadata.get("model_name") or "an unknown model")
+
     def _repr_html_(self) -> str:
         """What the atlas was made from, as a table."""
         values = {
-            name: value[:8] if name.endswith("_sha256") else value
+            name: value[:8] if value and name.endswith("_sha256") else value
             for name, value in asdict(self).items()
         }
         return table(pd.DataFrame({"value": map(str, values.values())}, index=list(values)))

@@ -1,15 +1,17 @@
-"""Whether an atlas belongs to an SAE."""
+"""Whether an atlas belongs to an SAE, and to a model."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from vit_sae_plugin.fingerprints import known_sae_fingerprint, short
+from vit_sae_plugin.fingerprints import known_model_fingerprint, known_sae_fingerprint, short
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
+    from vit_sae_plugin.hooked_vit import HookedViT
 
 
 def check_same_sae(atlas: LatentAtlas, sae: SAE[Any]) -> None:
@@ -29,4 +31,17 @@ def check_same_sae(atlas: LatentAtlas, sae: SAE[Any]) -> None:
             f"the atlas was made from the SAE {short(atlas.info.sae_sha256)}, but this one is "
             f"{short(found)}: its weights or settings are others. Use the atlas that was made "
             "from it, or make one with analyze()"
+        )
+
+
+def warn_of_another_model(atlas: LatentAtlas, model: HookedViT) -> None:
+    """Warn if an atlas was made from a model with other weights."""
+    made_from = atlas.info.model_sha256
+    found = known_model_fingerprint(model)
+    if made_from not in (None, found):
+        warnings.warn(
+            f"the atlas was made from {atlas.info.model_in_words} [{short(made_from)}], but this "
+            f"model is {model.model_name} [{short(found)}], with other weights or another "
+            "precision: its latents need not mean the same",
+            stacklevel=3,
         )

@@ -16,6 +16,7 @@ from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram,
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
 from vit_sae_plugin.analysis.atlas.latent_tables import ReferenceTable
+from vit_sae_plugin.analysis.counting import largest_keys, token_scan
 from vit_sae_plugin.analysis.counting.class_counts import ClassCounts
 from vit_sae_plugin.analysis.counting.coactivation import CoActivation
 from vit_sae_plugin.analysis.counting.decoder_similarity import decoder_neighbors
@@ -29,6 +30,12 @@ from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 _LATENTS_AT_ONCE = 4096
 _SHARE_WITHOUT = 0.1
 """The first rule must give reference images to all but this share of the live latents."""
+
+
+def compile_kernels() -> None:
+    """Compile now what the first batch would wait for."""
+    for module in (token_scan, largest_keys):
+        module.load_kernels(module.__file__)
 
 
 class AtlasBuilder(nn.Module):

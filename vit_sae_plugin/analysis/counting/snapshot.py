@@ -34,16 +34,21 @@ class Snapshot:
     """Images that could not be read so far."""
 
 
-def save_snapshot(folder: Path, snapshot: Snapshot, builder: AtlasBuilder) -> None:
-    """Keep an analysis's state in its folder; the former one is replaced in one step."""
-    builder.settle()
-    state = {name: tensor.contiguous().cpu() for name, tensor in builder.state_dict().items()}
+def save_snapshot(folder: Path, snapshot: Snapshot, builder: AtlasBuilder | None = None) -> None:
+    """Keep an analysis's state in its folder; the former one is replaced in one step.
+
+    Args:
+        builder: None: there is no state yet, no image has been taken in.
+    """
 
     def write(aside: Path) -> None:
-        save_file(state, aside / _STATE)
-        builder.image_table().to_parquet(aside / _IMAGES)
+        if builder is not None:
+            builder.settle()
+            state = {name: t.contiguous().cpu() for name, t in builder.state_dict().items()}
+            save_file(state, aside / _STATE)
+            builder.image_table().to_parquet(aside / _IMAGES)
         snapshot.skipped_images.to_csv(aside / _SKIPPED, index=False)
-        described = {**vars(snapshot), "files": file_hashes(aside, (_STATE, _IMAGES, _SKIPPED))}
+        described = {**vars(snapshot), "files": file_hashes(aside)}
         del described["skipped_images"]
         mark = aside / Path(SNAPSHOT_MARK).name
         mark.write_text(json.dumps(described, indent=1), encoding="utf-8")

@@ -16,7 +16,7 @@ from PIL import Image
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.aggregation import make_aggregation
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
-from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
+from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae, warn_of_another_model
 from vit_sae_plugin.analysis.html_pieces import card, data_uri, text
 from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
 from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
@@ -197,6 +197,7 @@ def explain(
         UnreadableImageError: the picture can't be read.
     """
     check_same_sae(atlas, sae)
+    warn_of_another_model(atlas, model)
     attached = AttachedSAE(model, sae, source)
     score = None if logit is None else logit_score(model, atlas, logit, templates)
     return explain_attached(

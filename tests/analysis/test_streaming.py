@@ -13,7 +13,7 @@ from tests.analysis.five_images import build, feed, make_atlas, make_builder
 from tests.c_compiler import WAYS, doing_it
 from vit_sae_plugin.aggregation.activation_histogram import ActivationHistogram
 from vit_sae_plugin.analysis.atlas.latent_atlas import LatentAtlas
-from vit_sae_plugin.analysis.counting import largest_keys
+from vit_sae_plugin.analysis.counting import coactivation, largest_keys
 from vit_sae_plugin.analysis.counting.coactivation import CoActivation, scramble
 from vit_sae_plugin.analysis.counting.decoder_similarity import decoder_neighbors
 from vit_sae_plugin.analysis.counting.label_statistics import label_entropy
@@ -103,6 +103,7 @@ def test_folders_of_another_kind_are_refused(tmp_path):
     make_atlas().save(tmp_path)
     path = tmp_path / "atlas.json"
     written = json.loads(path.read_text())
+    written.pop("sha256")  # of the file itself
     path.write_text(json.dumps(written | {"schema_version": 99}))
     version = written["schema_version"]
     with pytest.raises(
@@ -186,7 +187,10 @@ def test_coactivation_of_frequent_latents_is_estimated_within_its_error():
         assert np.abs(error).mean() < 0.03
 
 
-def test_coactivation_of_rare_latents_is_exact_in_any_order():
+@pytest.mark.parametrize("crowded", [0, 0.1, 1])  # all pairs multiplied, some, none
+def test_coactivation_of_rare_latents_is_exact_in_any_order(monkeypatch, crowded):
+    monkeypatch.setattr(coactivation, "_CROWDED", crowded)
+    monkeypatch.setattr(coactivation, "_PAIRS_AT_ONCE", 150)  # seven latents at a time
     generator = torch.Generator().manual_seed(1)
     active = torch.rand(300, 20, generator=generator) < 0.1
     together = active.double().T @ active.double()

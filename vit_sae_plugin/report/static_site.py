@@ -127,7 +127,8 @@ def write_report(
             explained.add_chosen(chosen, missing, progress=progress)
         if n_latents is not None and latents is None:
             shown[:] = sorted({*shown, *explained.listed_latents})
-        masks = ReferenceMasks(list(atlas.references.values()), shown, atlas.info.grid, aside)
+        tables = list(atlas.references.values())
+        masks = ReferenceMasks(tables, shown, attached.layout.grid, aside)
         write_reference_pictures(
             aside,
             masks,

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     sae = load_sae(args.sae, device)
     images = _images(args, report_options)
     rows = _embeddings(args, sae.cfg.d_in)
-    data = images if rows is None else rows
+    data: Any = images if rows is None else rows
     folder = Path(args.output_path or folder_beside(args.sae, _folder_name(data)))
     check_output_folder(folder)
     check_atlas_folder(folder)
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.neuronpedia is not None:
         check_output_folder(args.neuronpedia, "--neuronpedia")
     needs_model = rows is None or args.report is not None
-    model = load_model(sae, args, device) if needs_model else None
+    model: Any = load_model(sae, args, device) if needs_model else None
     atlas = _analyzed(args, model, sae, images, rows, folder)
     if args.names is not None:
         atlas.read_names(args.names)
@@ -96,7 +96,7 @@ def _embeddings(args: argparse.Namespace, d_in: int) -> EmbeddingRows | None:
 
 def _analyzed(
     args: argparse.Namespace,
-    model: HookedViT | None,
+    model: HookedViT,
     sae: SAE[Any],
     images: ImageSource | None,
     rows: EmbeddingRows | None,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from vit_sae_plugin.aggregation import ClassSum, make_aggregation
+from vit_sae_plugin.aggregation import make_aggregation
 
 if TYPE_CHECKING:
     from vit_sae_plugin.aggregation import AggregationRule
@@ -86,11 +86,16 @@ class LatentRanking:
         if not images.class_names:
             raise ValueError(f"{images.name} has no labels, so there are no classes to rank for")
         rule = make_aggregation(aggregation)
-        totals = ClassSum(n_classes=len(images.class_names), d_sae=attached.d_sae)
+        levels = torch.zeros(len(images.class_names), attached.d_sae, dtype=torch.float64)
+        n_images = torch.zeros(len(images.class_names), dtype=torch.int64)
         for batch in attached.walk(images, **walk):
             for part, latents in attached.encode_parts(attached.activations(batch.pixels)):
-                totals.update(rule(latents).cpu(), batch.label[part])
-        return cls(totals.compute().numpy(), totals.n_images[:-1].numpy(), images.fingerprint())
+                label = batch.label[part]
+                labelled = label >= 0
+                values = rule(latents).cpu()[labelled].to(levels)
+                levels.index_add_(0, label[labelled], values)
+            n_images += torch.bincount(batch.label[batch.label >= 0], minlength=len(n_images))
+        return cls(levels.numpy(), n_images.numpy(), images.fingerprint())
 
     @property
     def n_classes(self) -> int:

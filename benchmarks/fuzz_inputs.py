@@ -24,7 +24,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -81,9 +81,11 @@ class World:
         self.sae = self.folder / "sae"
         self.run = self.folder / "run"
         self.atlas = self.folder / "atlas"
+        self.working = self.folder / "working"
 
     def build(self) -> None:
         """Make them, through the command line itself."""
+        self.working.mkdir()
         generator = np.random.default_rng(0)
         for index in range(4):
             (self.photos / f"class{index % 2}").mkdir(parents=True, exist_ok=True)
@@ -720,7 +722,9 @@ def outcome(world: World, case: Case) -> tuple[str, str]:
     signal.signal(signal.SIGALRM, _alarm)
     signal.alarm(SECONDS_A_CASE)
     try:
-        with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        # a case may name a folder by anything, so it stands in one where that does no harm
+        working = chdir(world.working)
+        with working, redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             code = vit_sae_cli.main([str(arg) for arg in case.argv])
     except SystemExit as stopped:

@@ -7,6 +7,7 @@ It stands outside the package so that ``vit-sae --help`` need not import torch a
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -41,12 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     # Worker processes and tokenizers would otherwise warn about each other at every start.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The hub tells each attempt of a download that fails; the error says it once.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     with _warnings_as_lines(args.command):
         try:
             return import_module(f"vit_sae_plugin.cli.{args.command}").run(args) or 0
         except KeyboardInterrupt:
             print("vit-sae: interrupted", file=sys.stderr)
             return INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read the output has gone, as in `vit-sae … | head`.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it is flushed at the very end)
+            return FAULT
         except Exception as error:
             return _report(error, args)
 

@@ -12,6 +12,7 @@ import vit_sae_cli
 from tests.cli.command import vit_sae
 from vit_sae_plugin.cli import error_lines, export
 from vit_sae_plugin.datasets import NoReadableImagesError
+from vit_sae_plugin.datasets.image_loader import WorkerDiedError
 from vit_sae_plugin.fingerprints import DamagedFileError
 from vit_sae_plugin.training import DamagedCheckpointError, DivergedError
 
@@ -40,6 +41,8 @@ def _ending_in(monkeypatch, capsys, error, *flags):
         (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out (CUDA out of memory)"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
         (httpx.ConnectError("no route"), "a download failed (ConnectError: no route); check the"),
+        (ConnectionError("Couldn't reach 'x' on the Hub"), "check the network and the name"),
+        (WorkerDiedError("A worker process died: use fewer"), "A worker process died"),
         (SafetensorError("header too small"), "(header too small): it is damaged"),
         (pickle.UnpicklingError("Weights only load failed"), "save the weights as safetensors"),
         (DamagedFileError("a.bin"), "a.bin"),
@@ -133,3 +136,11 @@ def test_warnings_are_lines_of_the_command(monkeypatch, capfd):
     assert vit_sae("export", "a", "b") == 0
     assert capfd.readouterr().out == "vit-sae export: warning: two lines\n"
     assert warnings.formatwarning is former
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+    code, said = _ending_in(monkeypatch, capsys, BrokenPipeError())
+    assert (code, said) == (1, "")

@@ -37,7 +37,8 @@ def _explained(error: BaseException) -> str | None:
             "latents, or --device cpu"
         )
     library = type(error).__module__.partition(".")[0]
-    if library in ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub"):
+    downloads = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
+    if library in downloads or isinstance(error, ConnectionError):
         return (
             f"a download failed ({type(error).__name__}: {text}); check the network and the name, "
             "or name a file or folder that is on this machine"

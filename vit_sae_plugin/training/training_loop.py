@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.saes.saved_sae import check_finite_weights
 from vit_sae_plugin.training.checkpoint_weights import load_weights, save_weights
-from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state
+from vit_sae_plugin.training.checkpoints import (
+    CheckpointFolder,
+    DamagedCheckpointError,
+    read_state,
+)
 from vit_sae_plugin.training.interruption import InterruptRequest, TrainingInterruptedError
 from vit_sae_plugin.training.training_metrics import step_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
@@ -110,6 +116,13 @@ class TrainingLoop:
         trainer = self.trainer
         load_weights(trainer.sae, checkpoint)
         trainer.load_trainer_state(checkpoint)
+        scaling = trainer.activation_scaler.scaling_factor
+        if scaling is not None and not (isinstance(scaling, float) and 0 < scaling < math.inf):
+            raise DamagedCheckpointError(
+                f"checkpoint {checkpoint} is damaged: its rows' scale is {scaling!r}; delete it to "
+                "go on from the one before"
+            )
+        check_finite_weights(trainer.sae.state_dict(), f"checkpoint {checkpoint}")
         trainer.n_steps_above_max_norm.fill_(state["n_steps_above_max_norm"])
         trainer.checkpoint_thresholds = [
             n_rows for n_rows in trainer.checkpoint_thresholds if n_rows >= state["n_tokens"]

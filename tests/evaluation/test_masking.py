@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import SkipTranscoder, SkipTranscoderConfig, StandardSAE, StandardSAEConfig
 
 from tests.evaluation.tiny_setup import Pictures, tiny_hooked_vit, tiny_sae
 from vit_sae_plugin.activations import EmbeddingStatistics
@@ -42,10 +42,18 @@ def _saes(model):
         StandardSAEConfig(d_in=patches.cfg.d_in, d_sae=48, normalize_activations="layer_norm")
     )
     normalised.cfg.metadata.hook_name = HOOK
-    return {"plain": plain, "patches": patches, "layer_norm": normalised}
+    d_model = plain.cfg.d_in
+    skipping = SkipTranscoder(
+        SkipTranscoderConfig(d_in=d_model, d_out=d_model, d_sae=48, apply_b_dec_to_input=False)
+    )
+    for parameter in skipping.parameters():
+        parameter.data.normal_(std=0.3)
+    skipping.cfg.metadata.hook_name = "blocks.1.ln2.hook_normalized"
+    skipping.cfg.metadata.hook_name_out = "blocks.1.hook_mlp_out"
+    return {"plain": plain, "patches": patches, "layer_norm": normalised, "transcoder": skipping}
 
 
-@pytest.mark.parametrize("which", ["plain", "patches", "layer_norm"])
+@pytest.mark.parametrize("which", ["plain", "patches", "layer_norm", "transcoder"])
 @torch.no_grad()
 def test_each_condition_equals_one_whole_pass_with_that_edit(model, which):
     """The slow way: for each image and condition a full forward pass with the latents edited."""

@@ -201,8 +201,9 @@ class MaskingStudy:
         """What stands where the SAE writes, for one condition after another, in their order."""
         target, rows = run.target_btd, self.attached.rows
         latents = self.attached.encode(run.acts_btd)
-        full = rows.decode(latents).to(target)
-        empty = self._decoded(run, torch.zeros_like(latents)).to(target)
+        skip = rows.skip(run.acts_btd)  # what a transcoder hands past its latents
+        full = (rows.decode(latents) + skip).to(target)
+        empty = (self._decoded(run, torch.zeros_like(latents)) + skip).to(target)
         error = target - full
         yield target
         for error_term in self.error_terms:
@@ -228,10 +229,11 @@ class MaskingStudy:
         """What the first k latents of each image add to its reconstruction, for each k."""
         if self.matrix is None:
             kept = torch.zeros_like(latents)
+            nothing = self._decoded(run, kept)
             for start, stop in zip([0, *self.ks], self.ks, strict=False):
                 index = chosen[:, None, start:stop].expand(-1, latents.shape[1], -1)
                 kept.scatter_(-1, index, latents.gather(-1, index))
-                yield self._decoded(run, kept).to(empty) - empty
+                yield (self._decoded(run, kept) - nothing).to(empty)
             return
         part = torch.zeros_like(empty)
         for start, stop in zip([0, *self.ks], self.ks, strict=False):

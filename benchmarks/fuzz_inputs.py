@@ -146,7 +146,7 @@ def sae_folders(world: World, rng: random.Random) -> Iterator[Case]:
     """``cfg.json`` with other values, and weights of other shapes, kinds and values."""
     while True:
         folder = _copy(world, world.sae)
-        command = _use_sae(world, folder, rng.choice(["eval", "export", "export", "analyze"]))
+        command = _use_sae(world, folder, rng.choice("eval export analyze frontier card".split()))
         if rng.random() < 0.5:
             name = _edit_json(folder / "cfg.json", rng)
             _forget_hashes(folder)
@@ -366,6 +366,8 @@ def arguments(world: World, rng: random.Random) -> Iterator[Case]:
         "eval": ["eval", world.sae, "--images", world.photos],
         "analyze": ["analyze", world.sae, "--images", world.photos],
         "export": ["export", world.sae],
+        "frontier": ["frontier", world.sae, "--images", world.photos],
+        "convert": ["convert"],
         "train": ["train", "--embeddings", world.rows, "--training-tokens", 64, "--d-sae", 16],
     }
     flags = {
@@ -374,6 +376,8 @@ def arguments(world: World, rng: random.Random) -> Iterator[Case]:
         "analyze": "model pretrained aggregations n-reference-images threshold report device "
         "batch-size-images n-workers output-path n-latents explain n-explained",
         "export": "architecture k",
+        "frontier": "embeddings names model pretrained n-images batch-size-images n-workers device",
+        "convert": "set set set model pretrained hook-name token-kind licence dtype",
         "train": "preset config resume images embeddings model pretrained hook-name token-kind "
         "architecture d-sae expansion-factor training-tokens lr n-workers seed device output-path "
         "set set set",
@@ -392,7 +396,10 @@ def arguments(world: World, rng: random.Random) -> Iterator[Case]:
             if flag in ("n-workers", "training-tokens") and value.startswith("9999"):
                 value = "-5"  # that many would be started, or trained on
             argv += [f"--{flag}", value]
-        if command == "export":
+        if command == "convert":
+            kind = rng.choice("patchsae msae prisma saev overcomplete sparsify dn_cbm x".split())
+            argv.append(f"{kind}:{rng.choice([world.rows, world.sae, world.photos, 'a/b', ''])}")
+        if command in ("export", "convert"):
             argv.append(folder / "out")
         elif "--output-path" not in argv:
             argv += ["--output-path", folder / "out"]
@@ -703,6 +710,11 @@ def _copy(world: World, folder: Path) -> Path:
 def _use_sae(world: World, folder: Path, command: str) -> list[Any]:
     if command == "export":
         return ["export", folder, folder.parent / "out"]
+    if command == "card":
+        return ["card", folder]
+    if command == "frontier":
+        saes = ("frontier", world.sae, folder, "--names", "sound,broken")
+        return [*saes, "--images", world.photos, "--output-path", folder.parent / "out"]
     return [command, folder, "--images", world.photos, "--output-path", folder.parent / "out"]
 
 

@@ -49,9 +49,9 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     from vit_sae_plugin import analysis
     from vit_sae_plugin.cli import demo
 
-    # After ten steps latents still fire everywhere, so none would be picked.
-    anything = partial(analysis.select_showcase_latents, max_frequency=1.0)
-    monkeypatch.setattr(analysis, "select_showcase_latents", anything)
+    # After ten steps latents still fire everywhere, so all would be dense.
+    lenient = partial(analysis.analyze, dense_frequency=1.0)
+    monkeypatch.setattr(analysis, "analyze", lenient)
     monkeypatch.setattr(demo, "HELD_OUT", "shapes:test?n_images=100&n_objects=1")
     monkeypatch.setattr(demo, "N_EVALUATED", 50)
     for _ in range(2):
@@ -60,7 +60,9 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count('class="latent"') > 0
     assert "data:image/png;base64," in page
-    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []  # it needs no other file
+    links = set(re.findall(r'(?:src|href)="(?!data:)([^"#]*)', page))
+    assert links == {"report/index.html", "report/latent.html"}
+    assert all((tmp_path / "demo" / link).is_file() for link in links)
     assert str(tmp_path / "demo" / "index.html") in capsys.readouterr().out
 
 

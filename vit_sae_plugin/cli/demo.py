@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 
     from vit_sae_plugin.analysis import LatentAtlas
     from vit_sae_plugin.evaluation import EvaluationReport
-    from vit_sae_plugin.report.demo_page import LatentCard
+    from vit_sae_plugin.report.demo_latents import DemoLatents
+    from vit_sae_plugin.report.demo_page import LatentCard, LatentGroup
 
 PRESET = "patchsae-shapes"
 HELD_OUT = "shapes:test?n_images=2000&n_objects=1"
 N_EVALUATED = 1000
-N_LATENTS_SHOWN = 24
+N_LATENTS_OF_EACH = 8
 N_IMAGES_SHOWN = 5
+N_EXPLAINED = 1000
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, evaluate and analyse a PatchSAE on shape scenes, and write the result page."""
-    from vit_sae_plugin.analysis import analyze, reference_pictures, select_showcase_latents
+    """Train, evaluate and analyse a PatchSAE on shape scenes; write a page and the report."""
+    from vit_sae_plugin.analysis import analyze, reference_pictures
     from vit_sae_plugin.datasets import open_images
     from vit_sae_plugin.evaluation import evaluate_sae
+    from vit_sae_plugin.report import write_report
+    from vit_sae_plugin.report.demo_latents import RULE, demo_latents
     from vit_sae_plugin.report.demo_page import write_demo_page
     from vit_sae_plugin.training import METRICS_FILE, read_metrics
 
@@ -60,29 +64,33 @@ def run(args: argparse.Namespace) -> int:
         folder=folder / "atlas",
         batch_size_images=64,
     )
-    by_entropy = select_showcase_latents(atlas, atlas.d_sae)
-    latents = [latent for latent in by_entropy if _fires_on_patches(atlas, latent)]
-    latents = latents[:N_LATENTS_SHOWN]
-    pictures = reference_pictures(model, sae, atlas, held_out, latents, n_images=N_IMAGES_SHOWN)
+    chosen = demo_latents(atlas, N_LATENTS_OF_EACH)
+    pictures = reference_pictures(model, sae, atlas, held_out, chosen.all, n_images=N_IMAGES_SHOWN)
+    write_report(
+        atlas,
+        held_out,
+        model,
+        sae,
+        folder / "report",
+        n_explained_references=N_EXPLAINED,
+    )
     page = write_demo_page(
         folder / "index.html",
         title="A PatchSAE on drawn scenes",
-        summary=_summary(sae, report, atlas, training_seconds),
+        summary=_summary(sae, report, atlas, chosen, training_seconds),
         curves=read_metrics(folder / "run" / METRICS_FILE),
         reconstruction=_readable(report.reconstruction),
         splicing=report.splicing,
-        latents=[_card(atlas, latent, pictures[latent]) for latent in latents],
+        groups=_groups(atlas, chosen, pictures),
+        rule=RULE,
+        report="report",
+        n_in_report=int((~atlas.latents["is_dead"]).sum()),
         commands=_next_commands(folder),
     )
     _say(f"Done in {time.perf_counter() - started:.0f} s.")
     print(report)
     print(f"\nOpen this page in a browser:  {page.resolve()}")
     return 0
-
-
-def _fires_on_patches(atlas: LatentAtlas, latent: int) -> bool:
-    """Whether a latent's pictures would have something to light up: the class token has not."""
-    return bool(atlas.reference_images(latent)["row"].head(N_IMAGES_SHOWN).notna().all())
 
 
 def _clear(folder: Path) -> None:
@@ -92,7 +100,7 @@ def _clear(folder: Path) -> None:
             raise FileExistsError(
                 f"{folder} is not empty and holds no earlier demo; choose another --output-path"
             )
-        for name in ("run", "evaluation", "atlas"):
+        for name in ("run", "evaluation", "atlas", "report"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -131,7 +139,11 @@ def _trained(folder: Path, device: str) -> Any:
 
 
 def _summary(
-    sae: Any, report: EvaluationReport, atlas: LatentAtlas, training_seconds: float
+    sae: Any,
+    report: EvaluationReport,
+    atlas: LatentAtlas,
+    chosen: DemoLatents,
+    training_seconds: float,
 ) -> list[str]:
     row = report.reconstruction.loc["all"]
     zero_shot = report.splicing["zero_shot_accuracy"]
@@ -145,10 +157,11 @@ def _summary(
         f"With the reconstruction in place of its own activations the model still names "
         f"{zero_shot['spliced']:.1%} of the scenes by shape and colour, one of 64 classes "
         f"({zero_shot['original']:.1%} without the SAE, {zero_shot['zeros']:.1%} with zeros).",
-        f"Below are {N_LATENTS_SHOWN} of the latents, with the scenes out of "
-        f"{atlas.info.n_images:,} that activate them most. Nobody told the autoencoder what a "
-        "circle or a colour is; where a row shows one kind of thing, lit up in the patches where "
-        "it is, a latent has found that concept by itself.",
+        "Nobody told the autoencoder what a circle or a colour is; where the images that activate "
+        "a latent most show one kind of thing, lit up in the patches where it is, the latent has "
+        f"found that concept by itself. Of {chosen.n_eligible:,} latents that are neither rare nor "
+        f"dense, {chosen.n_of_one_class:,} have one class (a shape in a colour) on at least 8 of "
+        f"their 10 strongest images, and {chosen.n_of_no_class:,} have none on more than 3.",
     ]
 
 
@@ -159,15 +172,38 @@ def _readable(reconstruction: pd.DataFrame) -> pd.DataFrame:
     return reconstruction[columns]
 
 
+def _groups(
+    atlas: LatentAtlas, chosen: DemoLatents, pictures: dict[int, list[Any]]
+) -> list[LatentGroup]:
+    from vit_sae_plugin.report.demo_page import LatentGroup
+
+    wanted = [
+        ("The purest", "The lowest label entropies: what the autoencoder does well.", "purest"),
+        ("In the middle", "Half of the latents are purer than these, half less so.", "middling"),
+        (
+            "The least pure",
+            "The highest label entropies: no class and hardly a colour or shape is common to "
+            "their images. Some respond to a background, an edge or a place; some to nothing "
+            "that has a name.",
+            "least_pure",
+        ),
+    ]
+    return [
+        LatentGroup(title, note, [_card(atlas, i, pictures[i]) for i in getattr(chosen, name)])
+        for title, note, name in wanted
+    ]
+
+
 def _card(atlas: LatentAtlas, latent: int, pictures: list[Any]) -> LatentCard:
+    from vit_sae_plugin.report.demo_latents import in_common
     from vit_sae_plugin.report.demo_page import LatentCard
 
     row = atlas.latents.loc[latent]
-    labels = atlas.reference_images(latent)["class_name"]
-    name, n_carrying = labels.value_counts().index[0], int(labels.value_counts().iloc[0])
+    classes = atlas.reference_images(latent)["class_name"].tolist()
+    what, n_carrying = in_common(classes)
     return LatentCard(
         latent=latent,
-        caption=f"{name} · {n_carrying} of {len(labels)} images",
+        caption=f"{what} · {n_carrying} of {len(classes)} images",
         activated_frequency=float(row["frequency"]),
         label_entropy=float(row["label_entropy"]),
         images=pictures,
@@ -177,7 +213,8 @@ def _card(atlas: LatentAtlas, latent: int, pictures: list[Any]) -> LatentCard:
 def _next_commands(folder: Path) -> list[str]:
     sae = folder / "run" / "sae"
     return [
-        f"vit-sae analyze {sae} --images 'shapes:test?n_images=2000' --report {folder / 'report'}",
+        f"vit-sae analyze {sae} --images 'shapes:test?n_images=2000' "
+        f"--report {folder / 'report-of-up-to-three-objects'}",
         "vit-sae train --images photos/ --model ViT-B-16 --pretrained openai "
         "--output-path runs/photos",
     ]

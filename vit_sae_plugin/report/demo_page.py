@@ -1,17 +1,20 @@
-"""One self-contained HTML page about one training run: curves, measures, and a few latents."""
+"""One HTML page about one training run, in the report's style: curves, measures, a few latents."""
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from string import Template
 
 import pandas as pd
 from PIL import Image
+
+from vit_sae_plugin.analysis.html_pieces import data_uri
+from vit_sae_plugin.atomic_files import write_text_atomically
 
 
 @dataclass
@@ -30,6 +33,16 @@ class LatentCard:
     """Reference images, most strongly activating first, their active patches already marked."""
 
 
+@dataclass
+class LatentGroup:
+    """Some latents under a heading."""
+
+    title: str
+    note: str
+    """What they have in common, as plain text."""
+    latents: Sequence[LatentCard]
+
+
 def write_demo_page(
     path: str | Path,
     *,
@@ -38,7 +51,10 @@ def write_demo_page(
     curves: pd.DataFrame,
     reconstruction: pd.DataFrame,
     splicing: pd.DataFrame,
-    latents: Sequence[LatentCard],
+    groups: Sequence[LatentGroup],
+    rule: str,
+    report: str,
+    n_in_report: int,
     commands: Sequence[str],
 ) -> Path:
     """Write the page and return its path.
@@ -48,23 +64,34 @@ def write_demo_page(
         curves: one row a logged training step, with columns ``n_tokens``, ``loss``, ``l0``,
             ``explained_variance`` and ``n_dead_latents``.
         reconstruction, splicing: tables with named rows and columns, shown as they are.
-        latents: one card each, in the order given.
+        groups: latents, one card each, in the order given.
+        rule: how they were chosen, as plain text.
+        report: the folder of the browsable report, from the page's own folder.
+        n_in_report: how many latents that shows.
         commands: shell commands to go on with, shown at the end.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page = _PAGE.substitute(
+    page = Template(_file("demo_page.html")).substitute(
         title=html.escape(title),
         summary="".join(f"<p>{html.escape(text)}</p>" for text in summary),
         curves=_curves_svg(curves),
         reconstruction=_table(reconstruction),
         splicing=_table(splicing),
-        n_latents=len(latents),
-        latents="".join(_card(card) for card in latents),
+        style=_file("site/site.css") + _file("demo_page.css"),
+        report=html.escape(report),
+        n_in_report=f"{n_in_report:,}",
+        strip="".join(_picture(card.images[0]) for group in groups[:1] for card in group.latents),
+        rule=html.escape(rule),
+        n_latents=sum(len(group.latents) for group in groups),
+        groups="".join(_group(group, report) for group in groups),
         commands=html.escape("\n".join(commands)),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text_atomically(path, page)
     return path
+
+
+def _file(name: str) -> str:
+    return resources.files("vit_sae_plugin.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _curves_svg(curves: pd.DataFrame) -> str:
@@ -126,74 +153,22 @@ def _number(value: object) -> str:
     return f"{number:,.0f}" if number.is_integer() and abs(number) >= 10 else f"{number:.4g}"
 
 
-def _card(card: LatentCard) -> str:
-    images = "".join(f'<img src="{_data_uri(image)}" alt="">' for image in card.images)
+def _group(group: LatentGroup, report: str) -> str:
     return (
-        f'<figure class="latent"><figcaption><b>{html.escape(card.caption)}</b>'
-        f"<span>latent {card.latent} · on {card.activated_frequency:.1%} of images · "
-        f"label entropy {card.label_entropy:.2f}</span></figcaption>"
-        f'<div class="strip">{images}</div></figure>'
+        f"<h3>{html.escape(group.title)}</h3><p class=note>{html.escape(group.note)}</p>"
+        f'<div class="latents">{"".join(_card(card, report) for card in group.latents)}</div>'
     )
 
 
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _card(card: LatentCard, report: str) -> str:
+    link = f"{html.escape(report)}/latent.html#{card.latent}"
+    return (
+        f'<a class="latent" href="{link}"><b>{html.escape(card.caption)}</b>'
+        f"<span>latent {card.latent} · on {card.activated_frequency:.1%} of images · "
+        f"label entropy {card.label_entropy:.2f}</span>"
+        f'<span class="pictures">{"".join(map(_picture, card.images))}</span></a>'
+    )
 
 
-_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { --ink: #1b1f24; --soft: #5d6670; --line: #e3e6ea; --paper: #ffffff; --card: #f7f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --soft: #9aa3ad; --line: #30363d; --paper: #14171b; --card: #1c2026; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 48px 28px 80px; }
-h1 { font-size: 30px; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 14px; }
-h2 { font-size: 18px; margin: 44px 0 6px; letter-spacing: -.005em; }
-p { max-width: 76ch; margin: 0 0 10px; }
-.note { color: var(--soft); font-size: 13.5px; }
-svg { width: 100%; height: auto; display: block; margin-top: 12px; }
-.tables { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums;
-  margin: 10px 0 18px; }
-th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line); }
-thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; max-width: 118px; }
-tbody th { text-align: left; font-weight: 500; padding-left: 0; white-space: nowrap; }
-.latents { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr));
-  margin-top: 16px; }
-.latent { margin: 0; padding: 13px 14px 14px; background: var(--card); border-radius: 10px;
-  border: 1px solid var(--line); }
-.latent b { display: block; font-weight: 600; }
-.latent span { color: var(--soft); font-size: 12.5px; }
-.strip { display: grid; grid-template-columns: repeat(5, 1fr); gap: 5px; margin-top: 9px; }
-.strip img { width: 100%; aspect-ratio: 1; border-radius: 5px; display: block; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 12px 14px; overflow-x: auto; font-size: 13px; }
-</style></head><body><main>
-<h1>$title</h1>
-$summary
-<h2>Training</h2>
-$curves
-<h2>How good is it?</h2>
-<p class="note">On held-out scenes. Reconstruction quality, for all tokens of an image, for its
-class token, and for its patches:</p>
-<div class="tables">$reconstruction</div>
-<p class="note">What the model still knows when the reconstruction, or zeros, take the place of
-its activations. Recovered: 1 is as good as the original, 0 as bad as zeros.</p>
-<div class="tables">$splicing</div>
-<h2>$n_latents latents and what they respond to</h2>
-<p class="note">The latents with the lowest label entropy among those active on patches of 0.5–20 %
-of the images: each row shows the images that activate one latent most, bright where it is active,
-dimmed elsewhere.</p>
-<div class="latents">$latents</div>
-<h2>Go on</h2>
-<pre>$commands</pre>
-</main></body></html>
-""")
+def _picture(image: Image.Image) -> str:
+    return f'<img src="{data_uri(image)}" alt="">'

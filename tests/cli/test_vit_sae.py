@@ -60,7 +60,7 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count('class="latent"') > 0
     assert "data:image/png;base64," in page
-    links = set(re.findall(r'(?:src|href)="(?!data:)([^"#]*)', page))
+    links = set(re.findall(r'(?:src|href)="(?!data:|#)([^"#]*)', page))
     assert links == {"report/index.html", "report/latent.html"}
     assert all((tmp_path / "demo" / link).is_file() for link in links)
     assert str(tmp_path / "demo" / "index.html") in capsys.readouterr().out

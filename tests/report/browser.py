@@ -57,6 +57,10 @@ class Browser:
         """Run JavaScript in the page; ``return`` gives a value back."""
         return self._driver.execute_script(script, *arguments)
 
+    def run_async(self, script: str, *arguments: Any) -> Any:
+        """Run JavaScript that hands its value to its last argument, a function."""
+        return self._driver.execute_async_script(script, *arguments)
+
     def wait(self, script: str, *arguments: Any, seconds: float = 60) -> Any:
         """Wait until JavaScript returns something true, and return it."""
         deadline = time.monotonic() + seconds

@@ -42,6 +42,7 @@ class Browser:
         options.add_experimental_option("prefs", downloads)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.downloads = profile / "downloads"
+        self._counts_cpu = False
         self._driver = Chrome(options=options, service=ChromeService(str(CHROMEDRIVER)))
 
     def __enter__(self) -> Browser:
@@ -60,6 +61,14 @@ class Browser:
     def run_async(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript that hands its value to its last argument, a function."""
         return self._driver.execute_async_script(script, *arguments)
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the page's own thread has used, which other processes don't lengthen."""
+        if not self._counts_cpu:
+            self._driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+            self._counts_cpu = True
+        metrics = self._driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
 
     def wait(self, script: str, *arguments: Any, seconds: float = 60) -> Any:
         """Wait until JavaScript returns something true, and return it."""

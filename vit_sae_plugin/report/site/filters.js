@@ -59,11 +59,13 @@ function openFilters(atlas) {
   function finder(word) {
     const classes = new Set();
     atlas.classes.forEach((name, index) => { if (name.toLowerCase().includes(word)) classes.add(index); });
-    return (i) => {
-      if (latents.classes[i].some((index) => classes.has(index)) || String(latents.id[i]).startsWith(word)) return true;
-      const entry = atlas.naming.of(latents.id[i]);
-      return entry !== null && `${entry.name}\n${entry.note || ""}`.toLowerCase().includes(word);
-    };
+    const named = new Set(atlas.naming.all().filter((latent) => {
+      const { name, note } = atlas.naming.of(latent);
+      return `${name}\n${note || ""}`.toLowerCase().includes(word);
+    }));
+    const isNumber = /^\d+$/.test(word);
+    return (i) => latents.classes[i].some((index) => classes.has(index)) || (isNumber && String(latents.id[i]).startsWith(word))
+      || named.has(latents.id[i]);
   }
 
   function choose(view) {
@@ -77,11 +79,12 @@ function openFilters(atlas) {
       ["entropy", latents.entropy, limit("entropy-low"), limit("entropy-high")],
     ].filter(([, , low, high]) => low !== null || high !== null);
     const [hideDense, named] = ["hide-dense", "named"].map((field) => view.get(field) === "1");
+    const withName = new Set(named ? atlas.naming.all() : []);
     const sort = sortOf(view);
     const shown = ordered(sort, index).filter((i) => finders.every((finds) => finds(i))
       && (index === null || latents.classes[i].includes(index))
       && !(hideDense && latents.dense[i])
-      && !(named && atlas.naming.of(latents.id[i]) === null)
+      && !(named && !withName.has(latents.id[i]))
       && ranges.every(([, value, low, high]) => value[i] !== null && !(low !== null && value[i] < low) && !(high !== null && value[i] > high)));
     // the latent whose number was typed comes first
     const typed = words.length === 1 ? shown.findIndex((i) => String(latents.id[i]) === words[0]) : -1;

@@ -46,7 +46,7 @@ report.open().then((atlas) => {
     .forEach((index) => control("class").append(el("option", { value: index }, report.className(atlas, index))));
 
   function nameChanged() {
-    const some = latents.id.some((latent) => atlas.naming.of(latent));
+    const some = atlas.naming.all().length > 0;
     document.querySelector('[data-needs="names"]').hidden = !some;
     whatColumn.title = leading.size ? "Name, classes" : some ? "Name" : "";
   }
@@ -122,8 +122,8 @@ report.open().then((atlas) => {
       return;
     }
     const top = -body.getBoundingClientRect().top;
-    const first = Math.max(0, Math.floor(top / rowHeight) - 6);
-    const last = Math.min(shown.length, Math.ceil((top + window.innerHeight) / rowHeight) + 6);
+    const first = Math.max(0, Math.floor(top / rowHeight) - 3);
+    const last = Math.min(shown.length, Math.ceil((top + window.innerHeight) / rowHeight) + 3);
     for (const [position, row] of drawn) {
       if (position < first || position >= last) { row.remove(); drawn.delete(position); }
     }

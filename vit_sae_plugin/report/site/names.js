@@ -26,6 +26,11 @@ function openNames(atlas) {
     return says(entry) ? entry : null;
   }
 
+  // The latents that have a name or a note.
+  function all() {
+    return Object.keys({ ...atlas.names, ...typed }).map(Number).filter((latent) => of(latent) !== null).sort((a, b) => a - b);
+  }
+
   function type(latent, { name, note }) {
     typed = recall(); // another window may have typed as well
     const before = typed[latent] ?? atlas.names[latent];
@@ -95,8 +100,8 @@ function openNames(atlas) {
       message, table,
       el("form", { method: "dialog" }, el("button", {}, "Close")));
     function list() {
-      const all = Object.keys({ ...atlas.names, ...typed }).map(Number).filter((latent) => of(latent)).sort((a, b) => a - b);
-      table.replaceChildren(...(all.length ? all : [null]).map((latent) => latent === null
+      const some = all();
+      table.replaceChildren(...(some.length ? some : [null]).map((latent) => latent === null
         ? el("p", { class: "note" }, "No latent has a name yet. Type one on its page.")
         : el("div", { class: "entry" }, el("a", { href: report.latentLink(latent), onclick: () => dialog.close() }, String(latent)),
           el("b", {}, of(latent).name), el("span", { class: "minor" }, of(latent).note || ""),
@@ -108,5 +113,5 @@ function openNames(atlas) {
     dialog.showModal();
   }
 
-  return { of, type, file, read, button };
+  return { of, all, type, file, read, button };
 }

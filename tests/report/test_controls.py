@@ -43,9 +43,9 @@ def test_next_and_previous_follow_filter_and_sorting(made, page):
     page.wait(HEADING, f"Latent {order[2]}")
     page.click('a[rel="next"]')
     page.wait(HEADING, f"Latent {order[3]}")
-    for _ in range(3):
+    for latent in order[2::-1]:
         page.press("ARROW_LEFT")
-    page.wait(HEADING, f"Latent {order[0]}")
+        page.wait(HEADING, f"Latent {latent}")
     assert page.run("return document.querySelector('a[rel=prev]')") is None
     page.click("#back")
     page.wait("return document.querySelector('#entropy-high')?.value !== ''")

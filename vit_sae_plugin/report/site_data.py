@@ -194,7 +194,7 @@ def leading_labels(
     for label, value in zip(labels.to_numpy(int).reshape(images.shape), values, strict=True):
         classes, place = np.unique(label[label >= 0], return_inverse=True)
         sums = np.bincount(place, weights=value[label >= 0], minlength=len(classes))
-        shares = sums / max(float(np.nansum(value)), np.finfo(np.float32).tiny)
+        shares = sums / max(float(np.nansum(value)), float(np.finfo(np.float32).tiny))
         order = np.argsort(-sums, kind="stable")[:n]
         leading.append([(int(classes[i]), float(shares[i])) for i in order])
     return leading
@@ -230,10 +230,10 @@ def _top_class_columns(
     by_rate: list[int | None] = []
     for start in range(0, len(latents), _LATENTS_AT_ONCE):
         counts = atlas.class_counts[:, list(latents[start : start + _LATENTS_AT_ONCE])]
-        has_any = counts.any(axis=0).tolist()
+        has_any = np.asarray(counts.any(axis=0))
         for found, keys in ((by_count, counts), (by_rate, counts / n_images)):
             top = keys.argmax(axis=0).tolist()
-            found.extend(c if some else None for c, some in zip(top, has_any, strict=True))
+            found.extend(c if there else None for c, there in zip(top, has_any, strict=True))
     return by_count, by_rate
 
 

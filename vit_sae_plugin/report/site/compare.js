@@ -40,7 +40,7 @@ report.open().then((atlas) => {
     const indices = all.map((data) => new Set(data.references[rule].map(([index]) => index)));
     const shared = [...indices[0]].filter((index) => indices[1].has(index)).length;
     const score = (kind) => [[0, 1], [1, 0]].map(([one, other]) => all[one][kind].find(([latent]) => latent === pair[other])?.[1]).find((value) => value !== undefined);
-    const said = (kind, text) => { const value = score(kind); return value === undefined ? `not among each other's ${text}` : `${text}: ${value.toFixed(2)}`; };
+    const said = (kind, text) => { const value = score(kind); return `${text}: ${value === undefined ? "neither lists the other" : value.toFixed(2)}`; };
     main.replaceChildren(
       el("div", { class: "tools path" },
         el("a", { href: report.latentLink(pair[0], view), id: "back" }, `← latent ${pair[0]}`), el("span", { class: "gap" }),

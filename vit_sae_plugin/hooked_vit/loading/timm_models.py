@@ -47,9 +47,9 @@ def load_timm(
             f"'timm:{name.partition('.')[0]}.{pretrained}'; pretrained is True or False."
         )
     if not timm.is_model(name.partition(".")[0]) and not name.startswith("hf-hub:"):
+        near = ", ".join(near_names(name, timm.list_models(), n=6, cutoff=0.4))
         raise ModelNameError(
-            f"There is no timm model named {name!r}. Near names: "
-            f"{', '.join(near_names(name, timm.list_models(), n=6, cutoff=0.4))}. "
+            f"There is no timm model named {name!r}. Near names: {near or 'none is similar'}. "
             "All: timm.list_models()."
         )
     wants_weights = pretrained is not False

@@ -12,6 +12,7 @@ import torch
 import vit_sae_cli
 from tests.cli.command import vit_sae
 from vit_sae_plugin import HookedViT
+from vit_sae_plugin.analysis.atlas.latent_names import LatentName, write_names
 from vit_sae_plugin.datasets import ShapeScenes
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,8 @@ def test_the_readmes_python_runs(photos):
     assert names["cache"]["blocks.2.hook_resid_post"].shape == (2, 65, 128)
     assert (photos / "atlas" / "atlas.json").is_file()
     names["images"] = "photos/"
+    sae_sha256 = names["atlas"].info.sae_sha256
+    write_names("names.json", {7: LatentName("red rings")}, sae_sha256)  # what a browser saves
     for block in blocks(ROOT / "docs" / "report.md", "python"):
         exec(compile(block, "report.md", "exec"), names)
     assert (photos / "report" / "index.html").is_file()

@@ -16,10 +16,10 @@ def made(tmp_path_factory):
     atlas = analyze(model, sae, images, progress=False)
     folder = tmp_path_factory.mktemp("report")
     page = write_report(
-        atlas,
-        images,
         model,
         sae,
+        atlas,
+        images,
         folder,
         names={3: "third one"},
         explain=[4, images.picture(5)],
@@ -37,7 +37,7 @@ def wide(tmp_path_factory):
     sae = make_sae(model)
     atlas = analyze(model, sae, images, progress=False)
     folder = tmp_path_factory.mktemp("wide")
-    write_report(atlas, images, model, sae, folder, n_explained=4, progress=False)
+    write_report(model, sae, atlas, images, folder, n_explained=4, progress=False)
     return Report(model, sae, atlas, images, folder)
 
 
@@ -48,7 +48,7 @@ def without_patches(tmp_path_factory):
     sae = make_sae(model, token_kind="cls")
     atlas = analyze(model, sae, images, progress=False)
     folder = tmp_path_factory.mktemp("cls")
-    write_report(atlas, images, model, sae, folder, progress=False)
+    write_report(model, sae, atlas, images, folder, progress=False)
     return Report(model, sae, atlas, images, folder)
 
 

@@ -265,8 +265,11 @@ def test_names_are_typed_kept_saved_and_read_back(made, page, tmp_path):
     # what the atlas holds is in the next report, and a file can be opened in the browser as well
     folder = tmp_path / "report"
     write_report(
+        made.model,
+        made.sae,
         again,
-        *(made.images, made.model, made.sae, folder),
+        made.images,
+        folder,
         latents=[3, 5],
         explain=[],
         progress=False,
@@ -295,7 +298,7 @@ def test_top_classes_by_rate_and_by_count(made, page, tmp_path):
     assert atlas.top_classes(3, n=1, by="rate")["count_per_image"].tolist() == [8]
     with pytest.raises(ValueError, match="by is 'size'; want 'count' or 'rate'"):
         atlas.top_classes(3, by="size")
-    arguments = (atlas, made.images, made.model, made.sae, tmp_path)
+    arguments = (made.model, made.sae, atlas, made.images, tmp_path)
     write_report(*arguments, latents=[3], explain=[], progress=False)
     visit(page, tmp_path, "latent.html#3", "#classes")
     names = (

@@ -247,7 +247,7 @@ def test_a_latent_never_above_the_threshold(made, page, tmp_path):
     rules = ("count", "mean")
     atlas = analyze(*arguments, aggregations=rules, threshold=50.0, progress=False)
     model, sae, images = arguments
-    write_report(atlas, images, model, sae, tmp_path, latents=[3], explain=[], progress=False)
+    write_report(model, sae, atlas, images, tmp_path, latents=[3], explain=[], progress=False)
     report = Report(model, sae, atlas, images, tmp_path)
     data = report.data("atlas")["latents"]
     by_mean = atlas.reference_images(3, "mean")["image"].tolist()

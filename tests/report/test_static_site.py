@@ -149,7 +149,7 @@ def test_unreadable_images_are_not_explained(wide):
     assert all((wide.folder / f"images/{e['picture']}").is_file() for e in entries)
     with pytest.raises(ValueError, match=r"image 15 can't be explained: .*not an image"):
         write_report(
-            wide.atlas, wide.images, wide.model, wide.sae, wide.folder, explain=[15], progress=False
+            wide.model, wide.sae, wide.atlas, wide.images, wide.folder, explain=[15], progress=False
         )
 
 
@@ -164,10 +164,10 @@ def test_images_lost_since_the_analysis_are_left_out(wide, tmp_path):
 
     with pytest.warns(UserWarning, match=rf"lacks 1 images .* such as image {lost} \(not an"):
         write_report(
-            wide.atlas,
-            Lost(16),
             wide.model,
             wide.sae,
+            wide.atlas,
+            Lost(16),
             tmp_path,
             latents=[latent],
             explain=[lost, 3],
@@ -189,7 +189,7 @@ def test_a_short_stream_of_unknown_length(made, tmp_path):
     images.n_images = None
     atlas = analyze(made.model, made.sae, images, progress=False)
     with warnings.catch_warnings(action="error", category=UserWarning):
-        write_report(atlas, images, made.model, made.sae, tmp_path, progress=False)
+        write_report(made.model, made.sae, atlas, images, tmp_path, progress=False)
     data = replace(made, folder=tmp_path).data("atlas")
     assert [entry["index"] for entry in data["explained"]] == list(range(8))
     assert data["n_chosen"] == 8
@@ -203,10 +203,10 @@ def test_what_can_be_explained(made, tmp_path):
     turned.save(tmp_path / "turned.jpg", exif=exif)
     wanted = [np.int64(3), tmp_path / "turned.jpg", np.zeros((40, 36, 3), np.uint8)]
     write_report(
-        made.atlas,
-        made.images,
         made.model,
         made.sae,
+        made.atlas,
+        made.images,
         tmp_path / "report",
         latents=[3],
         explain=wanted,
@@ -221,13 +221,13 @@ def test_what_can_be_explained(made, tmp_path):
     assert [i for i, _ in shown] == upright.index.tolist()
     with pytest.raises(ValueError, match=r"explain\[0\] \(nowhere.png\) can't be read: no such"):
         write_report(
-            made.atlas, made.images, made.model, made.sae, tmp_path / "x", explain=["nowhere.png"]
+            made.model, made.sae, made.atlas, made.images, tmp_path / "x", explain=["nowhere.png"]
         )
 
 
 def test_a_report_replaces_an_earlier_one_and_nothing_else(made, tmp_path):
     folder = tmp_path / "report"
-    arguments = (made.atlas, made.images, made.model, made.sae, folder)
+    arguments = (made.model, made.sae, made.atlas, made.images, folder)
     write_report(*arguments, n_explained=3, progress=False)
     (folder / "my notes.txt").write_text("keep")
     (folder / ".aside-00000000-1-leftover").mkdir()  # of a process that was killed
@@ -255,7 +255,7 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(made, tmp_path):
 
 
 def test_a_disk_that_fills_up_leaves_the_report_as_it_was(made, tmp_path, monkeypatch):
-    arguments = (made.atlas, made.images, made.model, made.sae)
+    arguments = (made.model, made.sae, made.atlas, made.images)
     write_report(*arguments, tmp_path / "old", latents=[3], n_explained=1, progress=False)
     before = {p: p.read_bytes() for p in (tmp_path / "old").rglob("*") if p.is_file()}
 
@@ -275,7 +275,7 @@ def test_a_disk_that_fills_up_leaves_the_report_as_it_was(made, tmp_path, monkey
 
 
 def test_latents_of_explained_images_are_always_shown(made, tmp_path):
-    arguments = (made.atlas, made.images, made.model, made.sae, tmp_path)
+    arguments = (made.model, made.sae, made.atlas, made.images, tmp_path)
     write_report(*arguments, n_explained=2, n_latents=1, progress=False)
     report = replace(made, folder=tmp_path)
     data = report.data("atlas")
@@ -289,7 +289,7 @@ def test_latents_of_explained_images_are_always_shown(made, tmp_path):
 
 
 def test_the_report_says_which_weights_the_model_has(made, tmp_path):
-    arguments = (made.atlas, made.images, made.model, made.sae, tmp_path)
+    arguments = (made.model, made.sae, made.atlas, made.images, tmp_path)
     for pretrained, words in [(None, "unknown"), (False, "random"), (True, "pretrained")]:
         made.model.has_pretrained_weights = pretrained
         try:
@@ -302,7 +302,7 @@ def test_the_report_says_which_weights_the_model_has(made, tmp_path):
 
 
 def test_the_strongest_stand_in_for_entropies_that_nobody_knows(wide, tmp_path):
-    arguments = (wide.atlas, wide.images, wide.model, wide.sae, tmp_path)
+    arguments = (wide.model, wide.sae, wide.atlas, wide.images, tmp_path)
     write_report(*arguments, n_explained=0, n_latents=3, progress=False)
     table = wide.atlas.latents
     ranked = table[~table["is_dense"]].sort_values("max_activation", ascending=False)
@@ -318,9 +318,9 @@ def test_atlases_of_other_things_are_refused(made, tmp_path):
     another = make_model()
     next(another.bare_model.parameters()).data += 1
     for arguments, what in [
-        ((atlas, images, model, other), "SAE"),
-        ((atlas, NoisePictures(26, size=(90, 30)), model, sae), "data set"),
-        ((atlas, images, another, sae), "model"),
+        ((model, other, atlas, images), "SAE"),
+        ((model, sae, atlas, NoisePictures(26, size=(90, 30))), "data set"),
+        ((another, sae, atlas, images), "model"),
     ]:
         with pytest.raises(ValueError, match=f"the atlas was made from the {what} "):
             write_report(*arguments, tmp_path / "report", progress=False)
@@ -344,9 +344,9 @@ def test_options_are_checked_before_any_work(tmp_path, made):
             check_report_options(tmp_path / "new", **options)
         options.pop("n_images", None)
         with pytest.raises(ValueError, match=message.replace("0 or more", "0 to 25")):
-            write_report(made.atlas, made.images, made.model, made.sae, tmp_path / "new", **options)
+            write_report(made.model, made.sae, made.atlas, made.images, tmp_path / "new", **options)
     with pytest.raises(ValueError, match="there is no latent 40; want 0 to 39"):
-        write_report(made.atlas, made.images, made.model, made.sae, tmp_path / "new", latents=[40])
+        write_report(made.model, made.sae, made.atlas, made.images, tmp_path / "new", latents=[40])
     assert not (tmp_path / "new").exists()
 
 

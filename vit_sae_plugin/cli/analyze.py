@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         from vit_sae_plugin.report import write_report
 
-        page = write_report(atlas, images, model, sae, args.report, **report_options)
+        page = write_report(model, sae, atlas, images, args.report, **report_options)
         print(f"Open this page in a browser:  {page.resolve()}")
     if args.neuronpedia is not None:
         from vit_sae_plugin.report import export_neuronpedia

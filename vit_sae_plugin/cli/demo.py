@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
     chosen = demo_latents(atlas, N_LATENTS_OF_EACH)
     pictures = reference_pictures(model, sae, atlas, held_out, chosen.all, n_images=N_IMAGES_SHOWN)
     write_report(
-        atlas,
-        held_out,
         model,
         sae,
+        atlas,
+        held_out,
         folder / "report",
         n_explained_references=N_EXPLAINED,
     )

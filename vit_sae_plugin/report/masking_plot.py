@@ -63,17 +63,20 @@ def _draw_panel(
             linewidth=1.4,
             label=_NAMES.get(ranking, ranking),
         )
-    # right at the edge of the panel, where the lines have gone to the left or the right of it
+    heights: list[float] = []
     for name, style in (("original", "-"), ("all on", "--"), ("all off", ":")):
         level = table.query("mask == @name and (error_term == @error_term or mask == 'original')")
         if not level.empty:
             height = float(level["accuracy"].iloc[0])
             axes.axhline(height, color="#777777", linestyle=style, linewidth=0.9, zorder=0)
+            # beside the panel; names of lines that lie close together are set apart
+            apart = -6 if any(abs(height - other) < 0.05 for other in heights) else 0
+            heights.append(height)
             axes.annotate(
                 name,
                 (1.0, height),
                 xycoords=("axes fraction", "data"),
-                xytext=(3, 0),
+                xytext=(3, apart),
                 textcoords="offset points",
                 va="center",
                 fontsize=7.5,
@@ -81,7 +84,7 @@ def _draw_panel(
                 annotation_clip=False,
             )
     axes.set(xscale="log", ylim=(-0.03, 1.03), title=_TITLES[mask])
-    axes.set_xticks(sorted(set(masked.index.get_level_values("k"))))
+    axes.set_xticks(_apart(sorted(set(masked.index.get_level_values("k")))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", labelsize=7.5, rotation=45)
@@ -89,3 +92,12 @@ def _draw_panel(
     axes.set_xlabel("latents (k)")
     axes.title.set_fontsize(9.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _apart(ks: list[int]) -> list[int]:
+    """The numbers that can be written side by side on a log axis, the last one among them."""
+    kept = [ks[-1]]
+    for k in reversed(ks[:-1]):
+        if kept[-1] > 1.4 * k:
+            kept.append(k)
+    return kept[::-1]

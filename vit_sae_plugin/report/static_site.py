@@ -43,10 +43,10 @@ _EXPLAINED_REFERENCES = 200
 
 
 def write_report(
-    atlas: LatentAtlas,
-    images: Any,
     model: HookedViT,
     sae: SAE[Any],
+    atlas: LatentAtlas,
+    images: Any,
     folder: str | Path,
     *,
     explain: Sequence[Any] | None = None,
@@ -66,10 +66,10 @@ def write_report(
     read any more is left out, with a warning.
 
     Args:
-        atlas: made by [`vit_sae_plugin.analysis.analyze`][].
-        images: the source that was analysed, or what [`open_images`][] takes.
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
+        atlas: made by [`vit_sae_plugin.analysis.analyze`][].
+        images: the source that was analysed, or what [`open_images`][] takes.
         folder: where to write: a new or empty folder, or that of an earlier report, which stays as
             it is until the new one is whole.
         explain: images that get an explain page: indices, pictures, arrays or files. None: images

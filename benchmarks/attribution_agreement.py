@@ -20,7 +20,7 @@ import vit_sae_plugin  # noqa: F401  (registers the architectures)
 from vit_sae_plugin.attached_sae import AttachedSAE, attribute, remove, zero_shot_score
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.bootstrap import bootstrap_mean
-from vit_sae_plugin.evaluation.prompts import fill, named_templates
+from vit_sae_plugin.evaluation.prompts import named_templates
 from vit_sae_plugin.hooked_vit import HookedViT
 
 
@@ -32,8 +32,7 @@ def main() -> None:
     model = HookedViT.from_pretrained("shapes-clip")
     attached = AttachedSAE(model, SAE.load_from_disk(args.sae))
     images = open_images(f"shapes:test?n_images={args.n_images}&n_objects=1")
-    prompts = [lambda name, template=t: fill(template, name) for t in named_templates("shapes")]
-    classifier = model.zero_shot_classifier(images.class_names, prompts)
+    classifier = model.zero_shot_classifier(images.class_names, named_templates("shapes"))
     rows = []
     for batch in attached.walk(images, batch_size_images=1, progress=True):
         score = zero_shot_score(classifier, int(batch.label[0]), float(model.logit_scale))

@@ -47,7 +47,7 @@ def test_on_the_embedding_itself_all_three_are_the_decoders_weights(model, pixel
 def test_integrated_gradients_are_complete(model, pixels, kind):
     """They sum to what silencing all latents changes (Sundararajan et al., proposition 1)."""
     attached = AttachedSAE(model, tiny_sae(model, HOOK, kind))
-    found = attribute(attached, pixels, _score, n_steps=64)
+    found = attribute(attached, pixels, _score, "integrated_gradients", n_steps=64)
     everything = remove(range(attached.d_sae))
     with torch.no_grad():
         silent = attached.splice(pixels, everything, use_error_term=True)

@@ -102,7 +102,7 @@ def attribute(
     attached: AttachedSAE,
     pixels: Float[Tensor, "1 3 height width"],
     score: Score,
-    method: Method = "integrated_gradients",
+    method: Method = "gradient",
     *,
     n_steps: int = 16,
     batch_size_conditions: int = 64,

@@ -41,7 +41,9 @@ def plot_masking(table: pd.DataFrame, *, error_term: bool = False) -> Figure:
         _draw_panel(axes, table, masked.xs(mask, level="mask"), mask, error_term)
     panels[0].set_ylabel("zero-shot accuracy" if "head" not in table.attrs else "accuracy")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8.5
+    )
     with_or_without = "with" if error_term else "without"
     figure.suptitle(f"Reconstruction {with_or_without} the SAE's error", fontsize=10)
     return figure

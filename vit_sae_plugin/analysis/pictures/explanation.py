@@ -168,7 +168,7 @@ def explain(
     n_latents: int = 10,
     aggregation: str | None = None,
     logit: int | str | Score | None = None,
-    method: Method = "integrated_gradients",
+    method: Method = "gradient",
     templates: str | Path | Sequence[Template] | None = None,
     source: ActivationSource | None = None,
 ) -> Explanation:
@@ -219,7 +219,7 @@ def explain_attached(
     n_latents: int = 10,
     aggregation: str | None = None,
     score: Score | None = None,
-    method: Method = "integrated_gradients",
+    method: Method = "gradient",
 ) -> Explanation:
     """:func:`explain` for many images: the SAE is known to be the atlas's."""
     name = atlas.default_aggregation if aggregation is None else aggregation

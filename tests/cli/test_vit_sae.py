@@ -54,6 +54,7 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     monkeypatch.setattr(analysis, "analyze", lenient)
     monkeypatch.setattr(demo, "HELD_OUT", "shapes:test?n_images=100&n_objects=1")
     monkeypatch.setattr(demo, "N_EVALUATED", 50)
+    monkeypatch.setattr(demo, "N_EXPLAINED", 5)
     for _ in range(2):
         code = vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 20_000)
         assert code == 0

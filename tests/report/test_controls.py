@@ -12,7 +12,7 @@ import pytest
 from tests.report.pages import LISTED, SHOWN, TEXT, TEXTS, in_order, open_index, visit
 from tests.report.reports import HOSTILE, shares_of
 from vit_sae_plugin.analysis import LatentAtlas, LatentName
-from vit_sae_plugin.report import write_report
+from vit_sae_plugin.report import site_data, write_report
 from vit_sae_plugin.report.site_data import leading_labels
 
 FOCUSED = "return document.activeElement?.dataset[arguments[0]] ?? null"
@@ -287,7 +287,7 @@ def test_names_are_typed_kept_saved_and_read_back(made, page, tmp_path):
     assert refused == "This file names the latents of another SAE."
 
 
-def test_top_classes_by_rate_and_by_count(made, page, tmp_path):
+def test_top_classes_by_rate_and_by_count(made, page, tmp_path, monkeypatch):
     """Of unbalanced data the two differ: a class of a hundred images leads by count."""
     counts = np.zeros_like(made.atlas.class_counts)
     counts[:, 3] = [8, 40, 100]
@@ -308,3 +308,7 @@ def test_top_classes_by_rate_and_by_count(made, page, tmp_path):
     assert page.run(names) == ["red", HOSTILE, "blue"]
     page.click('[data-classes="count"]')
     assert page.run(names) == ["blue", HOSTILE, "red"]
+    # of many classes the page has those that lead either way
+    monkeypatch.setattr(site_data, "_CLASSES_TO_SHOW", 1)
+    write_report(*arguments, latents=[3], explain=[], progress=False)
+    assert [c for c, *_ in replace(made, folder=tmp_path).details(3)["classes"]] == [2, 0]

@@ -76,23 +76,35 @@ def known_sae_fingerprint(sae: SAE[Any]) -> str:
 
 
 def known_model_fingerprint(model: HookedViT) -> str:
-    """A model's fingerprint, hashed again only when PyTorch has counted a change.
+    """A model's fingerprint, hashed again only when PyTorch has counted a change or a sample of the
+    weights differs.
 
-    Hashing goes through all weights, of the text tower too: about a second a gigabyte. (Writes
-    through ``.data`` aren't counted; to look for them each time would take as long as an image.)
+    Hashing goes through all weights, of the text tower too: about a second a gigabyte. PyTorch
+    doesn't count writes through ``.data``, so a sample of each tensor is compared as well; a write
+    that reaches none of it is missed.
     """
     tensors = model.bare_model.state_dict().items()
-    version = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+    version = [(name, t.data_ptr(), t._version, _sample(t)) for name, t in tensors]
     known = _KNOWN.get(model)
     if known is None or known[0] != version:
         known = _KNOWN[model] = (version, model_fingerprint(model))
     return known[1]
 
 
+_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SAMPLE_SIZE = 64
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """The bits of numbers spread evenly over a tensor."""
+    flat = tensor.detach().reshape(-1)
+    chosen = flat[:: max(1, flat.numel() // _SAMPLE_SIZE)].contiguous()
+    return chosen.view(_WHOLE_NUMBERS[tensor.element_size()]).cpu().numpy().tobytes()
+
+
 def _bit_sums(tensor: Tensor) -> tuple[object, ...]:
-    whole_numbers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1)
-    bits = rows.contiguous().view(whole_numbers[tensor.element_size()])
+    bits = rows.contiguous().view(_WHOLE_NUMBERS[tensor.element_size()])
     sums = torch.cat([bits.sum(dim=0, dtype=torch.int64), bits.sum(dim=1, dtype=torch.int64)])
     digest = hashlib.sha256(sums.cpu().numpy().data)
     return tuple(tensor.shape), str(tensor.dtype), digest.hexdigest()

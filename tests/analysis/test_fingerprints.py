@@ -307,3 +307,16 @@ def test_an_sae_is_hashed_again_only_when_it_changes(model, finished, monkeypatc
         with pytest.raises(ValueError, match="its weights or settings are others"):
             explain(model, sae, atlas, picture)
     assert len(hashed) == 7
+
+
+def test_a_model_is_hashed_again_after_a_write_through_data():
+    """PyTorch doesn't count such a write."""
+    from vit_sae_plugin.fingerprints import known_model_fingerprint
+
+    model = make_model()
+    before = known_model_fingerprint(model)
+    weight = next(model.bare_model.parameters())
+    counted = weight._version
+    weight.data *= 2
+    assert weight._version == counted
+    assert known_model_fingerprint(model) == model_fingerprint(model) != before

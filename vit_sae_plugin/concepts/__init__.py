@@ -1,0 +1,1 @@
+"""What latents mean, in words, and what one does with that."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("vit-sae: interrupted", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:
-            # Whoever read the output has gone, as in `vit-sae … | head`.
+            # Whoever read the output has gone, as in ``vit-sae … | head``.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it is flushed at the very end)
             return FAULT
         except Exception as error:

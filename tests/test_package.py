@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,16 @@ def test_type_checkers_see_every_name_that_is_imported_on_first_use(package):
 
 def test_the_package_is_marked_as_typed():
     assert (Path(vit_sae_plugin.__file__).parent / "py.typed").is_file()
+
+
+def test_docstrings_are_markdown():
+    """Names stand in backticks, which editors and mkdocstrings show; Sphinx's roles they don't."""
+    of_sphinx = re.compile(r":[a-z]+:`[^`]*`|^\s*:(param|returns?|raises|rtype)\b", re.MULTILINE)
+    unresolved = re.compile(r"`\]\[[\w.]*\]")
+    for path in sorted(Path(vit_sae_plugin.__file__).parent.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found = of_sphinx.search(text) or unresolved.search(text)
+        assert found is None, f"{path.name}: {found[0]!r}; want the name in backticks"
 
 
 MISSPELT = """

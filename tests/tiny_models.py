@@ -392,7 +392,7 @@ def tiny_open_clip_coca(seed: int = 0):
 
 
 def tiny_open_clip_eva(seed: int = 0):
-    """An ``open_clip.CustomTextCLIP`` around the EVA02 of :func:`tiny_timm_eva02`."""
+    """An ``open_clip.CustomTextCLIP`` around the EVA02 of ``tiny_timm_eva02``."""
     model = tiny_open_clip_timm(seed)
     trunk = tiny_timm_eva02(seed)
     trunk.reset_classifier(0)

@@ -1,7 +1,7 @@
 """Files and folders that are whole whenever the process ends: written beside, then moved in place.
 
 Everything that this package writes and later reads back goes through here. What is being written
-carries a name that begins with ``.aside-``, the machine and the process; [`delete_leftovers`][]
+carries a name that begins with ``.aside-``, the machine and the process; ``delete_leftovers``
 removes those whose process is gone.
 """
 

@@ -64,7 +64,7 @@ def _compiled(module_file: str, real: str = "float") -> ctypes.CDLL | None:
 
 
 def run_kernel(function: Any, *arguments: Tensor | float) -> int:
-    """Call a C function of :func:`load_kernels` on as many threads as PyTorch may use.
+    """Call a C function of ``load_kernels`` on as many threads as PyTorch may use.
 
     They are PyTorch's own threads where both use the same OpenMP library: others would have to
     share the processor with threads that PyTorch keeps waiting.

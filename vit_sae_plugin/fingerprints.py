@@ -136,7 +136,7 @@ def file_hashes(folder: Path, names: Iterable[str] | None = None) -> FileHashes:
 
 
 def find_file_damage(folder: Path, hashes: Any) -> str | None:
-    """What is wrong with the files that :func:`file_hashes` described; None if nothing is.
+    """What is wrong with the files that ``file_hashes`` described; None if nothing is.
 
     ``hashes`` may have come from a file: anything but hashes of files in this folder is damage.
     """
@@ -156,7 +156,7 @@ def find_file_damage(folder: Path, hashes: Any) -> str | None:
 
 
 def check_file_hashes(folder: Path, hashes: Any) -> None:
-    """Raise unless the files are those that :func:`file_hashes` described.
+    """Raise unless the files are those that ``file_hashes`` described.
 
     Raises:
         DamagedFileError: one is missing or has changed; the message names it.
@@ -177,7 +177,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Any:
-    """What :func:`write_manifest` kept; None if it is missing or no JSON."""
+    """What ``write_manifest`` kept; None if it is missing or no JSON."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -42,7 +42,7 @@ EVERY_TOKEN: tuple[int | None, ...] = (None,)
 class ActivationSource:
     """The model, hook and tokens that an SAE reads, as kept in its metadata.
 
-    Made by [`from_model`][] before training and by [`from_metadata`][] afterwards.
+    Made by ``from_model`` before training and by ``from_metadata`` afterwards.
     """
 
     hook_name: str
@@ -52,9 +52,9 @@ class ActivationSource:
     seqpos_slice: tuple[int | None, ...] = EVERY_TOKEN
     """Arguments of a slice of those tokens; ``(None,)`` keeps them all."""
     model_name: str | None = None
-    """What [`HookedViT.from_pretrained`][] takes; None for a model passed as an object."""
+    """What ``HookedViT.from_pretrained`` takes; None for a model passed as an object."""
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
-    """What else [`HookedViT.from_pretrained`][] takes, such as ``{"pretrained": "openai"}``."""
+    """What else ``HookedViT.from_pretrained`` takes, such as ``{"pretrained": "openai"}``."""
     n_prefix_tokens: int | None = None
     """Class and register tokens in front of the patches."""
     grid: list[int] | None = None
@@ -134,7 +134,7 @@ class ActivationSource:
 
     @classmethod
     def from_metadata(cls, metadata: SAEMetadata | dict[str, Any]) -> ActivationSource:
-        """Read the description that [`to_metadata`][] left in a saved SAE.
+        """Read the description that ``to_metadata`` left in a saved SAE.
 
         Raises:
             ValueError: the SAE wasn't trained on a ``HookedViT``, or names no hook; a value is of
@@ -268,10 +268,10 @@ class ActivationSource:
         """The selected tokens' activations, heads flattened, in the model's precision.
 
         A hook without a token axis (``hook_image_embed``) gives one row for each image.
-        [`input_scaling`][] is not applied.
+        ``input_scaling`` is not applied.
 
         Args:
-            model, pixels: as [`value`][] takes them.
+            model, pixels: as ``value`` takes them.
 
         Raises:
             ValueError: the hook has no token of this kind.

@@ -72,14 +72,14 @@ class ViTActivationsStore(RowStore):
         images: where the images come from.
         hook_name: which activations, such as ``"blocks.10.hook_resid_post"``. Heads are flattened.
         token_kind: ``"all"``, ``"patches"`` or ``"cls"``.
-        seqpos_slice: a slice of those tokens, as the arguments of [`slice`][].
+        seqpos_slice: a slice of those tokens, as the arguments of ``slice``.
         train_batch_size_tokens: rows of a batch.
         store_batch_size_images: images the model sees at once.
         n_batches_in_buffer: batches the buffer holds. More of them mix more images and take
             ``n_batches_in_buffer · train_batch_size_tokens · d_in`` numbers of memory.
         n_workers: processes that decode images; 0: this one does.
         shuffle_images: visit the images in a new random order each epoch (a stream in the order
-            that [`vit_sae_plugin.datasets.ImageLoader`][]'s shuffle buffer gives).
+            that ``vit_sae_plugin.datasets.ImageLoader``'s shuffle buffer gives).
         seed: of both shuffles.
         dtype: of the rows, whatever the model's precision is.
         device: where the buffer and the batches are.
@@ -169,7 +169,7 @@ class ViTActivationsStore(RowStore):
         Args:
             model: the model.
             cfg: the run's settings, a ``ViTSAERunnerConfig``.
-            override_images: use these instead of ``cfg.dataset_path``, as [`open_images`][]
+            override_images: use these instead of ``cfg.dataset_path``, as ``open_images``
                 takes them.
         """
         if override_images is None:
@@ -199,12 +199,12 @@ class ViTActivationsStore(RowStore):
         """A store of the rows that a trained SAE reads, as its metadata say.
 
         Rows are the model's: an SAE whose metadata hold ``input_statistics`` or ``input_scaling``
-        reads them through [`AttachedSAE`][].
+        reads them through ``AttachedSAE``.
 
         Args:
             model: the model.
             sae: the SAE.
-            images: as [`open_images`][] takes them.
+            images: as ``open_images`` takes them.
             settings: batch sizes and whatever else the store takes.
 
         Raises:
@@ -250,7 +250,7 @@ class ViTActivationsStore(RowStore):
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the store stands; [`load_state_dict`][] goes on from there."""
+        """Where the store stands; ``load_state_dict`` goes on from there."""
         return asdict(self._position)
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -154,7 +154,7 @@ class EmbeddingRows:
 
 @dataclass(frozen=True)
 class RowBatches(Iterable[Tensor]):
-    """Batches of [`EmbeddingRows`][], in order, re-iterable."""
+    """Batches of ``EmbeddingRows``, in order, re-iterable."""
 
     embeddings: EmbeddingRows
     n_rows: int

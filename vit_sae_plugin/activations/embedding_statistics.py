@@ -85,7 +85,7 @@ class EmbeddingStatistics:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> EmbeddingStatistics:
-        """The inverse of [`to_metadata`][].
+        """The inverse of ``to_metadata``.
 
         Raises:
             ValueError: the metadata hold no such values, or they aren't finite.

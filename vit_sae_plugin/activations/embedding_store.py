@@ -15,7 +15,7 @@ from vit_sae_plugin.activations.row_store import RowStore
 
 
 class EmbeddingStore(RowStore):
-    """An endless SAELens data provider over [`EmbeddingRows`][].
+    """An endless SAELens data provider over ``EmbeddingRows``.
 
     Every epoch visits each row once, in an order drawn from ``(seed, epoch)``; a batch that an
     epoch's end cuts short is filled from the next one. The whole state is the number of rows
@@ -82,7 +82,7 @@ class EmbeddingStore(RowStore):
         return {"embeddings": self.embeddings.fingerprint()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What [`load_state_dict`][] needs to go on with the very next batch."""
+        """What ``load_state_dict`` needs to go on with the very next batch."""
         return {"n_rows_served": self.n_rows_served}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class RowStore(ABC, Iterator[Tensor]):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which [`load_state_dict`][] goes on."""
+        """Plain values from which ``load_state_dict`` goes on."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:

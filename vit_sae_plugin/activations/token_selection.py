@@ -23,7 +23,7 @@ def selected_positions(
     Args:
         tokens: of a model's blocks, or of a hook.
         token_kind: ``"all"``, ``"patches"`` or ``"cls"``.
-        seqpos_slice: SAELens's setting of that name: the arguments of [`slice`][];
+        seqpos_slice: SAELens's setting of that name: the arguments of ``slice``;
             ``(None,)`` leaves every token. With ``"all"`` it counts positions on the token axis.
 
     Raises:
@@ -43,7 +43,7 @@ def selected_positions(
 def selected_index(
     tokens: TokenLayout, token_kind: str, seqpos_slice: tuple[int | None, ...]
 ) -> slice | Tensor:
-    """[`selected_positions`][] as an index: a slice where one will do, for it copies nothing."""
+    """``selected_positions`` as an index: a slice where one will do, for it copies nothing."""
     positions = selected_positions(tokens, token_kind, seqpos_slice)
     start, stop = int(positions[0]), int(positions[-1]) + 1
     is_range = torch.equal(positions, torch.arange(start, max(start, stop)))

@@ -1,6 +1,6 @@
 """From patches to images, by rules with names (PatchSAE: Lim et al., ICLR 2025, Eq. 3).
 
-From images on to classes and data sets: :class:`~vit_sae_plugin.analysis.LatentAtlas`.
+From images on to classes and data sets: ``LatentAtlas``.
 """
 
 from vit_sae_plugin.aggregation.image_aggregation import ImageAggregation

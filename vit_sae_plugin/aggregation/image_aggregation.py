@@ -16,7 +16,7 @@ TOKENS = ("all", "patches", "cls")
 class ImageAggregation(nn.Module, ABC):
     """Turns the latents of an image's tokens into one value for each latent.
 
-    Subclasses implement :meth:`reduce`; the base picks the tokens and checks shapes. Every image is
+    Subclasses implement ``reduce``; the base picks the tokens and checks shapes. Every image is
     treated by itself, so results don't depend on the order of images or on how they are batched.
 
     Args:
@@ -87,7 +87,7 @@ class ImageAggregation(nn.Module, ABC):
         """Aggregate dense latents of the tokens that count; a mask of None means all valid."""
 
     def config(self) -> dict[str, Any]:
-        """The rule as plain values: :func:`make_aggregation` builds an equal module from it.
+        """The rule as plain values: ``make_aggregation`` builds an equal module from it.
 
         Every argument of ``__init__`` must be kept as an attribute of the same name.
 

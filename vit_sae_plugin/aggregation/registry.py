@@ -32,7 +32,7 @@ def register_aggregation(name: str) -> Callable[[_T], _T]:
     A rule is saved by its name: whoever loads it must first import the module that registers it.
 
     Raises:
-        TypeError: the class is no :class:`ImageAggregation`.
+        TypeError: the class is no ``ImageAggregation``.
         ValueError: another class has this name.
     """
 
@@ -64,7 +64,7 @@ def make_aggregation(rule: AggregationRule, **settings: Any) -> ImageAggregation
 
     Args:
         rule: a registered name; a mapping with ``"name"`` and settings, as
-            :meth:`ImageAggregation.config` writes it; or a module, which is returned as it is.
+            ``ImageAggregation.config`` writes it; or a module, which is returned as it is.
         settings: settings besides those of the rule, such as ``threshold=0.2``.
 
     Raises:

@@ -46,7 +46,7 @@ class LatentFeed(Protocol):
         """Latents of some images, the same at each call, in whatever order images come."""
 
     def batches(self, start_batch: int, progress: bool) -> Iterator[tuple[int, Any]]:
-        """Batches for :meth:`take_in`, each with the number of the next one."""
+        """Batches for ``take_in``, each with the number of the next one."""
 
     def take_in(self, builder: AtlasBuilder, batch: Any) -> None:
         """Give the latents of a batch to a builder, a few images at a time."""

@@ -108,7 +108,7 @@ def analyze(
     Args:
         model: the model the SAE reads.
         sae: any SAELens SAE.
-        images: an ``ImageSource``, or anything :func:`open_images` takes.
+        images: an ``ImageSource``, or anything ``open_images`` takes.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
         aggregations: how to rank reference images: names, rules or modules, or a mapping that
             names them. The first is the default of the atlas. None: the rule saved with the SAE
@@ -180,17 +180,17 @@ def analyze_embeddings(
     snapshot_seconds: float = 300,
     progress: bool = True,
 ) -> LatentAtlas:
-    """:func:`analyze` for rows of embeddings, one an image, without the model they come from.
+    """``analyze`` for rows of embeddings, one an image, without the model they come from.
 
     Args:
         sae: an SAE of such embeddings.
-        embeddings: rows with ids, or a file that :func:`load_embedding_rows` reads.
+        embeddings: rows with ids, or a file that ``load_embedding_rows`` reads.
         images: where the pictures are, with the rows' ids: gives reference images pictures and
             labels. None: reference images are known by their ids.
-        aggregations: as for :func:`analyze`; of one vector an image, mean, max and sum are alike.
+        aggregations: as for ``analyze``; of one vector an image, mean, max and sum are alike.
         batch_size_rows: rows that go through the SAE together.
 
-    The other arguments and errors are those of :func:`analyze`.
+    The other arguments and errors are those of ``analyze``.
 
     Raises:
         ValueError: also, the rows are of another width than the SAE, or have no image.
@@ -231,7 +231,7 @@ def run_pass(
     snapshot_seconds: float,
     progress: bool,
 ) -> LatentAtlas:
-    """Everything of :func:`analyze` but where the latents come from."""
+    """Everything of ``analyze`` but where the latents come from."""
     if sae.W_dec.device.type == "cpu":
         # compiling takes seconds, of another processor while weights are hashed here
         threading.Thread(target=compile_kernels, daemon=True).start()

@@ -132,7 +132,7 @@ class AttachedSAE:
         return self.layout
 
     def walk(self, images: ImageSource, **settings: Any) -> ImageWalk:
-        """Batches of preprocessed images; the settings are those of :class:`ImageWalk`."""
+        """Batches of preprocessed images; the settings are those of ``ImageWalk``."""
         return ImageWalk(self.model, images, **settings)
 
     def activations(
@@ -144,7 +144,7 @@ class AttachedSAE:
     def encode(
         self, acts_btd: Float[Tensor, "batch token d_in"], k: int | None = None
     ) -> Float[Tensor, "batch token d_sae"]:
-        """Activations → latents, dense; ``k`` as :meth:`RowCoder.encode` takes it."""
+        """Activations → latents, dense; ``k`` as ``RowCoder.encode`` takes it."""
         return self.rows.encode(acts_btd, k)
 
     def decode(
@@ -232,7 +232,7 @@ class AttachedSAE:
         """Hooks for ``run_with_hooks`` that splice the SAE in; several SAEs' lists can be added.
 
         Args:
-            edit, use_error_term, where: as :meth:`reconstruct` takes them.
+            edit, use_error_term, where: as ``reconstruct`` takes them.
         """
         if isinstance(edit, (LatentEdit, EditsInOrder)):
             edit = edit.on(self.layout, self.d_sae)  # before the pass, which can't hold another
@@ -262,7 +262,7 @@ class AttachedSAE:
 
         Args:
             pixels: preprocessed images.
-            edit, use_error_term, where: as :meth:`reconstruct` takes them.
+            edit, use_error_term, where: as ``reconstruct`` takes them.
         """
         hooks = self.fwd_hooks(edit, use_error_term=use_error_term, where=where)
         return self.model.run_with_hooks(pixels, fwd_hooks=hooks)
@@ -299,7 +299,7 @@ def splice_all(
     Args:
         pixels: preprocessed images.
         edits: attached SAE → edit, or None for its plain reconstruction.
-        use_error_term, where: as :meth:`AttachedSAE.reconstruct` takes them.
+        use_error_term, where: as ``AttachedSAE.reconstruct`` takes them.
 
     Raises:
         ValueError: there are no SAEs, or they are on different models.

@@ -114,7 +114,7 @@ def attribute(
         pixels: one preprocessed image.
         score: from the model's output ``[n, d_embed]`` to one number for each. A class's logit:
             ``lambda embeds: normalize(embeds) @ classifier[:, cat]``, see
-            :func:`zero_shot_score`.
+            ``zero_shot_score``.
         method: ``"gradient"``, ``"integrated_gradients"`` or ``"ablation"``; see the module.
         n_steps: of integrated gradients (the midpoint rule).
         batch_size_conditions: ablations that run together.
@@ -155,10 +155,10 @@ def attribute(
 def zero_shot_score(
     classifier: Float[Tensor, "d_embed n_classes"], label: int, logit_scale: float = 1.0
 ) -> Score:
-    """A class's zero-shot logit, for :func:`attribute`.
+    """A class's zero-shot logit, for ``attribute``.
 
     Args:
-        classifier: as :meth:`HookedViT.zero_shot_classifier` gives it.
+        classifier: as ``HookedViT.zero_shot_classifier`` gives it.
         label: the class.
         logit_scale: factor on the cosine, such as ``model.logit_scale``.
 

@@ -22,10 +22,10 @@ Where: TypeAlias = "str | Sequence[tuple[int, int]]"
 
 @dataclass(frozen=True)
 class LatentEdit:
-    """One change of some latents. Made by :func:`keep_only`, :func:`remove`, :func:`set_to`,
-    :func:`scale` and :func:`add`; changes that follow one another by :func:`in_order`.
+    """One change of some latents. Made by ``keep_only``, ``remove``, ``set_to``,
+    ``scale`` and ``add``; changes that follow one another by ``in_order``.
 
-    What AttachedSAE and HookedSAEViT take as an edit; or call :meth:`on` for a plain function.
+    What AttachedSAE and HookedSAEViT take as an edit; or call ``on`` for a plain function.
     """
 
     change: Literal["keep_only", "remove", "set_to", "scale", "add"]
@@ -85,7 +85,7 @@ class EditsInOrder:
     """The first is made first."""
 
     def on(self, layout: TokenLayout, d_sae: int) -> Edit:
-        """As :meth:`LatentEdit.on`."""
+        """As ``LatentEdit.on``."""
         steps = [edit.on(layout, d_sae) for edit in self.edits]
 
         def edit(latents: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class UpperRun:
     """A batch of images at the SAE's place in the model.
 
-    The blocks below the SAE run once, when this is made. Each :meth:`output` then runs only what
+    The blocks below the SAE run once, when this is made. Each ``output`` then runs only what
     lies above. Where the SAE stands inside a block (``hook_attn_out``, ``hook_z``, …) that block
     runs again; where it stands before the blocks, or in the embedding, the whole model does.
 

@@ -25,9 +25,9 @@ class ArrayImages(ImageSource):
     Args:
         images: one of
 
-            - uint8 array or tensor `[n, height, width, channels]` with 1, 3 or 4 channels
-            - uint8 `[n, height, width]`, grey, unless the last axis is 1, 3 or 4 long: then, and
-              for `[height, width]`, it is a single image
+            - uint8 array or tensor ``[n, height, width, channels]`` with 1, 3 or 4 channels
+            - uint8 ``[n, height, width]``, grey, unless the last axis is 1, 3 or 4 long: then, and
+              for ``[height, width]``, it is a single image
             - a sequence of such single images, of PIL pictures, or of both; sizes may differ
         labels: class index of each image; None or a negative number where there is none.
         class_names: names of the classes, by index; may repeat.

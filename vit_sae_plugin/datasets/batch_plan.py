@@ -24,7 +24,7 @@ class BatchTask:
 
 
 class BatchPlan:
-    """The batches of all epochs in order, from `start_batch` on.
+    """The batches of all epochs in order, from ``start_batch`` on.
 
     The plan runs in the main process. A stream is therefore read exactly once, whatever the number
     of workers, and its undecoded records are sent to them; of a map-style source only the indices
@@ -57,7 +57,7 @@ class BatchPlan:
 
     @property
     def n_batches(self) -> int | None:
-        """Batches from `start_batch` to the end; None if endless or not known before."""
+        """Batches from ``start_batch`` to the end; None if endless or not known before."""
         if self.source.is_streaming or self.source.n_images is None or self.n_epochs is None:
             return None
         return max(0, self._n_batches(self.source.n_images) * self.n_epochs - self.start_batch)
@@ -101,7 +101,7 @@ class BatchPlan:
             if n_given:
                 epoch, position = epoch + 1, 0
                 continue
-            # Nothing lies at or after `position`: count the stream to learn which epoch it is in.
+            # Nothing lies at or after ``position``: count the stream to learn which epoch it is in.
             n_images = sum(1 for _ in self.source.records()) if position else 0
             if n_images == 0:
                 raise _no_records(self.source)
@@ -124,7 +124,7 @@ class BatchPlan:
 def shuffled_stream(
     records: Iterable[ImageRecord], buffer_size: int, random: np.random.Generator
 ) -> Iterator[ImageRecord]:
-    """Give `records` in an order drawn with `random`, holding `buffer_size` of them at a time.
+    """Give ``records`` in an order drawn with ``random``, holding ``buffer_size`` at a time.
 
     Each record leaves in place of a later one, so images far apart in the stream stay apart: a
     stream sorted by class wants a buffer of several classes' size.

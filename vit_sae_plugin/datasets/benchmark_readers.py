@@ -1,7 +1,7 @@
 """How the files of benchmark data sets are laid out; one reader a layout.
 
 A reader takes the data set's folder and a split, and lists the images. What it can't find it says,
-with the place where it is expected; `benchmark_sets` adds where it is to be had.
+with the place where it is expected; ``benchmark_sets`` adds where it is to be had.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Listing:
     """The images of one split."""
 
     folder: Path
-    """What `paths` are relative to."""
+    """What ``paths`` are relative to."""
     paths: Sequence[str]
     labels: Sequence[int]
     class_names: Sequence[str]
@@ -45,7 +45,7 @@ class DataSetLayoutError(ValueError):
 
 
 def wanted(path: Path) -> Path:
-    """`path`, if it exists."""
+    """``path``, if it exists."""
     if not path.exists():
         raise MissingFileError(f"{str(path)!r} is missing")
     return path
@@ -67,7 +67,7 @@ def check_files(listing: Listing) -> None:
 
 
 def coop_split(images: str, split_file: str) -> Reader:
-    """The JSON that CoOp ships: for each split, [path below `images`, label, class name]."""
+    """The JSON that CoOp ships: for each split, [path below ``images``, label, class name]."""
 
     def read(root: Path, split: str) -> Listing:
         path = wanted(root / split_file)
@@ -106,7 +106,7 @@ def text_split(
     Args:
         images: the folder of the images.
         files: split → file.
-        class_and_path: what a line says: the class's name, and the image's path below `images`.
+        class_and_path: what a line says: the class's name, and the image's path below ``images``.
     """
 
     def read(root: Path, split: str) -> Listing:
@@ -121,7 +121,7 @@ def text_split(
 
 
 def aircraft(root: Path, split: str) -> Listing:
-    """FGVC Aircraft's own files: `variants.txt`, and "number class name" a line for each split."""
+    """FGVC Aircraft's own files: ``variants.txt``, and "number class name" a line a split."""
     class_names = _lines(root / "variants.txt")
     number = {name: label for label, name in enumerate(class_names)}
     paths, labels = [], []
@@ -136,7 +136,7 @@ def aircraft(root: Path, split: str) -> Listing:
 
 
 def imagenet(images: str, *, numbered: bool = False, some_classes: bool = False) -> Reader:
-    """ImageNet's layout: a folder a class, called as in `classnames.txt` ("n01440764 tench").
+    """ImageNet's layout: a folder a class, called as in ``classnames.txt`` ("n01440764 tench").
 
     Args:
         images: the folder that holds them, with "{split}" for the split.
@@ -172,9 +172,9 @@ _SPLIT_NUMBERS = {"train": 0, "val": 1, "test": 2}
 
 
 def waterbirds(root: Path, split: str) -> Listing:
-    """`metadata.csv` of Sagawa et al. (2020): the bird is the class, the background the place.
+    """``metadata.csv`` of Sagawa et al. (2020): the bird is the class, the background the place.
 
-    `group` is 2 · class + place: 0 land bird on land, 1 land bird on water, 2 water bird on land,
+    ``group`` is 2 · class + place: 0 land bird on land, 1 land bird on water, 2 water bird on land,
     3 water bird on water. The training groups are correlated, those of the other splits balanced.
     """
     import pandas as pd
@@ -198,9 +198,9 @@ def waterbirds(root: Path, split: str) -> Listing:
 
 
 def celeba(root: Path, split: str, attribute: str = "Blond_Hair") -> Listing:
-    """CelebA's `list_attr_celeba.txt` and `list_eval_partition.txt`; one attribute is the class.
+    """CelebA's ``list_attr_celeba.txt`` and ``list_eval_partition.txt``; an attribute is the class.
 
-    `group` is 2 · class + `Male`; all 40 attributes are columns, 1 or 0.
+    ``group`` is 2 · class + ``Male``; all 40 attributes are columns, 1 or 0.
     """
     import pandas as pd
 

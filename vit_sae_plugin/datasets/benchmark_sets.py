@@ -52,10 +52,10 @@ class BenchmarkSet:
     """CoOp's zero-shot prompt."""
     splits: tuple[str, ...] = _COOP_SPLITS
     official: Reader | None = None
-    """Reader of its authors' own splits, where `read` takes CoOp's."""
+    """Reader of its authors' own splits, where ``read`` takes CoOp's."""
     official_splits: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    """Further arguments of `read`."""
+    """Further arguments of ``read``."""
 
     def reader(self, splits: str) -> tuple[Reader, tuple[str, ...]]:
         """The reader of these splits, "coop" or "official", and what they are called."""
@@ -219,13 +219,13 @@ class BenchmarkImages(ImageSource):
     """One split of a benchmark data set, from the files that its site and CoOp ship.
 
     Args:
-        data_set: a name of `BENCHMARK_SETS`.
+        data_set: a name of ``BENCHMARK_SETS``.
         path: its folder, or the folder that holds it under the name that CoOp gives it.
         split: "train", "val" or "test", where there is one.
         splits: whose splits: "coop", or "official" for the authors' own. Where CoOp has none, both
             are the same.
         limits: sizes beyond which an image is refused.
-        **options: of the data set: `attribute` of CelebA, the one that is the class.
+        **options: of the data set: ``attribute`` of CelebA, the one that is the class.
 
     Raises:
         FileNotFoundError: a folder, a file or images that the split names are missing; says where
@@ -291,7 +291,7 @@ class BenchmarkImages(ImageSource):
         return self._labels.copy()
 
     def labels_frame(self) -> pd.DataFrame:
-        """With the set's own columns, such as `group`."""
+        """With the set's own columns, such as ``group``."""
         return super().labels_frame().assign(**self._columns)
 
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 Formats differ by a factor of twenty: Pillow keeps 1, 2 or 4 bytes a pixel, but the library that
 decodes may keep all of a progressive JPEG's coefficients, four whole canvases of a WebP, or half a
-kilobyte for each block of 4 × 4 pixels of a JPEG 2000. `tests/datasets/test_decoding_memory.py`
+kilobyte for each block of 4 × 4 pixels of a JPEG 2000. ``tests/datasets/test_decoding_memory.py``
 measures each kind against the figures here.
 """
 
@@ -20,7 +20,7 @@ _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 
 def decoding_bytes(picture: Image.Image, file: BinaryIO | None = None) -> int:
-    """The most that decoding `picture` to upright RGB takes at once, its file's bytes aside.
+    """The most that decoding ``picture`` to upright RGB takes at once, its file's bytes aside.
 
     Args:
         picture: opened, not loaded: its size, mode and format are known.

@@ -37,16 +37,16 @@ class FolderImages(ImageSource):
 
     A file is an image by its ending (any case), or listed as skipped if it turns out not to be
     one. Links are followed, and each real folder is read once: at its own place if it has one
-    below `root`, else where the first link leads to it. What can never be an image is listed too: a
-    folder named like one (it is not entered), a link that leads back to a folder around it or to
-    one that is read elsewhere, a folder that may not be read. Hidden sub-folders (".name") are
+    below ``root``, else where the first link leads to it. What can never be an image is listed too:
+    a folder named like one (it is not entered), a link that leads back to a folder around it or
+    to one that is read elsewhere, a folder that may not be read. Hidden sub-folders (".name") are
     ignored.
 
     Args:
         root: the folder.
-        class_folders: each sub-folder of `root` is a class, whose index is the sub-folder's place
+        class_folders: each sub-folder of ``root`` is a class, whose index is the sub-folder's place
             in the order; empty ones count, so that splits with the same folders agree. Images
-            right in `root` have no label. False: no labels at all.
+            right in ``root`` have no label. False: no labels at all.
         class_names: names for the classes, by index, or from sub-folder to name. Names may be
             equal; the classes stay apart. Default: the sub-folders' own names.
         name: for reports; default the folder's name.
@@ -56,7 +56,7 @@ class FolderImages(ImageSource):
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
         NoReadableImagesError: no file below it has an image's ending.
-        ValueError: `class_names` do not fit the sub-folders.
+        ValueError: ``class_names`` do not fit the sub-folders.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class FolderImages(ImageSource):
         self.class_names = _named(self.class_folder_names, class_names)
 
     def relative_path(self, index: int) -> str:
-        """The file's path from the root, as `os` functions want it (see `os.fsdecode`)."""
+        """The file's path from the root, as ``os`` functions want it (see ``os.fsdecode``)."""
         if not 0 <= index < len(self._ends):
             raise IndexError(f"Index {index} is outside 0…{len(self._ends) - 1} of {self.name}.")
         start = self._ends[index - 1] if index else 0
@@ -205,7 +205,7 @@ class _Listing:
         return identities - {None}
 
     def _entries(self, folder: str, label: int) -> Iterator[tuple[str, bool, int]]:
-        """Path, whether it is a folder, and label of what lies in `folder`, in order."""
+        """Path, whether it is a folder, and label of what lies in ``folder``, in order."""
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 inside = sorted((os.fsencode(e.name), _is_folder(e)) for e in entries)

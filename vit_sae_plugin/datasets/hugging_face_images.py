@@ -1,4 +1,4 @@
-"""The image column of a Hugging Face `datasets` data set, held locally or streamed."""
+"""The image column of a Hugging Face ``datasets`` data set, held locally or streamed."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _N_RECORDS_IN_STREAM_FINGERPRINT = 16
 
 
 class HuggingFaceImages(ImageSource):
-    """Images, and labels if there are any, of a `datasets.Dataset` or `IterableDataset`.
+    """Images, and labels if there are any, of a ``datasets.Dataset`` or ``IterableDataset``.
 
     The library hands out the undecoded file; decoding is ours, so that a damaged image costs only
     itself.
 
     Args:
-        dataset: the data set itself, the folder of a saved one (`save_to_disk`), or a name on the
+        dataset: the data set itself, the folder of a saved one (``save_to_disk``), or a name on the
             hub.
         config_name: which of a named data set's configurations.
         split: of a named or saved data set with splits; default "train", or the only one.
         streaming: read a named data set without downloading it first; images come in its order.
-        image_column: needed if there is none, or more than one, of type `Image`.
-        label_column: default the only `ClassLabel` column, else an integer or text column called
+        image_column: needed if there is none, or more than one, of type ``Image``.
+        label_column: default the only ``ClassLabel`` column, else an integer or text column called
             "label" or "labels". Text labels are numbered in alphabetical order (not of streams).
         class_names: overrides the names of the label column, by index; may repeat.
         name: for reports.
         limits: sizes beyond which an image is refused.
-        **load_dataset_options: passed to `datasets.load_dataset`, for example `data_dir`.
+        **load_dataset_options: passed to ``datasets.load_dataset``, for example ``data_dir``.
 
     Raises:
         ValueError: no such column or split, or more than one that would fit.
@@ -198,7 +198,7 @@ def _load(name: str, split: str | None, options: dict[str, Any]) -> Any:
 
 
 def is_saved_dataset(path: str | Path) -> bool:
-    """Whether `path` is a folder written by `save_to_disk`."""
+    """Whether ``path`` is a folder written by ``save_to_disk``."""
     return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
@@ -261,7 +261,7 @@ def _undecoded(dataset: Any, image_column: str, label_column: str | None) -> Any
 
 
 def _content(cell: Any) -> Any:
-    """What `ImageRecord` can hold, for one cell of the image column."""
+    """What ``ImageRecord`` can hold, for one cell of the image column."""
     if cell is None:
         return partial(refuse, "no image in this row")
     if not isinstance(cell, dict):

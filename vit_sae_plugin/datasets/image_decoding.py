@@ -70,8 +70,8 @@ class DecodingLimits:
     max_bytes: int = 2**30
     """Most memory that decoding one image may take at any moment, worked out from its headers
     before anything is decoded; the file itself and up to 16 MiB for work come on top. Each worker
-    decodes one image at a time. The default, a gigabyte, is enough for `max_pixels` of a JPEG, PNG
-    or TIFF, for 53 million of a WebP and for 54 million of an RGB JPEG 2000."""
+    decodes one image at a time. The default, a gigabyte, is enough for ``max_pixels`` of a JPEG,
+    PNG or TIFF, for 53 million of a WebP and for 54 million of an RGB JPEG 2000."""
     max_aspect_ratio: float = 200.0
     """Longest side ÷ shortest side an image may have. Preprocessing scales the *short* side to
     the model's size: a strip of 10000 × 1 would become 2,240,000 × 224."""
@@ -87,7 +87,7 @@ class DecodingLimits:
             )
 
     def check(self, width: int, height: int) -> None:
-        """Raise `UnreadableImageError` for a picture of this size if it is beyond the limits."""
+        """Raise ``UnreadableImageError`` for a picture of this size if it is beyond the limits."""
         seen = f"{width} x {height}"
         if width < 1 or height < 1:
             raise UnreadableImageError("no pixels", seen)
@@ -99,7 +99,7 @@ class DecodingLimits:
             )
 
     def check_memory(self, n_bytes: int, picture: Image.Image) -> None:
-        """Raise `UnreadableImageError` if decoding `picture` may take more than `max_bytes`."""
+        """Raise ``UnreadableImageError`` if decoding ``picture`` may take over ``max_bytes``."""
         if n_bytes > self.max_bytes:
             seen = f"{picture.width} x {picture.height} {picture.format or ''} {picture.mode}"
             raise UnreadableImageError(
@@ -111,11 +111,11 @@ DEFAULT_LIMITS = DecodingLimits()
 
 
 def decode_image(content: Any, limits: DecodingLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Turn `content` into an upright 8-bit RGB picture.
+    """Turn ``content`` into an upright 8-bit RGB picture.
 
     Args:
-        content: a path (`str` or `os.PathLike`), the `bytes` of an image file, a PIL picture, or
-            a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]`.
+        content: a path (``str`` or ``os.PathLike``), the ``bytes`` of an image file, a PIL picture,
+            or a uint8 array ``[h, w]``, ``[h, w, 1]``, ``[h, w, 3]`` or ``[h, w, 4]``.
         limits: the largest sizes that are accepted.
 
     Raises:
@@ -148,7 +148,7 @@ _NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def _prepare_pillow(limits: DecodingLimits) -> None:
-    """Silence Pillow's warnings in this process, and let it open what `limits` allow.
+    """Silence Pillow's warnings in this process, and let it open what ``limits`` allow.
 
     Both settings are the process's own and stay. Setting them for each image and back again would
     make every other warning of the program, shown once as a rule, appear again after each image.
@@ -204,7 +204,7 @@ def _decode_file(file: BinaryIO, n_bytes: int, limits: DecodingLimits) -> Image.
 
 
 def _to_rgb(picture: Image.Image, file: BinaryIO | None, limits: DecodingLimits) -> Image.Image:
-    """`file`: what `picture` was opened from; None if it is someone else's, not to be changed."""
+    """``file``: what ``picture`` was opened from; None if it is another's, not to be changed."""
     limits.check(*picture.size)
     limits.check_memory(decoding_bytes(picture, file), picture)
     picture.load()
@@ -224,7 +224,7 @@ def _to_rgb(picture: Image.Image, file: BinaryIO | None, limits: DecodingLimits)
 
 
 def _turn_upright(picture: Image.Image) -> None:
-    """Turn `picture` in place as its EXIF says; damaged EXIF turns nothing."""
+    """Turn ``picture`` in place as its EXIF says; damaged EXIF turns nothing."""
     with suppress(Exception):
         ImageOps.exif_transpose(picture, in_place=True)
 
@@ -237,7 +237,7 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """`picture` in bands of some rows, with the first row of each."""
+    """``picture`` in bands of some rows, with the first row of each."""
     n_rows = max(1, _PIXELS_IN_STRIP // picture.width)
     for top in range(0, picture.height, n_rows):
         yield top, picture.crop((0, top, picture.width, min(top + n_rows, picture.height)))
@@ -246,7 +246,7 @@ def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 def _strip_by_strip(
     picture: Image.Image, to_rgb: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """`to_rgb(picture)`, whose steps in between then take the memory of a strip only."""
+    """``to_rgb(picture)``, whose steps in between then take the memory of a strip only."""
     rgb = Image.new("RGB", picture.size)
     for top, strip in _strips(picture):
         rgb.paste(to_rgb(strip), (0, top))

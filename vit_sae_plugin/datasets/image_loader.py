@@ -42,7 +42,7 @@ class ImageBatch:
     """Each image's id in the source."""
     batch_number: int
     """Counts all batches from the first epoch's first on. A loader with
-    `start_batch=batch_number + 1` continues right after this one."""
+    ``start_batch=batch_number + 1`` continues right after this one."""
 
 
 class ImageLoader:
@@ -50,18 +50,18 @@ class ImageLoader:
 
     Args:
         source: where the images come from.
-        preprocess: PIL RGB picture → float tensor `[3, height, width]`, the same size for every
-            image; the model's own `model.preprocess`.
+        preprocess: PIL RGB picture → float tensor ``[3, height, width]``, the same size for every
+            image; the model's own ``model.preprocess``.
         batch_size_images: images a batch, before unreadable ones are dropped.
         n_workers: processes that decode and preprocess; 0 does it in this process.
-        shuffle: draw a new order for each epoch from `(seed, epoch)`. A stream is shuffled through
-            a buffer of `shuffle_buffer_images` undecoded records.
+        shuffle: draw a new order for each epoch from ``(seed, epoch)``. A stream is shuffled
+            through a buffer of ``shuffle_buffer_images`` undecoded records.
         seed: of the shuffle.
         n_epochs: passes over the source; None repeats for ever.
-        start_batch: first batch to give, `batch_number + 1` of the last one seen. The batches that
-            follow are exactly those of an uninterrupted run. (A stream is walked up to there
+        start_batch: first batch to give, ``batch_number + 1`` of the last one seen. The batches
+            that follow are exactly those of an uninterrupted run. (A stream is walked up to there
             without decoding.)
-        shuffle_buffer_images: see `shuffle`. It is held in memory, undecoded.
+        shuffle_buffer_images: see ``shuffle``. It is held in memory, undecoded.
 
     Attributes:
         skipped: the unusable images of the batches given so far.
@@ -69,7 +69,7 @@ class ImageLoader:
     Raises (while iterating):
         NoReadableImagesError: a whole epoch gave no usable image.
         WorkerDiedError: a worker was killed, mostly for want of memory.
-        ValueError, TypeError: `preprocess` returns something else than asked for.
+        ValueError, TypeError: ``preprocess`` returns something else than asked for.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ def _start_worker(worker: int) -> None:
 
 @dataclass
 class _DecodedBatch:
-    """What a worker makes of a task. `error` is a mistake in `preprocess`, not in an image."""
+    """What a worker makes of a task. ``error`` is a mistake in ``preprocess``, not in an image."""
 
     batch_number: int
     starts_epoch: bool
@@ -275,7 +275,7 @@ class _EpochTally:
                 self.tried.add(index, id, reason)
 
     def end(self) -> None:
-        """Raise `NoReadableImagesError` if a whole epoch, tried from its start, gave nothing."""
+        """Raise ``NoReadableImagesError`` if a whole epoch, tried from its start, gave nothing."""
         if self.tried is None or self.n_read:
             return
         examples = self.tried.to_frame().head(3)

@@ -47,7 +47,7 @@ class ImageRecord:
     label: int | None
     """Index of the class; None if the image has none."""
     content: Any
-    """What `decode_image` takes, or a function without arguments that returns it."""
+    """What ``decode_image`` takes, or a function without arguments that returns it."""
     limits: DecodingLimits = DEFAULT_LIMITS
     """Sizes beyond which the image is refused."""
 
@@ -62,7 +62,7 @@ class ImageRecord:
 
 
 class ImageSource(ABC):
-    """Images in a fixed order. A map-style source defines `record`, a streaming one `records`.
+    """Images in a fixed order. A map-style source defines ``record``, a streaming one ``records``.
 
     Sources must be picklable where worker processes are started afresh rather than forked.
     """
@@ -88,15 +88,15 @@ class ImageSource(ABC):
         return f"<{type(self).__name__} {self.name!r}: {n_images}{n_classes}>"
 
     def labels(self) -> np.ndarray:
-        """Each image's label, -1 for none: int64 `[n_images]`. Map-style sources only."""
+        """Each image's label, -1 for none: int64 ``[n_images]``. Map-style sources only."""
         if self.n_images is None:
             raise TypeError(f"{self.name} is a stream: its labels are not known beforehand.")
         given = (self.record(index).label for index in range(self.n_images))
         return np.array([-1 if label is None else label for label in given], dtype=np.int64)
 
     def labels_frame(self) -> pd.DataFrame:
-        """One row an image, in order: `id`, `label` (-1 for none), `class_name`, and what else the
-        source knows of each image, such as the group it belongs to."""
+        """One row an image, in order: ``id``, ``label`` (-1 for none), ``class_name``, and what
+        else the source knows of each image, such as the group it belongs to."""
         labels = self.labels()
         names = np.array([*(self.class_names or ()), ""], dtype=object)
         known = np.where((labels >= 0) & (labels < len(names) - 1), labels, -1)
@@ -104,7 +104,7 @@ class ImageSource(ABC):
         return pd.DataFrame({"id": ids, "label": labels, "class_name": names[known]})
 
     def class_half(self, half: str) -> list[int]:
-        """The labels of one half of the classes, `"base"` or `"novel"`.
+        """The labels of one half of the classes, ``"base"`` or ``"novel"``.
 
         As in CoOp (Zhou et al. 2022): the first ⌈n / 2⌉ classes are base, the others novel.
         """
@@ -114,13 +114,13 @@ class ImageSource(ABC):
         return list(range(n_base) if half == "base" else range(n_base, n_classes))
 
     def record(self, index: int) -> ImageRecord:
-        """The record at `index`, `0 <= index < n_images`. Map-style sources only."""
+        """The record at ``index``, ``0 <= index < n_images``. Map-style sources only."""
         raise TypeError(
             f"{self.name} is a stream: it has no record({index}), only records(start) in order."
         )
 
     def records(self, start: int = 0) -> Iterator[ImageRecord]:
-        """All records from position `start` on, in the source's order."""
+        """All records from position ``start`` on, in the source's order."""
         if self.n_images is None:
             raise TypeError(f"{type(self).__name__} has no length: it must define records().")
         for index in range(start, self.n_images):
@@ -128,13 +128,13 @@ class ImageSource(ABC):
 
 
 def check_half(half: str) -> None:
-    """Raise ValueError unless `half` is "base" or "novel"."""
+    """Raise ValueError unless ``half`` is "base" or "novel"."""
     if half not in ("base", "novel"):
         raise ValueError(f"classes is {half!r}; want 'base', 'novel' or 'all'.")
 
 
 def fingerprint_of(parts: Iterable[str | bytes]) -> str:
-    """SHA-256 (hex) of `parts`; where one part ends and the next begins counts too."""
+    """SHA-256 (hex) of ``parts``; where one part ends and the next begins counts too."""
     digest = sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
@@ -144,16 +144,16 @@ def fingerprint_of(parts: Iterable[str | bytes]) -> str:
 
 
 def printable_id(name: str) -> str:
-    r"""`name` as one line of valid Unicode; distinct names stay distinct.
+    r"""``name`` as one line of valid Unicode; distinct names stay distinct.
 
-    File names may hold line breaks or bytes that are no text. These become escapes (`\n`, `\xff`)
-    and a backslash becomes two; any other name is returned as it is.
+    File names may hold line breaks or bytes that are no text. These become escapes (``\n``,
+    ``\xff``) and a backslash becomes two; any other name is returned as it is.
     """
     return _NEEDS_ESCAPE.sub(lambda found: _escaped(found.group()), name)
 
 
 def valid_text(text: str) -> str:
-    """`text` with escapes for lone surrogates, which no file, table or tokenizer takes."""
+    """``text`` with escapes for lone surrogates, which no file, table or tokenizer takes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

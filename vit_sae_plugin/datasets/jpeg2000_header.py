@@ -47,7 +47,7 @@ class Jpeg2000Header:
 
     @classmethod
     def read(cls, file: BinaryIO) -> Jpeg2000Header:
-        """Read the main header and those of all tile parts; `file` stays at its place.
+        """Read the main header and those of all tile parts; ``file`` stays at its place.
 
         Raises:
             ValueError: the headers are damaged, or hold what the standard doesn't know.
@@ -88,7 +88,7 @@ class Jpeg2000Header:
 
 
 def _codestream_start(file: BinaryIO) -> int:
-    """Offset of the codestream: 0, or the content of the first `jp2c` box."""
+    """Offset of the codestream: 0, or the content of the first ``jp2c`` box."""
     start = 0
     while True:
         file.seek(start)

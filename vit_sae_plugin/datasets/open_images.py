@@ -38,23 +38,23 @@ def open_images(images: Any, *, from_file: bool = False, **options: Any) -> Imag
     Args:
         images: one of
 
-            - an `ImageSource`: returned as it is
-            - a path, or "folder:PATH": `FolderImages`, or `HuggingFaceImages` if the folder was
-              written by `datasets`' `save_to_disk`
-            - "hf:NAME" or "hf:NAME:SPLIT": `HuggingFaceImages`
-            - "wds:SHARDS": `WebDatasetImages`
-            - "shapes", "shapes:train" or "shapes:test": `ShapeScenes`
-            - "dtd:PATH" or "dtd:PATH:test", or another name of `BENCHMARK_SETS`: `BenchmarkImages`
-            - a `datasets.Dataset` or `IterableDataset`: `HuggingFaceImages`
-            - a uint8 array or tensor, or a sequence of arrays or PIL pictures: `ArrayImages`
+            - an ``ImageSource``: returned as it is
+            - a path, or "folder:PATH": ``FolderImages``, or ``HuggingFaceImages`` if the folder was
+              written by ``datasets``' ``save_to_disk``
+            - "hf:NAME" or "hf:NAME:SPLIT": ``HuggingFaceImages``
+            - "wds:SHARDS": ``WebDatasetImages``
+            - "shapes", "shapes:train" or "shapes:test": ``ShapeScenes``
+            - "dtd:PATH" or "dtd:PATH:test", or another of ``BENCHMARK_SETS``: ``BenchmarkImages``
+            - a ``datasets.Dataset`` or ``IterableDataset``: ``HuggingFaceImages``
+            - a uint8 array or tensor, or a sequence of arrays or PIL pictures: ``ArrayImages``
 
             A text with a prefix may end in options: "shapes:test?n_images=2000&n_objects=1-3",
             "hf:cifar10?streaming=true&label_column=fine_label", "folder:photos?max_pixels=1000000".
             Those of map-style sources may choose images: "dtd:PATH?shots=16&shots_seed=1" some of
-            each class (`few_shot`), "…?classes=base" or "novel" half of the classes
-            (`of_classes`); with both, shots are drawn first.
+            each class (``few_shot``), "…?classes=base" or "novel" half of the classes
+            (``of_classes``); with both, shots are drawn first.
         from_file: the text was read from a file (a run's configuration, an SAE folder, a
-            checkpoint) that someone else may have written: see `check_source_from_file`.
+            checkpoint) that someone else may have written: see ``check_source_from_file``.
         **options: further arguments of the source, see its class.
 
     Raises:
@@ -161,7 +161,7 @@ def _kind_and_place(text: str | Path) -> tuple[str, str]:
 
 
 def _split_options(kind: str, place: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Take "?name=value&name=value" off the end of `place`."""
+    """Take "?name=value&name=value" off the end of ``place``."""
     before, mark, query = place.rpartition("?")
     if not mark or "=" not in query:  # "?" alone may be part of a shard pattern
         return place, {}

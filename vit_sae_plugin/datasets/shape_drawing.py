@@ -5,7 +5,7 @@ comparisons, which IEEE 754 defines to the last bit. No drawing library and no `
 takes part, because their results differ between versions and machines. Anti-aliasing is the share
 of ``SUPERSAMPLE²`` sample points of a pixel that lie inside the shape.
 
-A shape at one size and tilt is drawn once and kept (:func:`sprite`): there are fewer than a
+A shape at one size and tilt is drawn once and kept (``sprite``): there are fewer than a
 thousand of them, and with them a scene costs a few small array operations. Canvases are
 ``[64, 192]``, red, green and blue of a pixel side by side, so that every operation runs along
 long contiguous rows; arrays that hold one value for a pixel are stored three times over.
@@ -129,7 +129,7 @@ OUTLINE_WIDTH = 3
 
 @cache
 def outline_sprite(shape: str, half_radius: int, tilt: int) -> NDArray[np.int16]:
-    """As :func:`sprite`, with all but a line along the inside of the shape's edge left empty."""
+    """As ``sprite``, with all but a line along the inside of the shape's edge left empty."""
     filled = sprite(shape, half_radius, tilt)
     coverage = filled[:, ::3]
     n_rows, n_columns = coverage.shape

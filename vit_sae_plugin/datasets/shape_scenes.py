@@ -3,7 +3,7 @@
 A scene is a function of ``(seed, split, index)`` alone and the same on every machine: its random
 numbers are the raw output of PCG64 seeded through ``SeedSequence`` (both fixed for ever by NumPy,
 unlike the ``Generator`` methods built on them), and it is drawn by
-:mod:`vit_sae_plugin.datasets.shape_drawing`.
+``vit_sae_plugin.datasets.shape_drawing``.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class SkippedImages:
         return f"SkippedImages({len(self)}{': ' + kinds if kinds else ''})"
 
     def add(self, index: int, id: str, reason: str) -> None:
-        """Note the image at `index` of the source; one that is noted already stays as it is.
+        """Note the image at ``index`` of the source; one that is noted already stays as it is.
 
         What is not valid Unicode in a text is kept as an escape.
         """
@@ -41,15 +41,15 @@ class SkippedImages:
         return dict(Counter(kinds).most_common())
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `index`, `id`, `reason`, in the order of the source."""
+        """Columns ``index``, ``id``, ``reason``, in the order of the source."""
         rows = [(index, *self._id_and_reason[index]) for index in sorted(self._id_and_reason)]
         return pd.DataFrame(rows, columns=["index", "id", "reason"])
 
     def save(self, csv_path: str | Path) -> None:
-        """Write `to_frame()` as UTF-8 CSV.
+        """Write ``to_frame()`` as UTF-8 CSV.
 
         The file appears whole or not at all, and is read back unchanged by
-        `pd.read_csv(csv_path, keep_default_na=False)`, whatever the ids hold.
+        ``pd.read_csv(csv_path, keep_default_na=False)``, whatever the ids hold.
         """
         frame = self.to_frame()
         write_file_atomically(
@@ -58,7 +58,7 @@ class SkippedImages:
 
     @classmethod
     def load(cls, csv_path: str | Path) -> SkippedImages:
-        """Read what `save` wrote, so that a resumed run adds to its earlier list."""
+        """Read what ``save`` wrote, so that a resumed run adds to its earlier list."""
         skipped = cls()
         frame = pd.read_csv(
             csv_path, keep_default_na=False, dtype={"index": int, "id": str, "reason": str}

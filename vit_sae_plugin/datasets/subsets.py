@@ -20,7 +20,7 @@ class SelectedImages(ImageSource):
         source: where they come from.
         indices: which of its images.
         classes: the labels that count, in their new order: the first becomes 0. Images of other
-            classes must not be among `indices`. None: labels as they are.
+            classes must not be among ``indices``. None: labels as they are.
         name: for reports.
 
     Raises:
@@ -89,7 +89,7 @@ def of_classes(source: ImageSource, classes: str) -> ImageSource:
 
     Args:
         source: a map-style source with class names.
-        classes: "base", "novel" (`ImageSource.class_half`), or "all": the source itself.
+        classes: "base", "novel" (``ImageSource.class_half``), or "all": the source itself.
 
     Raises:
         ValueError: another word, or a source without class names.
@@ -104,14 +104,14 @@ def of_classes(source: ImageSource, classes: str) -> ImageSource:
 
 
 def few_shot(source: ImageSource, n_shots: int, seed: int = 0) -> SelectedImages:
-    """`n_shots` images of each class, drawn without replacement.
+    """``n_shots`` images of each class, drawn without replacement.
 
     As CoOp draws them: class after class in the order in which the source first shows them, with
-    Python's `random.sample`. Draw before choosing half of the classes, as CoOp does: which images
+    Python's ``random.sample``. Draw before choosing half of the classes, as CoOp does: which images
     of a class are drawn then doesn't depend on the half.
 
     Raises:
-        ValueError: a class has fewer images, no image has a label, or `n_shots` is below 1.
+        ValueError: a class has fewer images, no image has a label, or ``n_shots`` is below 1.
     """
     return _draw(source, n_shots, random.Random(seed), f"{n_shots}-shot-seed-{seed}")
 
@@ -119,8 +119,8 @@ def few_shot(source: ImageSource, n_shots: int, seed: int = 0) -> SelectedImages
 def few_shot_splits(
     train: ImageSource, val: ImageSource, n_shots: int, seed: int = 0
 ) -> tuple[SelectedImages, SelectedImages]:
-    """`n_shots` images of each class to train on and `min(n_shots, 4)` to choose by, as CoOp draws
-    them: the second set with the generator that the first left behind."""
+    """``n_shots`` images of each class to train on and ``min(n_shots, 4)`` to choose by, as CoOp
+    draws them: the second set with the generator that the first left behind."""
     generator = random.Random(seed)
     name = f"{n_shots}-shot-seed-{seed}"
     return (

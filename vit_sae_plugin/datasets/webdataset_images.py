@@ -29,8 +29,8 @@ from vit_sae_plugin.datasets.image_source import (
 class WebDatasetImages(ImageSource):
     """A stream of the samples of tar shards, shard by shard in the order given.
 
-    A sample's label is its `cls` file (an integer, or one of `class_names`), else `label` or
-    `cls` in its `json` file. A sample without an image, and a shard that is missing or breaks
+    A sample's label is its ``cls`` file (an integer, or one of ``class_names``), else ``label`` or
+    ``cls`` in its ``json`` file. A sample without an image, and a shard that is missing or breaks
     off, are listed as skipped; the samples before the break are used.
 
     Args:
@@ -38,7 +38,7 @@ class WebDatasetImages(ImageSource):
             pattern with "*" for local files, or a sequence of these.
         image_key: ending of the image in a sample ("jpg", "input.png"); default the first that
             is an image's.
-        label_key: the key in `json` that holds the label.
+        label_key: the key in ``json`` that holds the label.
         class_names: by label index; may repeat.
         name: for reports.
         limits: sizes beyond which an image is refused.
@@ -73,7 +73,7 @@ class WebDatasetImages(ImageSource):
         self._shard_ids = short if len(set(short)) == len(short) else self.shards
 
     def records(self, start: int = 0) -> Iterator[ImageRecord]:
-        """All samples from position `start` on; the shards before it are read, not decoded."""
+        """All samples from position ``start`` on; the shards before it are read, not decoded."""
         for index, (id, label, content) in enumerate(self._samples()):
             if index >= start:
                 yield ImageRecord(index, printable_id(id), label, content, self.limits)
@@ -174,12 +174,12 @@ def _as_path(name: str) -> str:
 def check_only_local_files(shards: str) -> None:
     """Refuse shards that webdataset would open by starting a program.
 
-    It runs `pipe:` in a shell and reads every URL through a pipe from `curl` and the like, so what
-    a file names may be nothing but local files. The test is webdataset's own: the URL's scheme,
-    after braces, `::` and variables are expanded.
+    It runs ``pipe:`` in a shell and reads every URL through a pipe from ``curl`` and the like, so
+    what a file names may be nothing but local files. The test is webdataset's own: the URL's
+    scheme, after braces, ``::`` and variables are expanded.
 
     Raises:
-        ValueError: a shard is standard input, or has a scheme other than `file`.
+        ValueError: a shard is standard input, or has a scheme other than ``file``.
     """
     for shard in _expanded([shards]):
         if shard == "-" or urlparse(shard).scheme not in ("", "file"):

@@ -49,7 +49,7 @@ class Neighbours:
     memory is ``rows · (block_rows + n_neighbors)`` numbers and time grows with ``rows²``.
 
     Args:
-        rows: the space; other arguments as for [`cknna`][].
+        rows: the space; other arguments as for ``cknna``.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Neighbours:
 
 
 def alignment(x: Neighbours, y: Neighbours, *, unbiased: bool = True) -> float:
-    """CKNNA of two spaces, see [`cknna`][]."""
+    """CKNNA of two spaces, see ``cknna``."""
     if x.n != y.n:
         raise ValueError(f"x has {x.n} rows and y {y.n}; want the same samples in both")
     x_edges, x_values = x.edges(leave_out_self=unbiased)

@@ -20,7 +20,7 @@ def fvu_per_sample(
     """Fraction of variance unexplained as MSAE's code has it.
 
     Variance of the residual over the *features* of a row ÷ variance of x over them. (The usual
-    one is over the data set: ``fvu`` of [`EmbeddingTotals.compute`][].)
+    one is over the data set: ``fvu`` of ``EmbeddingTotals.compute``.)
     """
     return (x - x_hat).var(-1, correction=0) / x.var(-1, correction=0)
 

@@ -47,12 +47,12 @@ def evaluate_embeddings(
     before. The report's tables:
 
     - ``embeddings``: a row for each modality, under the SAE's own rule for its latents. Metrics of
-      [`EmbeddingTotals.compute`][]; CKNNA between inputs and latents or reconstructions, on rows as
+      ``EmbeddingTotals.compute``; CKNNA between inputs and latents or reconstructions, on rows as
       they are (``_raw``, as MSAE's authors; unbiased and biased) and on rows of unit length
       (``_unit``, as Huh et al.); probe agreement and KL; decoder orthogonality (of unit decoder
       rows).
     - ``progressive_recovery``: the same for each (modality, k).
-    - ``activation_histogram``: see [`histogram_table`][].
+    - ``activation_histogram``: see ``histogram_table``.
 
     Everything is exact but CKNNA, whose time grows with the square of the rows: it is computed on
     ``n_cknna`` of them, drawn uniformly. An SAE that keeps few latents by its own rule (TopK) gives
@@ -64,7 +64,7 @@ def evaluate_embeddings(
             or several of them by modality, such as ``{"image": …, "text": …}``.
         statistics: of each modality's **training** rows. Default: those in the SAE's metadata, for
             the modality they name.
-        probe: a classifier of embeddings, fitted on training rows by [`fit_linear_probe`][].
+        probe: a classifier of embeddings, fitted on training rows by ``fit_linear_probe``.
         k_list: numbers of latents for progressive recovery. Default: 16, doubled up to d_sae, and
             d_sae. Empty: none.
         n_cknna: rows that CKNNA is computed on.

@@ -52,10 +52,10 @@ def evaluate_sae(
 ) -> EvaluationReport:
     """Measure an SAE on images, in one pass and constant memory, on the model's device.
 
-    The report has two tables. ``reconstruction`` (see [`ReconstructionTotals.compute`][] and
-    [`PerTokenVariance`][]) has a row for all tokens the SAE reads, for the class token and for
+    The report has two tables. ``reconstruction`` (see ``ReconstructionTotals.compute`` and
+    ``PerTokenVariance``) has a row for all tokens the SAE reads, for the class token and for
     patches; a row is empty where the SAE doesn't read such tokens. ``splicing`` (see
-    [`SplicingTotals.compute`][]) has a row for the model as it is, for the SAE's reconstruction put
+    ``SplicingTotals.compute``) has a row for the model as it is, for the SAE's reconstruction put
     in place of the tokens it reads, for zeros there, and the share recovered. What cannot be
     measured is NaN, with the reason in ``notes``.
 

@@ -56,7 +56,7 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, folder: str | Path) -> EvaluationReport:
-        """Read what [`save`][] wrote."""
+        """Read what ``save`` wrote."""
         content = json.loads((Path(folder) / REPORT_FILE).read_text(encoding="utf-8"))
         tables = {name: _table_from_json(table) for name, table in content["tables"].items()}
         return cls(tables, content["settings"], content["notes"])

@@ -35,7 +35,7 @@ def labelled_rows(
     """All pooled activations with their labels, for fitting a probe; unlabelled ones left out.
 
     Args:
-        attached, images, settings: as for [`image_rows`][].
+        attached, images, settings: as for ``image_rows``.
 
     Raises:
         ValueError: the SAE reads more than one token an image, or no image has a label.

@@ -78,7 +78,7 @@ class LatentRanking:
             attached: the SAE on its model.
             images: labelled images, none of which is to be scored later.
             aggregation: from the tokens of an image to its value for each latent.
-            walk: settings of [`vit_sae_plugin.activations.ImageWalk`][].
+            walk: settings of ``vit_sae_plugin.activations.ImageWalk``.
 
         Raises:
             ValueError: the images have no labels.

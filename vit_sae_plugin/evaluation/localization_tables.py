@@ -12,7 +12,7 @@ ALL, MEAN_OF_KINDS = "all", "mean of kinds"
 
 
 def with_intervals(table: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``summary`` and ``differences`` of [`localize`][].
+    """``summary`` and ``differences`` of ``localize``.
 
     Args:
         table: scores by ``selected_by``, ``method``, ``kind`` and ``concept``; each method has the

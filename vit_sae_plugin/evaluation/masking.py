@@ -76,7 +76,7 @@ class MaskingResult:
         return self._table(np.arange(len(self.label)), confidence, seed)
 
     def by_class(self, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """As [`overall`][] for each class that has images."""
+        """As ``overall`` for each class that has images."""
         parts = {}
         for label in np.unique(self.label):
             rows = np.flatnonzero(self.label == label)

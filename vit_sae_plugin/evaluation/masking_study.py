@@ -59,20 +59,20 @@ def masking_study(
     Args:
         model: the model that the SAE reads.
         sae: any SAELens SAE.
-        images: labelled images to score, as [`open_images`][] takes them.
-        ranking: the order of each class's latents: a [`LatentRanking`][], a saved atlas, or
+        images: labelled images to score, as ``open_images`` takes them.
+        ranking: the order of each class's latents: a ``LatentRanking``, a saved atlas, or
             labelled images (another split) to count on.
         n_images: how many to score, a sample fixed by ``seed``; None: all.
         ks: numbers of latents kept or removed; trimmed to ``d_sae``.
         rankings: ``"class"``, ``"selective"``, ``"dataset"``, ``"random"``: see
-            [`LatentRanking`][].
+            ``LatentRanking``.
         n_draws: random orders.
         error_terms: without what the SAE doesn't describe, with it, or both.
         class_names: label index → name; default: the source's.
         templates: prompt templates of the zero-shot head, as ``evaluate_sae`` takes them.
         renormalize_average: scale each class's average over templates to length 1; False is what
             the published code did.
-        head: another classifier, such as a [`LinearProbe`][], for models without a text tower.
+        head: another classifier, such as a ``LinearProbe``, for models without a text tower.
         source: hook and tokens, for an SAE whose metadata don't name them.
         allow_same_images: rank and score on the same images.
         folder: where to keep an unfinished study; it goes on from there.

@@ -96,7 +96,7 @@ class SplicingTotals:
         """One row a forward pass and one for the share recovered; NaN where nothing was measured.
 
         - ``zero_shot_accuracy``: share of labelled images whose class has the nearest prompts.
-        - ``contrastive_loss``: see [`contrastive_loss`][]; ``contrastive_batch_size`` images each.
+        - ``contrastive_loss``: see ``contrastive_loss``; ``contrastive_batch_size`` images each.
         - ``output_cosine``: mean cosine similarity to the original output.
         - ``share_recovered``: ``(zeros − spliced) / (zeros − original)``; 1 is perfect.
         """

@@ -66,7 +66,7 @@ class TextTower:
         *,
         renormalize_average: bool = True,
     ) -> Float[Tensor, "d_embed n_classes"]:
-        """Class weights for zero-shot classification; see :func:`zero_shot_classifier`."""
+        """Class weights for zero-shot classification; see ``zero_shot_classifier``."""
         return zero_shot_classifier(
             self.encode_text, class_names, templates, renormalize_average=renormalize_average
         )

@@ -23,7 +23,7 @@ class TokenLayout:
     """What each token of a token axis is.
 
     A model has one (``model.cfg.tokens``), and so has whatever reads some of its tokens
-    (:meth:`select`) or a hook with fewer of them (:meth:`at_hook`). Prompts and registers belong
+    (``select``) or a hook with fewer of them (``at_hook``). Prompts and registers belong
     to ``"all"`` only; they are never patches.
     """
 

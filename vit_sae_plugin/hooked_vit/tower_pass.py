@@ -181,7 +181,7 @@ class TowerPass(StrictHookedRoot):
 
         A table indexed by hook, with the columns ``shape``, ``added_off`` (sums of the stream),
         ``copied_off`` (the output, computed from a copy of the value), ``reaches_output`` and
-        ``fine``; see :func:`vit_sae_plugin.hooked_vit.self_check.check_every_hook`. Two passes a
+        ``fine``; see ``vit_sae_plugin.hooked_vit.self_check.check_every_hook``. Two passes a
         hook.
 
         Args:

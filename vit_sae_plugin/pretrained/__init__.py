@@ -1,6 +1,6 @@
 """Readers of other projects' SAEs, which become SAEs of SAELens; no code in a file is ever run.
 
-Importing this package imports no reader: :mod:`vit_sae_plugin` registers loaders at its import.
+Importing this package imports no reader: ``vit_sae_plugin`` registers loaders at its import.
 """
 
 from __future__ import annotations

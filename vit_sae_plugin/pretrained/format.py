@@ -12,7 +12,7 @@ from vit_sae_plugin.pretrained.read_sae import ReadSAE
 class Format:
     """What is known of one project's files.
 
-    ``read(files, **options)`` gets a :class:`~vit_sae_plugin.pretrained.source_files.SourceFiles`;
+    ``read(files, **options)`` gets a ``SourceFiles``;
     its keyword arguments are the options that the user can state.
     """
 

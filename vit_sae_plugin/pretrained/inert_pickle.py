@@ -2,8 +2,8 @@
 
 A pickle is a program: it names functions and calls them. This unpickler knows a short list of
 builders for tensors, arrays and plain containers, all of them written here. Every other class
-becomes an :class:`Inert` container with the class's name and the attributes that were stored, and
-any attempt to call something else ends in :class:`UnsafeFileError`. Nothing is ever imported.
+becomes an ``Inert`` container with the class's name and the attributes that were stored, and
+any attempt to call something else ends in ``UnsafeFileError``. Nothing is ever imported.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def read_pretrained(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What SAELens's loaders return, config and weights, for a file of this kind.
 
-    Args and errors are those of :func:`load_pretrained_sae`.
+    Args and errors are those of ``load_pretrained_sae``.
     """
     found = _format(kind)
     if not str(place):

@@ -2,7 +2,7 @@
 
 SAELens looks its loaders up by name, in two tables, for releases that its directory knows.
 Importing ``vit_sae_plugin`` puts the readers into the tables under ``vit_sae_plugin.KIND``;
-:func:`register_release` puts a repository into the directory. Without a release,
+``register_release`` puts a repository into the directory. Without a release,
 ``SAE.from_pretrained(repository, file, converter=hub_loader(KIND))`` does the same.
 """
 
@@ -45,7 +45,7 @@ def hub_loader(kind: str, **options: Any) -> PretrainedSaeHuggingfaceLoader:
 
     Args:
         kind: the kind of file.
-        **options: what to state, as for :func:`load_pretrained_sae`.
+        **options: what to state, as for ``load_pretrained_sae``.
     """
 
     def load(
@@ -82,7 +82,7 @@ def disk_loader(kind: str, **options: Any) -> PretrainedSaeDiskLoader:
 
     Args:
         kind: the kind of file.
-        **options: what to state, as for :func:`load_pretrained_sae`.
+        **options: what to state, as for ``load_pretrained_sae``.
     """
 
     def load(
@@ -121,7 +121,7 @@ def register_release(
         repo_id: ``ORG/REPO`` on the Hugging Face hub.
         saes: SAE's id → path of its file or folder in the repository.
         model: the model's name, for SAELens's list.
-        **options: what to state for all of them, as for :func:`load_pretrained_sae`.
+        **options: what to state for all of them, as for ``load_pretrained_sae``.
 
     Raises:
         ValueError: the kind is unknown, or SAELens has a release of this name already.

@@ -42,7 +42,7 @@ class SourceFiles:
         self._root = root
         self._fetch = fetch
         self.main_name = ""
-        """The file with the weights, once :meth:`main` has found it; relative."""
+        """The file with the weights, once ``main`` has found it; relative."""
         self.main_file = Path()
         """The same on this machine."""
 

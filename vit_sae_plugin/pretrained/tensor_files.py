@@ -1,6 +1,6 @@
 """Files of tensors, in whatever container they come: read as data, never run.
 
-:func:`read_tensors` opens ``.pt`` and ``.pth`` (today's zip format and that before PyTorch 1.6),
+``read_tensors`` opens ``.pt`` and ``.pth`` (today's zip format and that before PyTorch 1.6),
 ``.pkl`` and ``.pkl.gz``, ``.safetensors``, ``.npz`` and ``.npy``. Which it is, is seen from the
 first bytes; names lie.
 """
@@ -61,7 +61,7 @@ class UnreadableFileError(ValueError):
 def read_tensors(path: Path) -> Any:
     """What a file of tensors holds: nested dicts, lists, tensors on the CPU, and plain values.
 
-    Objects of unknown classes are :class:`~vit_sae_plugin.pretrained.inert_pickle.Inert`.
+    Objects of unknown classes are ``Inert``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -78,7 +78,7 @@ def read_after_json_line(path: Path) -> tuple[dict[str, Any], Any]:
     """A JSON object in a file's first line, and the file of tensors that follows it.
 
     Raises:
-        FileNotFoundError, UnsafeFileError, UnreadableFileError: see :func:`read_tensors`.
+        FileNotFoundError, UnsafeFileError, UnreadableFileError: see ``read_tensors``.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

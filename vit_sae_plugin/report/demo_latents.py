@@ -39,7 +39,7 @@ class DemoLatents:
 
 
 def demo_latents(atlas: LatentAtlas, n_of_each: int = 8) -> DemoLatents:
-    """Choose latents by `RULE`, which shows what an SAE does well and what it does not."""
+    """Choose latents by ``RULE``, which shows what an SAE does well and what it does not."""
     table = atlas.latents
     table = table[(table["frequency"] >= _MIN_FREQUENCY) & ~table["is_dense"]]
     entropy = table["label_entropy"].dropna().round(9).sort_values(kind="stable")

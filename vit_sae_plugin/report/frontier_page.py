@@ -39,7 +39,7 @@ def write_frontier(
     Args:
         reports: name of an SAE → its report of ``evaluate_embeddings``.
         folder: a new or empty one, or one written by this before.
-        curves, metrics, modality: as [`plot_frontier`][] takes them.
+        curves, metrics, modality: as ``plot_frontier`` takes them.
         notes: what a reader should know, shown on the page.
 
     Returns:

@@ -74,8 +74,8 @@ def export_neuronpedia(
     Args:
         model: the model that was analysed.
         sae: the SAE that was analysed.
-        atlas: what [`analyze`][] made of them.
-        images: the source that was analysed, or what [`open_images`][] takes.
+        atlas: what ``analyze`` made of them.
+        images: the source that was analysed, or what ``open_images`` takes.
         folder: where the files go; ``folder/MODEL/SOURCE`` is replaced.
         model_id: default: the model's name, in plain letters.
         source_set: name of the set that this SAE belongs to.

@@ -2,7 +2,7 @@
 
 Field names are those of its tables (``SourceRelease``, ``Model``, ``SourceSet``, ``Source``,
 ``Neuron``, ``Activation``, ``Explanation``). What an SAE of images has nothing for is left at the
-table's own default, an empty list or null; :data:`NO_PLACE` says what of an atlas is left behind.
+table's own default, an empty list or null; ``NO_PLACE`` says what of an atlas is left behind.
 """
 
 from __future__ import annotations

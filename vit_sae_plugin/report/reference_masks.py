@@ -21,7 +21,7 @@ class MarkedPicture:
     """What a page needs to draw one latent on one image."""
 
     shares: UInt8[np.ndarray, "row column"]
-    """Patch activations as shares of the largest ([`as_shares`][])."""
+    """Patch activations as shares of the largest (``as_shares``)."""
     largest: float
     """The largest activation of a patch."""
 
@@ -76,7 +76,7 @@ class ReferenceMasks:
         return [int(key) >> _IMAGE_BITS for key in self._keys[self._places_of(image)]]
 
     def put(self, image: int, activations: Float[np.ndarray, "latent row column"]) -> None:
-        """Store the masks of an image, those of [`ReferenceMasks.latents_of`][] in this order."""
+        """Store the masks of an image, those of ``ReferenceMasks.latents_of`` in this order."""
         for place, patches in zip(self._places_of(image), activations, strict=True):
             self._shares[place] = as_shares(patches)
             self._largest[place] = np.nan_to_num(patches).max(initial=0)

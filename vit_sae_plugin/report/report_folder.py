@@ -24,7 +24,7 @@ def check_report_options(
     """Check what can be checked before the images are looked at. Nothing is written.
 
     Args:
-        folder, explain, n_explained, n_explained_references, n_latents: as [`write_report`][]
+        folder, explain, n_explained, n_explained_references, n_latents: as ``write_report``
             takes them.
         n_images: images of the source; None if that isn't known.
 

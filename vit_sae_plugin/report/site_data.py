@@ -205,7 +205,7 @@ def _top_classes(
 ) -> Iterator[list[tuple[int, int]]]:
     """For each latent the classes that lead by count, then those that lead only by rate.
 
-    As [`LatentAtlas.top_classes`][] finds them, ``n`` each way.
+    As ``LatentAtlas.top_classes`` finds them, ``n`` each way.
     """
     n_images = np.maximum(atlas.class_n_images, 1)[:, None]
     for start in range(0, len(latents), _LATENTS_AT_ONCE):

@@ -68,8 +68,8 @@ def write_report(
     Args:
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
-        atlas: made by [`vit_sae_plugin.analysis.analyze`][].
-        images: the source that was analysed, or what [`open_images`][] takes.
+        atlas: made by ``vit_sae_plugin.analysis.analyze``.
+        images: the source that was analysed, or what ``open_images`` takes.
         folder: where to write: a new or empty folder, or that of an earlier report, which stays as
             it is until the new one is whole.
         explain: images that get an explain page: indices, pictures, arrays or files. None: images

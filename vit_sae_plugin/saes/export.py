@@ -118,7 +118,7 @@ def save_exported(
         sae: the SAE.
         folder: where to; a new folder, or an empty one.
         architecture: "standard" or "topk".
-        k: for "topk", see :func:`export_as_topk`.
+        k: for "topk", see ``export_as_topk``.
 
     Raises:
         ValueError: the SAE can't be exported like that, or its weights aren't finite.

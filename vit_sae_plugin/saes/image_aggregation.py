@@ -20,7 +20,7 @@ _UNKNOWN_PREFIX_TOKENS = 1  # for checking a rule before the model is known
 
 
 class ImageAggregationMixin:
-    """Gives an inference SAE :meth:`encode_image`, under ``cfg.aggregation``."""
+    """Gives an inference SAE ``encode_image``, under ``cfg.aggregation``."""
 
     cfg: Any
 

@@ -1,4 +1,4 @@
-"""What an L1 coefficient of :class:`PatchTrainingSAE` becomes on rows of another scale or width."""
+"""What an L1 coefficient of ``PatchTrainingSAE`` becomes on rows of another scale or width."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def equivalent_l1_coefficient(
     The solution is then the same; the way there isn't, as Adam's steps don't scale with the rows.
     Rows that lie far from the origin for their spread need less with ``"input_norm"``, for ``‖z‖``
     counts the part that ``b_dec`` explains: ``relative_l1_coefficient`` of
-    :class:`PatchTrainingSAEConfig` takes that into account.
+    ``PatchTrainingSAEConfig`` takes that into account.
 
     Args:
         l1_coefficient: the reference's λ, such as PatchSAE's published 8e-5.

@@ -31,7 +31,7 @@ class MatryoshkaTopKSAEConfig(SAEConfig):
 
     aggregation: dict[str, Any] = field(default_factory=lambda: dict(MEAN_RULE))
     """How ``encode_image`` turns patch latents into image latents: ``"name"`` and settings, as
-    :func:`vit_sae_plugin.aggregation.make_aggregation` takes them."""
+    ``vit_sae_plugin.aggregation.make_aggregation`` takes them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,7 @@ class MatryoshkaTopKTrainingSAEConfig(TrainingSAEConfig):
 
     aggregation: dict[str, Any] = field(default_factory=lambda: dict(MEAN_RULE))
     """How the saved SAE's ``encode_image`` makes image latents
-    (:class:`MatryoshkaTopKSAEConfig`)."""
+    (``MatryoshkaTopKSAEConfig``)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +144,7 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
     def encode(
         self, x: Float[Tensor, "*batch d_in"], k: int | None = None
     ) -> Float[Tensor, "*batch d_sae"]:
-        """As :meth:`MatryoshkaTopKSAE.encode`."""
+        """As ``MatryoshkaTopKSAE.encode``."""
         hidden_pre = self._pre_activations(x, self.W_enc)
         return self.hook_sae_acts_post(self._latents(hidden_pre, k))
 
@@ -288,7 +288,7 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
 
     @override
     def fold_W_dec_norm(self) -> None:
-        """As :meth:`MatryoshkaTopKSAE.fold_W_dec_norm`."""
+        """As ``MatryoshkaTopKSAE.fold_W_dec_norm``."""
         refuse_unequal_norms(self.W_dec)
         super().fold_W_dec_norm()
 

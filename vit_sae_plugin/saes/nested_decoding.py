@@ -31,7 +31,7 @@ def nested_decode(
 
     Differentiable once, with respect to ``acts`` and ``W_dec``. The result, and all sums over
     latents and levels, are in float32 at least. On a CPU all is (with a C compiler at hand, see
-    :mod:`vit_sae_plugin.cpu_kernels`); elsewhere autocast's lower precision applies to the
+    ``vit_sae_plugin.cpu_kernels``); elsewhere autocast's lower precision applies to the
     products.
     """
     return _NestedDecode.apply(acts, W_dec, selection)

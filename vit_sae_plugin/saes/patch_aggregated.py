@@ -33,7 +33,7 @@ class PatchAggregatedSAEConfig(SAEConfig):
 
     aggregation: dict[str, Any] = field(default_factory=lambda: dict(COUNT_RULE))
     """How patch latents become image latents: ``"name"`` and settings, as
-    :func:`vit_sae_plugin.aggregation.make_aggregation` takes them."""
+    ``vit_sae_plugin.aggregation.make_aggregation`` takes them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,9 +53,9 @@ class PatchAggregatedSAEConfig(SAEConfig):
 
 
 class PatchAggregatedSAE(ImageAggregationMixin, SAE[PatchAggregatedSAEConfig]):
-    """Wraps an SAE, whose outputs it gives unchanged, and adds :meth:`encode_image`.
+    """Wraps an SAE, whose outputs it gives unchanged, and adds ``encode_image``.
 
-    Make one with :meth:`from_sae`; ``sae.base`` is the SAE inside. Its hooks fire as
+    Make one with ``from_sae``; ``sae.base`` is the SAE inside. Its hooks fire as
     ``hook_sae_input``, ``hook_sae_acts_post``, ``hook_sae_recons`` and ``hook_sae_output``; what
     an architecture does between (``hook_sae_acts_pre``) is reached through ``sae.base``.
     """

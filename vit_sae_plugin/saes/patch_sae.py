@@ -35,7 +35,7 @@ class PatchSAEConfig(SAEConfig):
 
     aggregation: dict[str, Any] = field(default_factory=lambda: dict(COUNT_RULE))
     """How ``encode_image`` turns patch latents into image latents: ``"name"`` and settings, as
-    :func:`vit_sae_plugin.aggregation.make_aggregation` takes them."""
+    ``vit_sae_plugin.aggregation.make_aggregation`` takes them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +51,7 @@ class PatchSAE(ImageAggregationMixin, StandardSAE):
     """``h = ReLU((z − b_dec) W_enc + b_enc)``, ``ẑ = h W_dec + b_dec`` (Eq. 1).
 
     The same function as SAELens's ``standard``; what differs is how it is trained
-    (:class:`PatchTrainingSAE`). ``export_as_standard`` makes a plain ``standard`` SAE of it.
+    (``PatchTrainingSAE``). ``export_as_standard`` makes a plain ``standard`` SAE of it.
     """
 
     cfg: PatchSAEConfig  # type: ignore[assignment]
@@ -82,7 +82,7 @@ class PatchTrainingSAEConfig(TrainingSAEConfig):
     l1_coefficient: float = 8e-5
     """λ of Eq. 2: weight of the mean over tokens of ``Σ|h|``. Larger is sparser and blunter. What
     it becomes on rows of another width or scale:
-    :func:`~vit_sae_plugin.saes.equivalent_l1_coefficient`."""
+    ``equivalent_l1_coefficient``."""
 
     relative_l1_coefficient: float | None = None
     """Takes the place of ``l1_coefficient``, in units of the data: the penalty for writing each row
@@ -115,7 +115,7 @@ class PatchTrainingSAEConfig(TrainingSAEConfig):
     """Always 1: decoder rows have unit norm throughout."""
 
     aggregation: dict[str, Any] = field(default_factory=lambda: dict(COUNT_RULE))
-    """How the saved SAE's ``encode_image`` makes image latents (:class:`PatchSAEConfig`)."""
+    """How the saved SAE's ``encode_image`` makes image latents (``PatchSAEConfig``)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,7 +272,7 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
             # b_dec lives where the encoder subtracts it: after the activations' normalisation.
             rows = self.run_time_activation_norm_fn_in(self.reshape_fn_in(sae_in.to(self.dtype)))
             start = central_point(rows.reshape(-1, self.cfg.d_in), self.cfg.b_dec_init_method)
-            # No `if`: it would wait for the device, and break a compiled graph.
+            # No ``if``: it would wait for the device, and break a compiled graph.
             self.b_dec.copy_(torch.where(self.b_dec_is_initialized, self.b_dec, start))
         if n_training_steps == 0 and self.cfg.relative_l1_coefficient is not None:
             scale = self._l1_scale_of(sae_in.to(self.dtype))

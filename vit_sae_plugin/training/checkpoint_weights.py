@@ -15,7 +15,7 @@ TRAINING_WEIGHTS_FILE = "training_weights.safetensors"
 def save_weights(
     sae: TrainingSAE[Any], whitening: ActivationWhitening | None, folder: Path
 ) -> None:
-    """Write an SAE in training so that ``SAE.load_from_disk`` opens it, and [`load_weights`][].
+    """Write an SAE in training so that ``SAE.load_from_disk`` opens it, and ``load_weights``.
 
     Whoever opens a checkpoint has the rows and not their whitening, which is too large for the
     metadata. So the SAE that opens is then the one that would be saved if training ended here,

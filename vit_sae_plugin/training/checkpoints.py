@@ -125,7 +125,7 @@ class CheckpointFolder:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The plain values that [`CheckpointFolder.save`][] was given.
+    """The plain values that ``CheckpointFolder.save`` was given.
 
     Raises:
         DamagedCheckpointError: the file holds something else.

@@ -115,7 +115,7 @@ def check_settings(cls: type[Any], values: dict[str, Any]) -> None:
 
 
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    """The runner config that [`config_to_dict`][] made plain.
+    """The runner config that ``config_to_dict`` made plain.
 
     Raises:
         ValueError: no ``sae``, or an unknown setting or architecture.

@@ -77,7 +77,7 @@ _SOURCES = ("folder:", "hf:", "wds:", "shapes:", "shapes?")
 def from_language_model_config(
     cfg: LanguageModelSAERunnerConfig[Any], tokens: TokenLayout
 ) -> ViTSAERunnerConfig:
-    """The same run as a [`ViTSAERunnerConfig`][]; the module's table has each setting.
+    """The same run as a ``ViTSAERunnerConfig``; the module's table has each setting.
 
     Args:
         cfg: SAELens's config.

@@ -14,7 +14,7 @@ _FOLDER = files(__package__) / "presets"
 
 
 def preset_names() -> list[str]:
-    """The names that [`load_preset`][] takes."""
+    """The names that ``load_preset`` takes."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _FOLDER.iterdir())
 
 
@@ -26,7 +26,7 @@ def preset_summary(name: str) -> str:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """A preset's settings; give them to [`complete_settings`][].
+    """A preset's settings; give them to ``complete_settings``.
 
     Raises:
         ValueError: there is no preset of this name.

@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Raise a [`RunInUseError`][] if a process writes in the folder now."""
+    """Raise a ``RunInUseError`` if a process writes in the folder now."""
     if (folder / LOCK_FILE).exists():
         with locked(folder):
             pass

@@ -60,13 +60,13 @@ class ViTSAETrainingRunner:
     ``skipped_images.csv``, ``checkpoints/`` and, once training is done, the SAE in ``sae/``, which
     ``sae_lens.SAE.load_from_disk`` reads.
 
-    A run that was killed goes on by [`resume`][], and on a CPU ends with the same weights, to
+    A run that was killed goes on by ``resume``, and on a CPU ends with the same weights, to
     the bit, as one that wasn't.
 
     Args:
         cfg: the settings; SAELens's own config with ``model_class_name="HookedViT"`` will do.
         override_images: use these images instead of ``cfg.dataset_path``: anything that
-            [`vit_sae_plugin.datasets.open_images`][] takes. A config may have come from anyone's
+            ``vit_sae_plugin.datasets.open_images`` takes. A config may have come from anyone's
             file, so images that start a program (``"wds:pipe:…"``, ``"wds:https://…"``) are only
             taken from here.
         override_model: use this model instead of loading ``cfg.model_name``. For the same reason
@@ -142,7 +142,7 @@ class ViTSAETrainingRunner:
         override_store: RowStore | None = None,
         **changes: Any,
     ) -> ViTSAETrainingRunner:
-        """The runner of a run that was stopped; its [`run`][] goes on from the last checkpoint.
+        """The runner of a run that was stopped; its ``run`` goes on from the last checkpoint.
 
         Args:
             run_folder: the run's folder.

@@ -46,7 +46,7 @@ class ViTSAERunnerConfig:
     Checked when it is made; what needs the model is checked before training begins.
 
     A setting of ``"auto"`` takes the value that the architecture was published with, and SAELens's
-    default for SAELens's own architectures ([`vit_sae_plugin.training.training_defaults`][]).
+    default for SAELens's own architectures (``vit_sae_plugin.training.training_defaults``).
 
     Raises:
         ValueError: a setting of the wrong type or out of range; the message names it, its value
@@ -58,13 +58,13 @@ class ViTSAERunnerConfig:
     """The SAE: the config of any training architecture that is registered with SAELens."""
 
     model_name: str | None = _auto()
-    """The model, as [`HookedViT.from_pretrained`][] takes it: an open_clip name, ``"hf:…"``,
+    """The model, as ``HookedViT.from_pretrained`` takes it: an open_clip name, ``"hf:…"``,
     ``"timm:…"`` or ``"shapes-clip"``. ``"auto"``: ``"ViT-B-16"``, but None, which is unknown, with
     ``embeddings_path``."""
     model_class_name: str = "HookedViT"
     """Always ``"HookedViT"``; there so that the SAE's metadata say what to load."""
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
-    """What else [`HookedViT.from_pretrained`][] takes, such as ``{"pretrained": "openai"}``."""
+    """What else ``HookedViT.from_pretrained`` takes, such as ``{"pretrained": "openai"}``."""
     hook_name: str = _auto()
     """Which activations to train on. Heads are flattened, so ``d_in`` is heads × head width at
     ``hook_z``. ``"auto"``: ``"blocks.10.hook_resid_post"``, but ``"hook_image_embed"`` with
@@ -77,7 +77,7 @@ class ViTSAERunnerConfig:
     seqpos_slice: tuple[int | None, ...] = (None,)
     """A slice (start, stop, step) of those tokens; ``(None,)`` takes them all."""
     dataset_path: str = ""
-    """The images, as [`vit_sae_plugin.datasets.open_images`][] takes them: a folder,
+    """The images, as ``vit_sae_plugin.datasets.open_images`` takes them: a folder,
     ``"hf:…"``, ``"wds:…"`` or ``"shapes"``."""
 
     embeddings_path: str | None = None
@@ -217,12 +217,12 @@ class ViTSAERunnerConfig:
         return Path(self.checkpoint_path or self.run_folder / "checkpoints")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only; [`from_dict`][] reads them back."""
+        """Plain values only; ``from_dict`` reads them back."""
         return config_to_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ViTSAERunnerConfig:
-        """Read what [`to_dict`][] gave, or part of it: the rest takes its default.
+        """Read what ``to_dict`` gave, or part of it: the rest takes its default.
 
         Raises:
             ValueError: an unknown setting or architecture (near names are listed), or a bad value.
@@ -235,7 +235,7 @@ class ViTSAERunnerConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> ViTSAERunnerConfig:
-        """Read a ``.yaml``, ``.yml`` or ``.json`` file that [`save`][] or a person wrote."""
+        """Read a ``.yaml``, ``.yml`` or ``.json`` file that ``save`` or a person wrote."""
         return cls.from_dict(read(Path(path)))
 
     def to_sae_trainer_config(self) -> SAETrainerConfig:

@@ -78,7 +78,7 @@ class MetricsFile:
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
     """A run's ``metrics.jsonl`` as a table: a row for each logged step, columns as in
-    [`step_metrics`][]."""
+    ``step_metrics``."""
     return pd.read_json(path, lines=True, orient="records")
 
 

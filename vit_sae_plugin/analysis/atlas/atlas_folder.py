@@ -12,7 +12,7 @@
 ``partners.safetensors``                ``coactive/latent``, ``/score``, ``similar/latent``, …
 ``skipped_images.csv``                  images that could not be read
 ``names.json``                          names and notes of latents, where they have any; see
-                                        :mod:`vit_sae_plugin.analysis.atlas.latent_names`
+                                        ``vit_sae_plugin.analysis.atlas.latent_names``
 ======================================  ===========================================================
 
 ``atlas.json`` is written last; where its hashes don't fit the files, writing was cut off.
@@ -84,7 +84,7 @@ def write_atlas(
 def read_atlas(
     folder: Path,
 ) -> tuple[AtlasInfo, dict[str, pd.DataFrame], dict[str, dict[str, np.ndarray]]]:
-    """What :func:`write_atlas` was given.
+    """What ``write_atlas`` was given.
 
     Raises:
         ValueError: no atlas there, one of another schema version, or a damaged one.

@@ -63,7 +63,7 @@ class AtlasInfo:
     embeddings_sha256: str | None = None
     """Hash of the embeddings, where those were analysed."""
     request: dict[str, Any] | None = None
-    """What :func:`analyze` was asked for: the same request opens this atlas again."""
+    """What ``analyze`` was asked for: the same request opens this atlas again."""
     schema_version: int = SCHEMA_VERSION
     """Version of the folder's format."""
 

@@ -32,7 +32,7 @@ _SHOWN_COLUMNS = ["frequency", "mean_activation", "label_entropy"]
 
 @dataclass
 class LatentAtlas:
-    """Statistics of every latent of an SAE over a data set, made by :func:`analyze`.
+    """Statistics of every latent of an SAE over a data set, made by ``analyze``.
 
     ``atlas.latents`` is the table to sort and filter; the methods look up one latent or class.
     A dead latent's statistics are missing values, and it has no reference images.
@@ -41,7 +41,7 @@ class LatentAtlas:
     info: AtlasInfo
     """What it was made from."""
     latents: pd.DataFrame
-    """One row for each latent (see :func:`analyze` for its columns)."""
+    """One row for each latent (see ``analyze`` for its columns)."""
     references: dict[str, ReferenceTable]
     """Aggregation name → reference images."""
     images: pd.DataFrame
@@ -94,7 +94,7 @@ class LatentAtlas:
 
         Args:
             latent: its index.
-            images: the source that was analysed, or what :func:`open_images` takes; with it, the
+            images: the source that was analysed, or what ``open_images`` takes; with it, the
                 latent's pictures can be shown.
         """
         source = None if images is None else open_images(images)
@@ -213,7 +213,7 @@ class LatentAtlas:
         return pd.array(names, dtype="string")
 
     def save(self, folder: str | Path) -> Path:
-        """Write the atlas as a folder; see :mod:`vit_sae_plugin.analysis.atlas.atlas_folder`.
+        """Write the atlas as a folder; see ``vit_sae_plugin.analysis.atlas.atlas_folder``.
 
         An earlier atlas in the folder is replaced.
 

@@ -74,7 +74,7 @@ def read_names(path: str | Path, *, sae_sha256: str, d_sae: int) -> dict[int, La
     """The names in a file, by latent; entries that say nothing among them.
 
     Args:
-        path: a file that the report or [`write_names`][] wrote.
+        path: a file that the report or ``write_names`` wrote.
         sae_sha256: hash of the SAE whose latents they are to be.
         d_sae: how many latents it has.
 

@@ -13,7 +13,7 @@ _ENTRIES_AT_ONCE = 2**21
 
 
 class LargestKeys(nn.Module):
-    """Keeps, for each latent, the k images with the largest values, as keys made by :func:`pack`.
+    """Keeps, for each latent, the k images with the largest values, as keys made by ``pack``.
 
     Whatever the order and the batches in which images are offered, the same ones stay. ``keys``
     ``[d_sae, k]`` falls along each row; 0 marks an empty place.
@@ -49,7 +49,7 @@ class LargestKeys(nn.Module):
 
         Returns:
             Positions in the batch of all images that entered somewhere; others may have driven
-            some out again, or will when :meth:`settle` is called.
+            some out again, or will when ``settle`` is called.
         """
         kernels = load_kernels(__file__) if self.keys.is_cpu else None
         if kernels is None:

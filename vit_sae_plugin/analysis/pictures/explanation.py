@@ -48,7 +48,7 @@ class LatentInImage:
     statistics: pd.Series
     """Its row of ``atlas.latents``."""
     reference_images: pd.DataFrame
-    """As :meth:`LatentAtlas.reference_images` gives them."""
+    """As ``LatentAtlas.reference_images`` gives them."""
 
     def __repr__(self) -> str:
         return f"LatentInImage(latent {self.latent}, value {self.value:.3g})"
@@ -66,7 +66,7 @@ class LatentInImage:
 
 @dataclass(repr=False)
 class Explanation:
-    """The latents of one image, made by :func:`explain`."""
+    """The latents of one image, made by ``explain``."""
 
     image: Image.Image
     """The picture."""
@@ -178,8 +178,8 @@ def explain(
     Args:
         model: the model the SAE reads.
         sae: the SAE that the atlas was made from.
-        atlas: made by :func:`analyze`.
-        image: a picture of any size, the path of one, or a uint8 array, read as :func:`analyze`
+        atlas: made by ``analyze``.
+        image: a picture of any size, the path of one, or a uint8 array, read as ``analyze``
             reads it: upright, transparency on white (see ``decode_image``).
         n_latents: how many to list at image level.
         aggregation: a name in ``atlas.references``; None: the atlas's default.
@@ -187,7 +187,7 @@ def explain(
             atlas (its index), a text such as ``"a photo of a dog"``, or a function from the model's
             output ``[n, d_embed]`` to one number each.
         method: how their part is found: ``"gradient"``, ``"integrated_gradients"`` or
-            ``"ablation"``; see :func:`~vit_sae_plugin.attached_sae.attribute`.
+            ``"ablation"``; see ``attribute``.
         templates: prompt templates around a class's name, as ``evaluate_sae`` takes them.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
 
@@ -221,7 +221,7 @@ def explain_attached(
     score: Score | None = None,
     method: Method = "gradient",
 ) -> Explanation:
-    """:func:`explain` for many images: the SAE is known to be the atlas's."""
+    """``explain`` for many images: the SAE is known to be the atlas's."""
     name = atlas.default_aggregation if aggregation is None else aggregation
     if name not in atlas.info.aggregations:
         known = ", ".join(map(repr, atlas.info.aggregations))

@@ -50,13 +50,13 @@ def heatmap(
     Args:
         model: the model the SAE reads.
         sae: any SAELens SAE.
-        image: a picture of any size, the path of one, or a uint8 array, read as :func:`analyze`
+        image: a picture of any size, the path of one, or a uint8 array, read as ``analyze``
             reads it: upright, transparency on white (see ``decode_image``).
         latent: one index, or several, as Python, NumPy or pandas hold them.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
 
     Returns:
-        One :class:`Heatmap`, or a list for several latents.
+        One ``Heatmap``, or a list for several latents.
 
     Raises:
         ValueError: the SAE reads no patches; there is no such latent.
@@ -92,7 +92,7 @@ def segmentation_mask(
     """One latent's patch activations, scaled to the image (PatchSAE's segmentation mask).
 
     Args:
-        image: as :func:`heatmap` takes it.
+        image: as ``heatmap`` takes it.
         threshold: None: the activations themselves. A number: True where they are above it.
         smooth: interpolate between patches; False: each patch is one block.
 

@@ -44,7 +44,7 @@ class Region:
 
 
 class SeenRegions:
-    """:func:`seen_region` for many pictures: each size is asked once."""
+    """``seen_region`` for many pictures: each size is asked once."""
 
     def __init__(self, preprocess: Callable[[Image.Image], Tensor]) -> None:
         self.preprocess = preprocess

@@ -60,7 +60,7 @@ def reference_heatmaps(
     Each image goes through the model once, whatever the number of latents it belongs to.
 
     Args:
-        images: the source that was analysed, or what :func:`open_images` takes.
+        images: the source that was analysed, or what ``open_images`` takes.
         latents: indices.
         n_images: at most that many for each latent.
         aggregation: whose reference images; None: the atlas's default.
@@ -105,7 +105,7 @@ def reference_pictures(
 ) -> dict[int, list[Image.Image]]:
     """Each latent's reference images as the model sees them, bright where the latent is active.
 
-    Args as :func:`reference_heatmaps`; ``size``: longer side in pixels.
+    Args as ``reference_heatmaps``; ``size``: longer side in pixels.
     """
     maps = reference_heatmaps(
         model,

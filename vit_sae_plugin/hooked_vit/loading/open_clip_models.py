@@ -79,7 +79,7 @@ def embedding_width(model_name: str) -> int | None:
     """How wide a model's embeddings are, by its name alone; None where only loading it would say.
 
     Args:
-        model_name: as :meth:`HookedViT.from_pretrained` takes it.
+        model_name: as ``HookedViT.from_pretrained`` takes it.
     """
     if model_name == SHAPES_CLIP:
         folder = Path(_shapes_clip_folder().removeprefix("local-dir:"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,9 @@ from vit_sae_plugin.hooked_vit.hook_names import Reach, layer_of
 
 if TYPE_CHECKING:
     from vit_sae_plugin.attached_sae.attached_sae import AttachedSAE
+
+_CONDITION_VALUES = 2**24
+"""Numbers of the residual stream that run at a time, over all conditions together."""
 
 
 class UpperRun:
@@ -85,6 +90,19 @@ class UpperRun:
             start_at_layer=self._start,
             fwd_hooks=[(self._hook, put)],
         )
+
+    def outputs(
+        self, conditions: Iterable[Float[Tensor, "batch token d_out"]]
+    ) -> Iterator[Float[Tensor, "batch d_embed"]]:
+        """The model's output under one condition after another, as many at a time as fit.
+
+        Args:
+            conditions: what stands where the SAE writes, for each image in order.
+        """
+        at_once = max(1, _CONDITION_VALUES // self.target_btd.numel())
+        rest = iter(conditions)
+        while some := list(islice(rest, at_once)):
+            yield from self.output(torch.cat(some)).split(self.n_images)
 
 
 def _where_to_start(hook_name: str, n_layers: int) -> tuple[int | None, str | None]:

@@ -70,6 +70,48 @@ def bootstrap_mean(
     return Interval(*(bound.reshape(values.shape[1:]) for bound in (mean, low, high)))
 
 
+def bootstrap_ratio(
+    numerator: Float[ArrayLike, "units *columns"],
+    denominator: Float[ArrayLike, "units *columns"],
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean of one ÷ mean of the other over units, with its percentile interval.
+
+    Both are resampled together. NaN, bounds and all, where the denominator's own interval reaches
+    0: then the units don't tell whether there is anything to divide by.
+
+    Args:
+        numerator, denominator: a row for each unit; they broadcast.
+        confidence, n_resamples, seed: as for [`bootstrap_mean`][].
+
+    Raises:
+        ValueError: as [`bootstrap_mean`][].
+    """
+    above, below = np.broadcast_arrays(
+        np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    )
+    if not (np.isfinite(above).all() and np.isfinite(below).all()) or len(above) == 0:
+        raise ValueError("values hold NaN or infinity, or no unit; want finite numbers")
+    columns = np.stack([above.reshape(len(above), -1), below.reshape(len(below), -1)], axis=2)
+    flat = columns.reshape(len(above), -1)
+    generator = np.random.default_rng(seed)
+    resampled = _resampled_means(flat, n_resamples, generator).reshape(n_resamples, -1, 2)
+    mean = columns.mean(0)
+    tail = (1 - confidence) / 2
+    least, most = np.quantile(resampled[..., 1], [tail, 1 - tail], axis=0)
+    decided = (least > 0) | (most < 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = resampled[..., 0] / resampled[..., 1]
+        ratio = mean[:, 0] / mean[:, 1]
+    bounds = np.full((3, len(ratio)), np.nan)
+    bounds[0, decided] = ratio[decided]
+    bounds[1:, decided] = np.nanquantile(ratios[:, decided], [tail, 1 - tail], axis=0)
+    return Interval(*(bound.reshape(above.shape[1:]) for bound in bounds))
+
+
 def _strata(strata: Sequence[object] | None, n: int) -> list[np.ndarray]:
     if strata is None:
         return [np.arange(n)]

@@ -32,9 +32,6 @@ KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 Head = Callable[[Tensor], Tensor]
 """From the model's output ``[n, d_embed]`` to logits ``[n, n_classes]``."""
 
-_CONDITION_VALUES = 2**24
-"""Numbers of the residual stream that run at a time, over all conditions together."""
-
 
 class Condition(NamedTuple):
     """One way to change the reconstruction."""
@@ -179,23 +176,9 @@ class MaskingStudy:
     ) -> Bool[np.ndarray, "batch conditions"]:
         """Whether each image is given its label, under each condition."""
         run = UpperRun(self.attached, pixels)
-        per_image = run.target_btd[0].numel()
-        at_once = max(1, _CONDITION_VALUES // (per_image * len(pixels)))
-        answers: list[Tensor] = []
-        pending: list[Tensor] = []
-
-        def flush() -> None:
-            logits = self.head(run.output(torch.cat(pending)))
-            answers.append(logits.argmax(-1).view(len(pending), -1).cpu())
-            pending.clear()
-
-        for acts_btd in self._reconstructions(run, labels):
-            pending.append(acts_btd)
-            if len(pending) == at_once:
-                flush()
-        if pending:
-            flush()
-        return (torch.cat(answers) == labels.cpu()).T.numpy()
+        outputs = run.outputs(self._reconstructions(run, labels))
+        answers = torch.stack([self.head(embeds).argmax(-1).cpu() for embeds in outputs])
+        return (answers == labels.cpu()).T.numpy()
 
     def _reconstructions(self, run: UpperRun, labels: Tensor) -> Iterator[Tensor]:
         """What stands where the SAE writes, for one condition after another, in their order."""

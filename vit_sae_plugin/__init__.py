@@ -10,11 +10,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .model_loaders import ModelLoader, register_model_loader
 from .pretrained.sae_lens_loaders import register_loaders
 from .saes.registration import register
 
 register()
 register_loaders()
+register_model_loader(
+    ModelLoader(
+        kind="adapted",
+        marker="adaptation.json",
+        function="vit_sae_plugin.adaptation.saved_model:load_adapted_folder",
+        text_settings=("adapter_sha256",),
+    )
+)
 
 if TYPE_CHECKING:
     from .activations import ViTActivationsStore as ViTActivationsStore

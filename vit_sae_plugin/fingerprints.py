@@ -36,6 +36,11 @@ def model_fingerprint(model: HookedViT) -> str:
     return _hash(model.bare_model.state_dict(), structure)
 
 
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 (hex) over a module's weights alone, whatever version of its library built it."""
+    return _hash(module.state_dict())
+
+
 def sae_fingerprint(sae: SAE[Any]) -> str:
     """SHA-256 (hex) over what an SAE computes: its weights and the settings in its config.
 

@@ -43,7 +43,7 @@ def attach_block(run: ForwardRun, tower: TowerDescription, layer: int, path: str
     if scope.live("hook_mlp_out"):
         after_mlp(lambda out, _: scope.fire("hook_mlp_out", out))
     if edited_mid is not None:
-        _attach_mid_correction(scope, after_mlp, edited_mid)
+        _attach_mid_correction(scope, block.summed, after_mlp, edited_mid)
     if scope.live("hook_resid_post"):
         scope.after("", lambda out, _: scope.fire("hook_resid_post", out))
 
@@ -88,7 +88,9 @@ def _attach_resid_mid(scope: Scope, ln2: str) -> dict[str, Tensor] | None:
     return edited
 
 
-def _attach_mid_correction(scope: Scope, after_mlp: Attach, edited: dict[str, Tensor]) -> None:
+def _attach_mid_correction(
+    scope: Scope, summed: str, after_mlp: Attach, edited: dict[str, Tensor]
+) -> None:
     """Carry an edited ``resid_mid`` into the block's output.
 
     The norm's input reaches only the MLP; the stream itself goes on inside the block, where no
@@ -108,4 +110,4 @@ def _attach_mid_correction(scope: Scope, after_mlp: Attach, edited: dict[str, Te
         return edited["mid"] + edited["mlp_out"]
 
     after_mlp(keep_mlp_out)
-    scope.after("", correct)
+    scope.after(summed, correct)

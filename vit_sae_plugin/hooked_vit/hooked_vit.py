@@ -127,7 +127,8 @@ class HookedViT(TextTower, StackedWeights, TowerPass):
         Args:
             model_name: an open_clip name (``"ViT-B-16"``, ``"local-dir:folder"``,
                 ``"hf-hub:org/name"``), ``"shapes-clip"`` (ships with this package),
-                ``"hf:org/name"`` or ``"hf:folder"`` (transformers), ``"timm:name"``.
+                ``"hf:org/name"`` or ``"hf:folder"`` (transformers), ``"timm:name"``, or the
+                folder of a model that ``vit-sae adapt`` made.
             pretrained: open_clip's weight tag, such as ``"openai"``, or a file of weights. False:
                 random weights. None or True: those the name stands for (of open_clip's: OpenAI's,
                 or the only ones there are).
@@ -188,7 +189,9 @@ class HookedViT(TextTower, StackedWeights, TowerPass):
         kwargs: dict[str, Any],
     ) -> Self:
         from vit_sae_plugin.hooked_vit.loading.by_name import load_pretrained, recorded_kwargs
+        from vit_sae_plugin.model_loaders import full_name
 
+        model_name = full_name(model_name)
         recorded_kwargs(model_name, False, dtype, kwargs)  # raises before a long download
         loaded = load_pretrained(
             model_name,
@@ -201,10 +204,13 @@ class HookedViT(TextTower, StackedWeights, TowerPass):
         )
         model = cls.from_module(
             loaded.module,
+            tower=loaded.tower,
             preprocess=loaded.preprocess,
             tokenizer=loaded.tokenizer,
             model_name=model_name,
-            from_pretrained_kwargs=recorded_kwargs(model_name, loaded.pretrained, dtype, kwargs),
+            from_pretrained_kwargs=recorded_kwargs(
+                model_name, loaded.pretrained, dtype, {**kwargs, **loaded.recorded}
+            ),
             image_size=loaded.image_size,
         )
         model.has_pretrained_weights = loaded.pretrained is not False

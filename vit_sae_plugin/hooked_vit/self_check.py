@@ -50,7 +50,7 @@ def check_first_block(model: Any, run: Run) -> None:
         if before.shape != seen[addend].shape:
             off = torch.inf
         else:
-            off = _difference(before + seen[addend], total)
+            off = _difference(*_unprompted(model, before + seen[addend], total))
         if off > _tolerance(total):
             raise UnsupportedTowerError(
                 f"in block 0 the stream with {addend} added differs from {sum_name} by {off:.1%} "
@@ -81,11 +81,11 @@ def check_every_hook(
 
     Returns:
         Indexed by hook, in the order in which they fire, with the columns ``shape``; ``added_off``:
-        for what is a sum (``resid_mid``, ``resid_post``), by how much the sum of the hooks in front
-        of it differs, as a share; ``copied_off``: by how much the output differs from the plain
-        pass's, as a share, when the value is replaced by its copy, so that all behind it is
-        computed from it; ``reaches_output``: whether the output changes when the value does; and
-        ``fine``.
+        for what is a sum (``resid_mid``, ``resid_post``; prompt tokens left out), by how much the
+        sum of the hooks in front of it differs, as a share; ``copied_off``: by how much the output
+        differs from the plain pass's, as a share, when the value is replaced by its copy, so that
+        all behind it is computed from it; ``reaches_output``: whether the output changes when the
+        value does; and ``fine``.
 
     Raises:
         ValueError: the model is in training mode.
@@ -106,7 +106,7 @@ def check_every_hook(
         for name in names:
             copied = model.run_with_hooks(pixels, fwd_hooks=[(name, lambda v, hook: v.clone())])
             scaled = model.run_with_hooks(pixels, fwd_hooks=[(name, lambda v, hook: _tilted(v))])
-            added_off = _added_off(name, cache)
+            added_off = _added_off(model, name, cache)
             copied_off = _difference(copied, plain)
             reaches = _difference(scaled, plain) > 0
             limit = _tolerance(plain)
@@ -131,7 +131,14 @@ def _tilted(value: Tensor) -> Tensor:
     return value * factors.view(value.shape)
 
 
-def _added_off(name: str, cache: dict[str, Tensor]) -> float | None:
+def _unprompted(model: Any, *streams: Tensor) -> tuple[Tensor, ...]:
+    """Streams without their prompt tokens: between two blocks others may take their place, so what
+    leaves a block there need not be the sum of what it computed."""
+    kept = [i for i, role in enumerate(model.cfg.tokens.roles) if role != "prompt"]
+    return streams if len(kept) == len(model.cfg.tokens) else tuple(s[:, kept] for s in streams)
+
+
+def _added_off(model: Any, name: str, cache: dict[str, Tensor]) -> float | None:
     parent, _, short = name.rpartition(".")
     parts = {
         "hook_resid_mid": ("hook_resid_pre", "hook_attn_out"),
@@ -140,7 +147,9 @@ def _added_off(name: str, cache: dict[str, Tensor]) -> float | None:
     if parts is None:
         return None
     one, other = (cache[f"{parent}.{part}"] for part in parts)
-    return _difference(one + other, cache[name]) if one.shape == other.shape else torch.inf
+    if one.shape != other.shape:
+        return torch.inf
+    return _difference(*_unprompted(model, one + other, cache[name]))
 
 
 def _difference(value: Tensor, wanted: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,20 @@ from torch.nn import functional
 
 from vit_sae_plugin.hooked_vit.model_output import field_of
 from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+
+
+class ClassHead(Protocol):
+    """What an adapted model classifies with, in place of text prompts from outside."""
+
+    def class_weights(
+        self, encode_text: Callable[[list[str]], Tensor], class_names: Sequence[str]
+    ) -> Float[Tensor, "d_embed n_classes"]:
+        """One column a class, to be multiplied with image embeddings of unit length.
+
+        Raises:
+            ValueError: it knows no class of such a name.
+        """
+        ...
 
 
 class TextTower:
@@ -66,7 +80,15 @@ class TextTower:
         *,
         renormalize_average: bool = True,
     ) -> Float[Tensor, "d_embed n_classes"]:
-        """Class weights for zero-shot classification; see ``zero_shot_classifier``."""
+        """Class weights for zero-shot classification; see ``zero_shot_classifier``.
+
+        A model that was adapted to a task brings what it classifies with: prompts that it learnt,
+        the templates that it was trained beside, or a classifier (``bare_model.class_head``).
+        Then ``templates`` and ``renormalize_average`` are not used.
+        """
+        own: ClassHead | None = getattr(self.bare_model, "class_head", None)
+        if own is not None:
+            return own.class_weights(self.encode_text, class_names)
         return zero_shot_classifier(
             self.encode_text, class_names, templates, renormalize_average=renormalize_average
         )

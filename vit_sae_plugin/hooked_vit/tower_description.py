@@ -116,6 +116,10 @@ class BlockDescription:
     returns_tuple: bool = False
     """Whether the block returns a tuple, with the residual stream as its first item."""
 
+    summed: str = ""
+    """The module inside the block whose output is the sum of the stream, where the block itself
+    goes on from it by putting other prompt tokens in (empty: the block's output is the sum)."""
+
 
 @dataclass(frozen=True)
 class EmbeddingDescription:

@@ -60,6 +60,7 @@ def _paths_in_block(tower: TowerDescription) -> dict[str, str]:
     paths = {"block": "", "ln1": block.ln1, "attn": block.attn, "ln2": block.ln2}
     paths |= {"attn_out": block.attn_out, "mlp_out": block.mlp_out}
     paths |= {"mlp_in": block.mlp_in, "mlp_proj": block.mlp_proj}  # type: ignore[dict-item]
+    paths["summed"] = block.summed
     if block.attention is not None:
         for field in fields(block.attention):
             value = getattr(block.attention, field.name)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vit_sae_plugin.hooked_vit.loading.loaded_model import LoadedModel, is_plain_open_clip
+from vit_sae_plugin.model_loaders import loader_of
 
 
 def load_pretrained(
@@ -45,6 +46,9 @@ def load_pretrained(
 
 
 def _load(model_name: str, **kwargs: Any) -> LoadedModel:
+    loader = loader_of(model_name)
+    if loader is not None:
+        return loader.load(model_name, **kwargs)
     if model_name.startswith("hf:"):
         from vit_sae_plugin.hooked_vit.loading.transformers_models import load_transformers
 

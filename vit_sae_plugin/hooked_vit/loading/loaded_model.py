@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+
+from vit_sae_plugin.hooked_vit.tower_description import TowerDescription
+from vit_sae_plugin.model_loaders import loader_of
 
 
 @dataclass
@@ -25,6 +28,13 @@ class LoadedModel:
     image_size: tuple[int, int] | None = None
     """Height and width of preprocessed images (None: as the model says)."""
 
+    tower: TowerDescription | None = None
+    """Where it keeps its parts (None: as its class says)."""
+
+    recorded: dict[str, Any] = field(default_factory=dict)
+    """Arguments that say which of the models of its name it is; recorded with what it is used
+    for."""
+
     pretrained: str | bool = True
     """Which weights it has: open_clip's tag or a file, True (those that its name stands for), or
     False (random ones)."""
@@ -32,7 +42,8 @@ class LoadedModel:
 
 def is_plain_open_clip(model_name: str) -> bool:
     """Whether a name is one of open_clip's own, for which weights are chosen by a tag."""
-    return not model_name.startswith(("hf:", "timm:", "local-dir:", "hf-hub:", "shapes-clip"))
+    others = ("hf:", "timm:", "local-dir:", "hf-hub:", "shapes-clip")
+    return not model_name.startswith(others) and loader_of(model_name) is None
 
 
 def describe_weights(model_name: str, from_pretrained_kwargs: Mapping[str, Any]) -> str:

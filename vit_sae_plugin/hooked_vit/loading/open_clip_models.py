@@ -104,7 +104,8 @@ def _choose_weights(model_name: str, pretrained: str | bool | None) -> str | boo
             f"There is no open_clip model named {model_name!r}. Near names: "
             f"{', '.join(near) or 'none is similar'}. All: open_clip.list_models(). "
             f"Other kinds: {SHAPES_CLIP!r} (ships with this package), 'local-dir:folder', "
-            "'hf-hub:org/name' (open_clip), 'hf:org/name' (transformers), 'timm:name'."
+            "'hf-hub:org/name' (open_clip), 'hf:org/name' (transformers), 'timm:name', or a folder "
+            "that vit-sae adapt made."
         )
     if pretrained is False:
         return False

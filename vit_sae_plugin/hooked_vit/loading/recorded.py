@@ -11,6 +11,7 @@ from typing import Any
 
 from vit_sae_plugin.hooked_vit.errors import UnsafeSettingError
 from vit_sae_plugin.hooked_vit.loading.loaded_model import is_plain_open_clip
+from vit_sae_plugin.model_loaders import loader_of
 
 Check = Callable[[Any], bool]
 
@@ -107,8 +108,11 @@ def check_recorded_settings(model_name: Any, from_pretrained_kwargs: Any) -> Non
             f"the file names the model {model_name!r} with {from_pretrained_kwargs!r}; want a name "
             "and a mapping of settings"
         )
-    library = library_of(model_name)
-    allowed = PLAIN_SETTINGS[library]
+    loader = loader_of(model_name)
+    if loader is None:
+        allowed = PLAIN_SETTINGS[library_of(model_name)]
+    else:
+        allowed = {**_ANY_LIBRARY, **dict.fromkeys(loader.text_settings, _is_text)}
     for name, value in from_pretrained_kwargs.items():
         check = allowed.get(name)
         if check is None or not check(value):

@@ -294,6 +294,7 @@ def _add_eval(commands) -> None:
         "vit-sae eval runs/photos/sae --images photos/",
         "vit-sae eval runs/rows/sae --embeddings held_out.npy",
         "vit-sae eval runs/photos/sae --images test/ --suite masking --ranking-images train/",
+        "vit-sae eval runs/photos/sae --images test/ --suite concepts --control frozen=runs/f/sae",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
     _add_rows(command)
@@ -308,9 +309,10 @@ def _add_eval(commands) -> None:
     )
     command.add_argument(
         "--suite",
-        choices=["splice", "msae", "masking"],
+        choices=["splice", "msae", "masking", "concepts"],
         help="splice: the measures of PatchSAE (default with --images); msae: those of the "
-        "Matryoshka paper (default with --embeddings); masking: which latents decide a class",
+        "Matryoshka paper (default with --embeddings); masking: which latents decide a class; "
+        "concepts: whether latents mean something, beside neurons and random latents",
     )
     command.add_argument(
         "--probe-images",
@@ -339,6 +341,29 @@ def _add_eval(commands) -> None:
         "--ks", metavar="K,…", help="masking: numbers of latents kept and removed, such as 1,5,10"
     )
     command.add_argument(
+        "--control",
+        action="append",
+        metavar="NAME=FOLDER",
+        help="concepts: another SAE to set beside this one, such as one trained as long with "
+        "--set freeze_decoder=true; may be repeated",
+    )
+    command.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="concepts: the model that judges how alike images are, named as for --model; for "
+        "certain weights NAME:TAG (default: the SAE's own, of shape scenes what they show)",
+    )
+    command.add_argument(
+        "--encoder-embeddings",
+        metavar="FILE",
+        help="concepts: or its embeddings of the images, with their ids",
+    )
+    command.add_argument(
+        "--groups",
+        metavar="FILE",
+        help="concepts: a CSV file of sibling classes, with the columns group and class",
+    )
+    command.add_argument(
         "--allow-same-images",
         action="store_true",
         help="masking: rank and score on the same images, which flatters the ranking",
@@ -352,7 +377,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--output-path",
         metavar="FOLDER",
-        help="where the CSV and JSON go (default: 'evaluation', or 'masking', in the SAE's folder)",
+        help="where the CSV and JSON go (default: 'evaluation', or for masking and "
+        "concepts the name of the suite, in the SAE's folder)",
     )
 
 

@@ -66,6 +66,12 @@ def test_a_bad_setting_is_one_clear_error(changes: dict[str, Any], message: str)
     assert "\n" not in str(error.value)
 
 
+def test_a_frozen_decoder_has_no_encoder_tied_to_it() -> None:
+    tied = MatryoshkaTopKTrainingSAEConfig(d_in=32, d_sae=64, tied_weights=True)
+    with pytest.raises(ValueError, match=r"freeze_decoder is True, but sae\.tied_weights"):
+        _config(sae=tied, freeze_decoder=True)
+
+
 def test_sae_must_be_a_training_config() -> None:
     with pytest.raises(TypeError, match="sae is a dict; want the config of a training"):
         _config(sae={"architecture": "topk"})

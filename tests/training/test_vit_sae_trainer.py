@@ -138,6 +138,24 @@ def test_adamw_with_its_eps_and_decay() -> None:
     assert rates == pytest.approx([1e-2 * factor for factor in expected])
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_frozen_decoder_stays_while_the_rest_learns(optimizer) -> None:
+    sae = PatchTrainingSAE(PatchTrainingSAEConfig(d_in=6, d_sae=10))
+    before = {name: weight.detach().clone() for name, weight in sae.named_parameters()}
+    trainer = ViTSAETrainer(
+        _trainer_config(),
+        sae,
+        _batches(),
+        optimizer=optimizer,
+        weight_decay=0.1,
+        freeze_decoder=True,
+    )
+    _train(trainer)
+    # rows are set to norm 1 at each step, which they have already
+    assert torch.allclose(sae.W_dec, before["W_dec"], atol=1e-6)
+    assert not torch.allclose(sae.W_enc, before["W_enc"], atol=1e-3)
+
+
 def test_one_step_is_the_published_one() -> None:
     with safe_open(ORACLE, "pt") as file:
         oracle = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

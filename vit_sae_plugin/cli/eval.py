@@ -1,7 +1,8 @@
 """``vit-sae eval``: the measures of a saved SAE, on screen and as CSV and JSON.
 
-Three suites: what splicing the SAE in does to its model, the Matryoshka paper's measures of the
-rows that it reads, and which latents decide a class (masking).
+Four suites: what splicing the SAE in does to its model, the Matryoshka paper's measures of the
+rows that it reads, which latents decide a class (masking), and whether latents mean something
+(concepts).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
 from vit_sae_plugin.cli.output_folders import check_output_folder
-from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
+from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae, weights_flag
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
 _ONLY_OF_SUITE = {
     "msae": ("probe_images", "captions", "training_captions"),
     "masking": ("ranking_images", "atlas", "ks", "allow_same_images"),
+    "concepts": ("control", "encoder", "encoder_embeddings", "groups"),
 }
 _ONLY_IMAGES = ("images", "model", "pretrained", "n_images", "n_workers", "templates")
-_BATCH_SIZE_IMAGES = {"splice": 64, "msae": 64, "masking": 8}
+_BATCH_SIZE_IMAGES = {"splice": 64, "msae": 64, "masking": 8, "concepts": 64}
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables and save them."""
     _check(args)
-    name = "masking" if args.suite == "masking" else "evaluation"
+    name = args.suite if args.suite in ("masking", "concepts") else "evaluation"
     folder = Path(args.output_path or folder_beside(args.sae, name))
     check_output_folder(folder)
     if args.save_latents is not None:
@@ -76,6 +78,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             "--suite masking ranks latents by one of --ranking-images SOURCE and --atlas FOLDER"
         )
+    if args.encoder is not None and args.encoder_embeddings is not None:
+        raise ValueError("give either --encoder or --encoder-embeddings, not both")
     if args.save_latents is not None and Path(args.save_latents).exists():
         raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
 
@@ -122,6 +126,8 @@ def _on_images(
         report = _masking_suite(
             model, sae, images, args, folder, walk | {"templates": args.templates}
         )
+    elif args.suite == "concepts":
+        report = _concept_suite(model, sae, images, args, device, walk)
     else:
         report = evaluate_sae(model, sae, images, templates=args.templates, **walk)
     report.save(folder)
@@ -199,6 +205,49 @@ def _masking_suite(
     figure = plot_masking(result.overall())
     write_file_atomically(folder / "masking.png", lambda path: figure.savefig(path, dpi=160))
     return masking_report(result)
+
+
+def _concept_suite(
+    model: HookedViT,
+    sae: SAE[Any],
+    images: ImageSource,
+    args: argparse.Namespace,
+    device: str,
+    settings: dict[str, Any],
+) -> EvaluationReport:
+    """Whether latents mean something; of at most 5,000 images unless told otherwise."""
+    from vit_sae_plugin.activations.embedding_rows import load_embedding_rows
+    from vit_sae_plugin.evaluation import concept_suite
+    from vit_sae_plugin.evaluation.image_concepts import read_groups
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+    controls = {}
+    for given in args.control or ():
+        name, _, folder = given.partition("=")
+        if not (name and folder):
+            raise ValueError(f"--control is {given!r}; want NAME=FOLDER, a saved SAE's folder")
+        if name in controls:
+            raise ValueError(f"--control names {name!r} twice; want another name for each")
+        controls[name] = load_sae(folder, device)
+    encoder: Any = None
+    if args.encoder is not None:
+        name, tag = args.encoder, None
+        if ":" in name and not name.startswith(("hf:", "timm:")):
+            name, tag = name.split(":", 1)
+        encoder = HookedViT.from_pretrained(name, device=device, **weights_flag(tag))
+    elif args.encoder_embeddings is not None:
+        encoder = load_embedding_rows(args.encoder_embeddings)
+    if settings["n_images"] is None:
+        del settings["n_images"]
+    return concept_suite(
+        model,
+        sae,
+        images,
+        controls=controls,
+        encoder=encoder,
+        groups=None if args.groups is None else read_groups(args.groups),
+        **settings,
+    )
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,5 +1,6 @@
 """How good is this SAE: by itself, inside its model, and at finding what is in an image."""
 
+from vit_sae_plugin.evaluation.concept_suite import concept_suite
 from vit_sae_plugin.evaluation.embedding_suite import evaluate_embeddings
 from vit_sae_plugin.evaluation.evaluate import evaluate_sae
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
@@ -13,6 +14,7 @@ __all__ = [
     "EvaluationReport",
     "LinearProbe",
     "SparseLatents",
+    "concept_suite",
     "evaluate_embeddings",
     "evaluate_sae",
     "fit_linear_probe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -110,6 +111,29 @@ def bootstrap_ratio(
     bounds[0, decided] = ratio[decided]
     bounds[1:, decided] = np.nanquantile(ratios[:, decided], [tail, 1 - tail], axis=0)
     return Interval(*(bound.reshape(above.shape[1:]) for bound in bounds))
+
+
+def resampled_counts(
+    n: int, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, "n_resamples n"]:
+    """How often each of n units is drawn, for statistics that are no plain means.
+
+    The same call gives the same draws, so that statistics of the same units are resampled alike
+    and their differences are paired.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)
+
+
+def percentiles(
+    resampled: Float[np.ndarray, "n_resamples *columns"], confidence: float = 0.95
+) -> tuple[Float[np.ndarray, "*columns"], Float[np.ndarray, "*columns"]]:
+    """The bounds between which that share of resampled values lies; NaN are passed over."""
+    tail = (1 - confidence) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of columns of nothing but NaN
+        low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0)
+    return low, high
 
 
 def _strata(strata: Sequence[object] | None, n: int) -> list[np.ndarray]:

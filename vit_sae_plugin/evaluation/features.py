@@ -153,6 +153,25 @@ def random_directions(n: int, d_in: int, seed: int) -> Float[Tensor, "n d_in"]:
     return directions / directions.norm(dim=-1, keepdim=True)
 
 
+def firing_thresholds(
+    acts: Float[Tensor, "n d_in"],
+    directions: Float[Tensor, "latents d_in"],
+    n_active: Int[Tensor, " latents"],
+) -> Float[Tensor, " latents"]:
+    """For each direction the threshold above which as many rows lie as asked; ties may leave fewer.
+
+    One that is asked for all rows gets all but the lowest.
+    """
+    # the largest value that is no longer above the threshold
+    cut = n_active.clamp(max=len(acts) - 1)
+    thresholds = []
+    blocks = torch.arange(len(n_active)).split(max(1, _MAX_BLOCK_VALUES // len(acts)))
+    for block in blocks:
+        ordered = (directions[block] @ acts.T).sort(dim=-1, descending=True).values
+        thresholds.append(ordered.gather(-1, cut[block, None]).squeeze(-1))
+    return torch.cat(thresholds)
+
+
 def random_latents(
     first: Float[Tensor, "n d_in"],
     second: Float[Tensor, "m d_in"],
@@ -168,14 +187,7 @@ def random_latents(
         seed: of the directions.
     """
     directions = random_directions(len(n_active), first.shape[1], seed)
-    # the largest value that is no longer above the threshold
-    cut = n_active.clamp(max=len(first) - 1)
-    thresholds = []
-    blocks = torch.arange(len(n_active)).split(max(1, _MAX_BLOCK_VALUES // len(first)))
-    for block in blocks:
-        ordered = (directions[block] @ first.T).sort(dim=-1, descending=True).values
-        thresholds.append(ordered.gather(-1, cut[block, None]).squeeze(-1))
-    threshold = torch.cat(thresholds)
+    threshold = firing_thresholds(first, directions, n_active)
     halves = SparseFeatures(len(n_active)), SparseFeatures(len(n_active))
     for features, acts in zip(halves, (first, second), strict=True):
         for rows in acts.split(max(1, _MAX_BLOCK_VALUES // len(n_active))):

@@ -183,6 +183,7 @@ class ViTSAETrainingRunner:
                 optimizer=cfg.optimizer,
                 adam_eps=cfg.adam_eps,
                 weight_decay=cfg.weight_decay,
+                freeze_decoder=cfg.freeze_decoder,
             )
             metrics_file = prepare_run_folder(cfg)
 

@@ -153,6 +153,9 @@ class ViTSAERunnerConfig:
     clip_grad_norm: float | None = _auto()
     """Scale gradients down to this norm; None: never. SAELens always clips at 1. ``"auto"``: 1,
     except for ``patchsae``, which was published unclipped."""
+    freeze_decoder: bool = False
+    """Keep the decoder's directions as they are initialised, at random, and train the rest: a
+    control for what an SAE's learned directions add (``vit-sae eval --suite concepts``)."""
 
     dead_feature_window: int = _auto()
     """A latent is dead after more training steps than this without firing. ``"auto"``: 1,000 as in
@@ -392,6 +395,11 @@ class ViTSAERunnerConfig:
             )
         if self.clip_grad_norm is not None:
             check_positive(clip_grad_norm=self.clip_grad_norm)
+        if self.freeze_decoder and getattr(self.sae, "tied_weights", False):
+            raise ValueError(
+                "freeze_decoder is True, but sae.tied_weights makes the encoder follow the "
+                "decoder; want one of the two"
+            )
 
     def _check_outputs(self) -> None:
         if self.eval_every_n_steps > 0 and not self.eval_dataset_path:

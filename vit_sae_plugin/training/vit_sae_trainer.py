@@ -32,9 +32,12 @@ class GradientGate:
     clipped as configured at that moment, and no parameters are left to clip.
     """
 
-    def __init__(self, sae: TrainingSAE[Any], clip_grad_norm: float | None) -> None:
+    def __init__(
+        self, sae: TrainingSAE[Any], clip_grad_norm: float | None, freeze_decoder: bool = False
+    ) -> None:
         self.sae = sae
         self.clip_grad_norm = clip_grad_norm
+        self.freeze_decoder = freeze_decoder
         self.grad_norm: Tensor | None = None
 
     def train(self) -> None:
@@ -43,6 +46,8 @@ class GradientGate:
 
     def parameters(self) -> list[nn.Parameter]:
         """Measure and clip the gradients; returns no parameters."""
+        if self.freeze_decoder:
+            self.sae.W_dec.grad = None  # the optimizer passes over it, weight decay included
         parameters = list(self.sae.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.grad_norm = nn.utils.get_total_norm(gradients)
@@ -64,6 +69,8 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         optimizer: ``"adam"`` or ``"adamw"``.
         adam_eps: added to the root of the squared gradient's mean.
         weight_decay: decoupled from the gradient with ``"adamw"``.
+        freeze_decoder: leave ``W_dec`` as it was initialised, at random: what such an SAE still
+            finds is owed to its encoder, and to the directions' number (arXiv 2602.14111).
     """
 
     def __init__(
@@ -76,9 +83,10 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         optimizer: str = "adam",
         adam_eps: float = 1e-8,
         weight_decay: float = 0.0,
+        freeze_decoder: bool = False,
     ) -> None:
         super().__init__(cfg=cfg, sae=sae, data_provider=data_provider)
-        self.gradient_gate = GradientGate(sae, clip_grad_norm)
+        self.gradient_gate = GradientGate(sae, clip_grad_norm, freeze_decoder)
         self.n_steps_above_max_norm = torch.zeros((), dtype=torch.long, device=cfg.device)
         optimizer_class: Any = {"adam": Adam, "adamw": AdamW}[optimizer]
         # a new pair, because the first scheduler has already changed the first optimizer's rate

@@ -181,3 +181,53 @@ def test_half_precision_and_no_embedding_description(open_clip_case: Case):
     half = copy.deepcopy(model).to(torch.bfloat16)
     output = half(residual, start_at_layer=1)
     assert output.dtype is torch.bfloat16
+
+
+CLASS_ALONE_COUNTS = (
+    "open_clip",
+    "timm",
+    "torchvision",
+    "transformers_clip",
+    "transformers_vit",
+)
+
+
+def test_only_what_the_output_depends_on_may_run(case: Case):
+    """Of the last block's MLP, one token where the class token is pooled, else all; the output and
+    the gradients are the same."""
+    bare = copy.deepcopy(case.bare).double()  # where rounding hides no mistake
+    model, pixels = HookedViT.from_module(bare), case.pixels.double()
+    last = model.cfg.n_layers - 1
+    seen: list[int] = []
+    ln2 = bare.get_submodule(f"{model._block_paths[-1]}.{model.tower.block.ln2}")
+    handle = ln2.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    weights = torch.linspace(-1, 1, model(pixels).numel())
+    try:
+        for start in (0, last):
+            residual = model(pixels, stop_at_layer=start).detach()
+            results = []
+            for output_only in (False, True):
+                leaf = residual.clone().requires_grad_()
+                output = model(leaf, start_at_layer=start, output_only=output_only)
+                (gradient,) = torch.autograd.grad((output.flatten() * weights).sum(), leaf)
+                results.append((output.detach(), gradient))
+            for one, other in zip(*results, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        narrow = 1 if model.tower.pooling == "class" else model.cfg.n_tokens
+        assert seen[-1] == narrow
+        assert seen[-2] == model.cfg.n_tokens
+        if case.family in CLASS_ALONE_COUNTS:
+            assert narrow == 1
+        model.run_with_cache(residual, start_at_layer=last, output_only=True)
+        assert seen[-1] == model.cfg.n_tokens, "hooks in the last block see all tokens"
+        whole = model(pixels, output_only=True)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(whole, model(pixels), rtol=1e-9, atol=1e-10)
+
+
+def test_in_training_mode_nothing_is_left_out(open_clip_case: Case):
+    model = HookedViT.from_module(copy.deepcopy(open_clip_case.bare).train())
+    residual = model(open_clip_case.pixels, stop_at_layer=2)
+    wanted = model(residual, start_at_layer=2)
+    assert torch.equal(model(residual, start_at_layer=2, output_only=True), wanted)

@@ -22,8 +22,8 @@ _CONDITION_VALUES = 2**24
 class UpperRun:
     """A batch of images at the SAE's place in the model.
 
-    The blocks below the SAE run once, when this is made. Each ``output`` then runs only what
-    lies above. Where the SAE stands inside a block (``hook_attn_out``, ``hook_z``, …) that block
+    The blocks below the SAE run once, when this is made. Each `output` then runs only what
+    lies above, and of that only what the output depends on. Where the SAE stands inside a block (``hook_attn_out``, ``hook_z``, …) that block
     runs again; where it stands before the blocks, or in the embedding, the whole model does.
 
     Args:
@@ -80,7 +80,7 @@ class UpperRun:
         value = _repeated(self._value, times)
         new = self.attached.source.replace(cfg, value, acts_btd)
         if self._base_name == self._hook:
-            return model(new, start_at_layer=self._start)
+            return model(new, start_at_layer=self._start, output_only=True)
 
         def put(value: Tensor, hook: Any = None) -> Tensor:
             return new
@@ -88,6 +88,7 @@ class UpperRun:
         return model.run_with_hooks(
             _repeated(self._base, times),
             start_at_layer=self._start,
+            output_only=True,
             fwd_hooks=[(self._hook, put)],
         )
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_sae_plugin.hooked_vit.class_token_only import narrow_to_token, only_token_read
+from vit_sae_plugin.hooked_vit.config import HookedViTConfig
 from vit_sae_plugin.hooked_vit.forward_run import (
     ForwardRun,
     StopForward,
@@ -32,6 +34,7 @@ class TowerPass(StrictHookedRoot):
     """The methods of ``HookedViT`` that run the wrapped model."""
 
     bare_model: nn.Module
+    cfg: HookedViTConfig
     model_name: str
     tower: TowerDescription
     _block_paths: tuple[str, ...]
@@ -44,6 +47,7 @@ class TowerPass(StrictHookedRoot):
         *,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        output_only: bool = False,
         **kwargs: Any,
     ) -> Float[Tensor, "..."]:
         """What the bare model returns for images: the embedding (not normalised), or class logits.
@@ -57,6 +61,10 @@ class TowerPass(StrictHookedRoot):
             stop_at_layer: return the residual stream ``[batch, token, d_model]`` in front of this
                 block; no later block, and no head, is computed. ``n_layers`` stops after the last
                 block; negative numbers count from the end.
+            output_only: leave out what the output doesn't depend on: of the last block of a tower
+                that is pooled by its class token all that is not for that token. The output is the
+                same up to rounding. Where hooks look there, or tokens are pooled otherwise, it
+                changes nothing.
             kwargs: passed on to the bare model.
 
         Raises:
@@ -73,20 +81,21 @@ class TowerPass(StrictHookedRoot):
             residual = self._checked_residual(pixels)
             if reach.stop_at_layer == reach.start_at_layer:
                 return residual
-            pixels = self.blank_pixels(len(residual))
+            # of one image: nothing that is computed from them is used
+            pixels = self.blank_pixels(1)
         points = {
             name: point
             for name in self._site_names
             if is_live(point := self.mod_dict[name]) and reach.reaches(name)
         }
         with forward_lock(self.bare_model):
-            if not points and reach == WHOLE_PASS:
+            if not points and reach == WHOLE_PASS and not output_only:
                 # A run of its own, for this may be called from a hook within another pass.
                 with ForwardRun(self.bare_model, {}):
                     return self._bare_output(pixels, kwargs)
             if residual is None and not self._is_checked:
                 self._check_description(pixels, kwargs)
-            return self._hooked_output(pixels, kwargs, points, reach, residual)
+            return self._hooked_output(pixels, kwargs, points, reach, residual, output_only)
 
     def embed_residual(
         self,
@@ -126,7 +135,6 @@ class TowerPass(StrictHookedRoot):
         copies = 1 if self.tower.pooling == "class" else self.cfg.n_prefix_tokens + 1
         alone = residual.flatten(0, 1).unsqueeze(1).expand(-1, copies, -1)
         with forward_lock(self.bare_model):
-            # Blank pixels of one image will do: nothing that is computed from them is used.
             output = self._hooked_output(self.blank_pixels(1), kwargs, {}, Reach(n_layers), alone)
         return output.unflatten(0, (-1, n_tokens))
 
@@ -200,10 +208,15 @@ class TowerPass(StrictHookedRoot):
         points: Mapping[str, Callable[[Tensor], Tensor]],
         reach: Reach,
         residual: Tensor | None,
+        output_only: bool = False,
     ) -> Tensor:
         refuse_checkpointing(self.bare_model)
         with eager_if_compiled(self.bare_model), ForwardRun(self.bare_model, points) as run:
             attach_tower(run, self.tower, self._block_paths, reach, residual)
+            if output_only and reach.stop_at_layer is None:
+                token = only_token_read(self.bare_model, self.tower, self.cfg, run)
+                if token is not None and reach.start_at_layer != self.cfg.n_layers:
+                    narrow_to_token(run, self.tower, self._block_paths[-1], token)
             try:
                 output = self._bare_output(pixels, kwargs)
             except StopForward as stopped:

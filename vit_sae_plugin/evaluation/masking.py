@@ -4,7 +4,8 @@ An image's residual stream is replaced by a reconstruction in which only its cla
 are kept (*on*), or only they are removed (*off*), and one sees how often the image is still
 classified rightly. What it costs: the blocks below the SAE and its encoder run once an image. The
 decoder is affine, so k latents' part in the reconstruction is a product with k of its rows, added
-up from one k to the next. Each condition then runs the blocks above the SAE, several at a time.
+up from one k to the next. Each condition then runs the blocks above the SAE, several at a time,
+and of the last of them only what the output depends on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 Head = Callable[[Tensor], Tensor]
 """From the model's output ``[n, d_embed]`` to logits ``[n, n_classes]``."""
 
+<<<<<<< HEAD
+=======
+_CONDITION_VALUES = {"cpu": 2**22, "cuda": 2**26}
+"""Numbers of the residual stream that run at a time, over all conditions together: on a CPU few
+enough to stay in its cache."""
+
+>>>>>>> b02a5c6 (Masking: conditions run in batches that stay in a CPU's cache; the benchmark counts CPU time)
 
 class Condition(NamedTuple):
     """One way to change the reconstruction."""
@@ -176,9 +184,30 @@ class MaskingStudy:
     ) -> Bool[np.ndarray, "batch conditions"]:
         """Whether each image is given its label, under each condition."""
         run = UpperRun(self.attached, pixels)
+<<<<<<< HEAD
         outputs = run.outputs(self._reconstructions(run, labels))
         answers = torch.stack([self.head(embeds).argmax(-1).cpu() for embeds in outputs])
         return (answers == labels.cpu()).T.numpy()
+=======
+        device = run.target_btd.device.type
+        values = _CONDITION_VALUES["cuda" if device == "cuda" else "cpu"]
+        at_once = max(1, values // run.target_btd.numel())
+        answers: list[Tensor] = []
+        pending: list[Tensor] = []
+
+        def flush() -> None:
+            logits = self.head(run.output(torch.cat(pending)))
+            answers.append(logits.argmax(-1).view(len(pending), -1).cpu())
+            pending.clear()
+
+        for acts_btd in self._reconstructions(run, labels):
+            pending.append(acts_btd)
+            if len(pending) == at_once:
+                flush()
+        if pending:
+            flush()
+        return (torch.cat(answers) == labels.cpu()).T.numpy()
+>>>>>>> b02a5c6 (Masking: conditions run in batches that stay in a CPU's cache; the benchmark counts CPU time)
 
     def _reconstructions(self, run: UpperRun, labels: Tensor) -> Iterator[Tensor]:
         """What stands where the SAE writes, for one condition after another, in their order."""

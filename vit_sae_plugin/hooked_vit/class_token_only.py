@@ -38,7 +38,7 @@ def narrow_to_token(
 
     What either adds to the stream is then one token, added to all of them: right for that
     token, and without meaning for the others. Queries are narrowed where the attention takes them
-    as an argument of their own, in ``torch.nn.MultiheadAttention``; others compute all of them.
+    as an argument of their own, in `torch.nn.MultiheadAttention`; others compute all of them.
 
     Args:
         run: the forward pass.

@@ -15,16 +15,18 @@ from vit_sae_plugin.hooked_vit.hook_names import Reach, layer_of
 if TYPE_CHECKING:
     from vit_sae_plugin.attached_sae.attached_sae import AttachedSAE
 
-_CONDITION_VALUES = 2**24
-"""Numbers of the residual stream that run at a time, over all conditions together."""
+_CONDITION_VALUES = {"cpu": 2**22, "cuda": 2**26}
+"""Numbers of the residual stream that run at a time, over all conditions together: on a CPU few
+enough to stay in its cache."""
 
 
 class UpperRun:
     """A batch of images at the SAE's place in the model.
 
-    The blocks below the SAE run once, when this is made. Each `output` then runs only what
-    lies above, and of that only what the output depends on. Where the SAE stands inside a block (``hook_attn_out``, ``hook_z``, …) that block
-    runs again; where it stands before the blocks, or in the embedding, the whole model does.
+    The blocks below the SAE run once, when this is made. Each `output` then runs only what lies
+    above, and of that only what the output depends on. Where the SAE stands inside a block
+    (``hook_attn_out``, ``hook_z``, …) that block runs again; where it stands before the blocks, or
+    in the embedding, the whole model does.
 
     Args:
         attached: the SAE on its model.
@@ -100,7 +102,8 @@ class UpperRun:
         Args:
             conditions: what stands where the SAE writes, for each image in order.
         """
-        at_once = max(1, _CONDITION_VALUES // self.target_btd.numel())
+        values = _CONDITION_VALUES["cuda" if self.target_btd.device.type == "cuda" else "cpu"]
+        at_once = max(1, values // self.target_btd.numel())
         rest = iter(conditions)
         while some := list(islice(rest, at_once)):
             yield from self.output(torch.cat(some)).split(self.n_images)

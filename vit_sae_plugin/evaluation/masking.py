@@ -33,13 +33,6 @@ KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 Head = Callable[[Tensor], Tensor]
 """From the model's output ``[n, d_embed]`` to logits ``[n, n_classes]``."""
 
-<<<<<<< HEAD
-=======
-_CONDITION_VALUES = {"cpu": 2**22, "cuda": 2**26}
-"""Numbers of the residual stream that run at a time, over all conditions together: on a CPU few
-enough to stay in its cache."""
-
->>>>>>> b02a5c6 (Masking: conditions run in batches that stay in a CPU's cache; the benchmark counts CPU time)
 
 class Condition(NamedTuple):
     """One way to change the reconstruction."""
@@ -184,30 +177,9 @@ class MaskingStudy:
     ) -> Bool[np.ndarray, "batch conditions"]:
         """Whether each image is given its label, under each condition."""
         run = UpperRun(self.attached, pixels)
-<<<<<<< HEAD
         outputs = run.outputs(self._reconstructions(run, labels))
         answers = torch.stack([self.head(embeds).argmax(-1).cpu() for embeds in outputs])
         return (answers == labels.cpu()).T.numpy()
-=======
-        device = run.target_btd.device.type
-        values = _CONDITION_VALUES["cuda" if device == "cuda" else "cpu"]
-        at_once = max(1, values // run.target_btd.numel())
-        answers: list[Tensor] = []
-        pending: list[Tensor] = []
-
-        def flush() -> None:
-            logits = self.head(run.output(torch.cat(pending)))
-            answers.append(logits.argmax(-1).view(len(pending), -1).cpu())
-            pending.clear()
-
-        for acts_btd in self._reconstructions(run, labels):
-            pending.append(acts_btd)
-            if len(pending) == at_once:
-                flush()
-        if pending:
-            flush()
-        return (torch.cat(answers) == labels.cpu()).T.numpy()
->>>>>>> b02a5c6 (Masking: conditions run in batches that stay in a CPU's cache; the benchmark counts CPU time)
 
     def _reconstructions(self, run: UpperRun, labels: Tensor) -> Iterator[Tensor]:
         """What stands where the SAE writes, for one condition after another, in their order."""

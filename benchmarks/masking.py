@@ -88,7 +88,8 @@ def measure_time(d_sae: int, n_images: int, n_turns: int, n_plain: int) -> None:
         print(f"{name} / study: {middle_ratio:.1f} ({min(values):.1f} to {max(values):.1f})")
     reached = statistics.median(against_pass) / statistics.median(limit)
     print(
-        f"limit (whole pass / what of the blocks above and the head is needed): {statistics.median(limit):.1f}; "
+        "limit (whole pass / what is needed of the blocks above and the head): "
+        f"{statistics.median(limit):.1f}; "
         f"reached {reached:.0%} of it"
     )
 

@@ -1,4 +1,4 @@
-"""SAEs on adapted models: with the error term and nothing edited, the output is the bare model's."""
+"""SAEs on adapted models: with the error term and nothing edited, the output stays the same."""
 
 from __future__ import annotations
 

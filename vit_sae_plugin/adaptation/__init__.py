@@ -3,6 +3,7 @@
 from vit_sae_plugin.adaptation.accuracy import accuracy_of_halves, class_accuracy
 from vit_sae_plugin.adaptation.adapt import adapt, load_adapted
 from vit_sae_plugin.adaptation.config import METHODS, AdaptationConfig
+from vit_sae_plugin.adaptation.official_checkpoints import load_checkpoint
 from vit_sae_plugin.adaptation.saved_model import AdaptationFileError
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "adapt",
     "class_accuracy",
     "load_adapted",
+    "load_checkpoint",
 ]

@@ -9,27 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inert_pickle import UnsafeFileError
+    from vit_sae_plugin.inert_pickle import UnsafeFileError
+    from vit_sae_plugin.tensor_files import UnreadableFileError, read_tensors
+
     from .kinds import FORMATS
     from .load import load_pretrained_sae, options_of, read_pretrained
     from .sae_lens_loaders import disk_loader, hub_loader, register_release
     from .sharing import share_sae
     from .source_files import HubError
-    from .tensor_files import UnreadableFileError, read_tensors
 
 _HOME_OF = {
-    "FORMATS": "kinds",
-    "HubError": "source_files",
-    "UnreadableFileError": "tensor_files",
-    "UnsafeFileError": "inert_pickle",
-    "disk_loader": "sae_lens_loaders",
-    "hub_loader": "sae_lens_loaders",
-    "load_pretrained_sae": "load",
-    "options_of": "load",
-    "read_pretrained": "load",
-    "read_tensors": "tensor_files",
-    "register_release": "sae_lens_loaders",
-    "share_sae": "sharing",
+    "FORMATS": ".kinds",
+    "HubError": ".source_files",
+    "UnreadableFileError": "vit_sae_plugin.tensor_files",
+    "UnsafeFileError": "vit_sae_plugin.inert_pickle",
+    "disk_loader": ".sae_lens_loaders",
+    "hub_loader": ".sae_lens_loaders",
+    "load_pretrained_sae": ".load",
+    "options_of": ".load",
+    "read_pretrained": ".load",
+    "read_tensors": "vit_sae_plugin.tensor_files",
+    "register_release": ".sae_lens_loaders",
+    "share_sae": ".sharing",
 }
 
 __all__ = [
@@ -51,4 +52,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(_HOME_OF[name], __name__), name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_sae_plugin.pretrained.tensor_files import read_tensors
+from vit_sae_plugin.tensor_files import read_tensors
 
 AS_THEY_ARE = "none"
 

@@ -9,13 +9,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit_sae_plugin.inert_pickle import UnsafeFileError
 from vit_sae_plugin.near_names import near_names
 from vit_sae_plugin.pretrained.format import Format
-from vit_sae_plugin.pretrained.inert_pickle import UnsafeFileError
 from vit_sae_plugin.pretrained.kinds import FORMATS
 from vit_sae_plugin.pretrained.read_sae import ReadSAE
 from vit_sae_plugin.pretrained.source_files import HubError, SourceFiles, source_files
-from vit_sae_plugin.pretrained.tensor_files import UnreadableFileError
+from vit_sae_plugin.tensor_files import UnreadableFileError
 
 if TYPE_CHECKING:
     from sae_lens import SAE

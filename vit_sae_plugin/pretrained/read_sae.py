@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_sae_plugin.pretrained.inert_pickle import Inert
+from vit_sae_plugin.inert_pickle import Inert
 
 # what the other weights' shapes follow from: axis names of each weight SAELens has
 _AXES = {

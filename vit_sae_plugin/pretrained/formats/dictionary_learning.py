@@ -25,7 +25,7 @@ from vit_sae_plugin.pretrained.read_sae import (
     written_plainly,
 )
 from vit_sae_plugin.pretrained.source_files import SourceFiles
-from vit_sae_plugin.pretrained.tensor_files import read_tensors
+from vit_sae_plugin.tensor_files import read_tensors
 
 # what scale_biases multiplies there when rows were divided by a norm in training
 _BIASES = ("b_enc", "b_dec", "b_gate", "b_mag", "threshold")

@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_sae_plugin.pretrained.format import Format
 from vit_sae_plugin.pretrained.read_sae import ReadSAE, StateDict
 from vit_sae_plugin.pretrained.source_files import SourceFiles
-from vit_sae_plugin.pretrained.tensor_files import read_tensors
+from vit_sae_plugin.tensor_files import read_tensors
 
 _COPIES = ("pre_encoder_bias._bias_reference", "post_decoder_bias._bias_reference")
 

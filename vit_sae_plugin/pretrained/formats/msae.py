@@ -22,7 +22,7 @@ from vit_sae_plugin.pretrained.input_statistics import stated_statistics, statis
 from vit_sae_plugin.pretrained.model_names import open_clip_model
 from vit_sae_plugin.pretrained.read_sae import ReadSAE, StateDict, for_each_latent, written_plainly
 from vit_sae_plugin.pretrained.source_files import SourceFiles
-from vit_sae_plugin.pretrained.tensor_files import read_tensors
+from vit_sae_plugin.tensor_files import read_tensors
 
 _NESTED = ("RW", "UW")
 _FLAGS = {"True": True, "False": False}

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_sae_plugin.inert_pickle import Inert
 from vit_sae_plugin.pretrained.format import Format
-from vit_sae_plugin.pretrained.inert_pickle import Inert
 from vit_sae_plugin.pretrained.read_sae import (
     ReadSAE,
     StateDict,
@@ -27,7 +27,7 @@ from vit_sae_plugin.pretrained.read_sae import (
     written_plainly,
 )
 from vit_sae_plugin.pretrained.source_files import SourceFiles
-from vit_sae_plugin.pretrained.tensor_files import read_tensors
+from vit_sae_plugin.tensor_files import read_tensors
 
 _KINDS = {
     "SAE": "relu",

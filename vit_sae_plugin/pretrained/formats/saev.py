@@ -22,7 +22,7 @@ from vit_sae_plugin.pretrained.read_sae import (
     written_plainly,
 )
 from vit_sae_plugin.pretrained.source_files import SourceFiles
-from vit_sae_plugin.pretrained.tensor_files import read_after_json_line
+from vit_sae_plugin.tensor_files import read_after_json_line
 
 _NEW_FORMULA_SCHEMAS = (2, 3, 4, 5)
 

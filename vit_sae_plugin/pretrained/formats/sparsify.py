@@ -21,7 +21,7 @@ from vit_sae_plugin.pretrained.read_sae import (
     written_plainly,
 )
 from vit_sae_plugin.pretrained.source_files import SourceFiles
-from vit_sae_plugin.pretrained.tensor_files import read_tensors
+from vit_sae_plugin.tensor_files import read_tensors
 
 
 def read(files: SourceFiles, *, k: int | None = None) -> ReadSAE:

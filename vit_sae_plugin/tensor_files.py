@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit_sae_plugin.pretrained.inert_pickle import (
+from vit_sae_plugin.inert_pickle import (
     InertUnpickler,
     Storage,
     UnsafeFileError,

@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_frontier(commands)
     _add_analyze(commands)
+    _add_name(commands)
     _add_convert(commands)
     _add_card(commands)
     _add_export(commands)
@@ -504,6 +505,95 @@ def _add_analyze(commands) -> None:
         metavar="FOLDER",
         help="also write features and activations in the shape of Neuronpedia's files there",
     )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def _add_name(commands) -> None:
+    command = _command(
+        commands,
+        "name",
+        "name the latents of an atlas by the words of a vocabulary, where the match is clear",
+        "vit-sae name runs/photos/sae/atlas-photos --images photos/ --vocabulary general",
+        "vit-sae name atlas/ --sae runs/photos/sae --images photos/ --vocabulary words.txt",
+        note="Names and notes that people wrote stay. The report shows the names: give 'analyze' "
+        "again with --report.",
+    )
+    command.add_argument(
+        "folder",
+        metavar="ATLAS_OR_SAE_FOLDER",
+        help="an atlas that 'analyze' wrote, which keeps the names; or an SAE without one",
+    )
+    command.add_argument(
+        "--sae",
+        metavar="SAE_FOLDER",
+        help="the SAE that the atlas is about (default: the folder that the atlas lies in)",
+    )
+    command.add_argument(
+        "--images",
+        required=True,
+        metavar="SOURCE",
+        help="images to name by, best of one thing each; " + _IMAGES_HELP,
+    )
+    command.add_argument(
+        "--vocabulary",
+        default="general",
+        metavar="WORDS",
+        help="'general' (1,460 objects and actions, the default), 'wordnet' (by NLTK), 'shapes', a "
+        "file with one word a line, a .csv or .parquet with a column 'word', or a public list: "
+        "splice:FILE, clip-dissect:FILE, broden:FILE, dn-cbm:FILE; '?n=10000' takes so many",
+    )
+    command.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="prompts around a word: a file with one a line and {} for the word, 'openai' (its 80, "
+        "the default), or 'shapes'",
+    )
+    _add_model(command, " (default: the SAE's own)")
+    command.add_argument(
+        "--route",
+        default="image-conditioned",
+        choices=["image-conditioned", "measured-shift", "direct"],
+        help="how a latent's meaning is found: by the images that activate it (the default), by "
+        "what raising it does to the image embedding, or by its decoder row as it is",
+    )
+    command.add_argument(
+        "--level",
+        choices=["mean", "max"],
+        help="image-conditioned: an image's activation, over its tokens (default: mean)",
+    )
+    command.add_argument(
+        "--factor",
+        type=float,
+        metavar="X",
+        help="measured-shift: what activations are multiplied with (default: 2)",
+    )
+    command.add_argument(
+        "--kind",
+        choices=["direction", "point", "projection", "linearized"],
+        help="direct: how the row is taken (default: direction for image embeddings, projection "
+        "inside the tower)",
+    )
+    command.add_argument(
+        "--false-naming-rate",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="name so clearly that only this share of random directions would be named "
+        "(default: 0.01)",
+    )
+    command.add_argument(
+        "--threshold", type=float, metavar="X", help="or name from this clearness on"
+    )
+    command.add_argument(
+        "--n-candidates",
+        type=int,
+        default=5,
+        metavar="N",
+        help="words listed a latent (default: 5)",
+    )
+    command.add_argument("--n-images", type=int, metavar="N", help="use this many images")
+    _add_batching(command)
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.datasets.shape_scenes import Scene
 
 Concept = tuple[str, str]
@@ -33,6 +34,23 @@ def scene_concept_masks(scene: Scene) -> dict[Concept, np.ndarray]:
         for concept in concepts:
             masks[concept] = masks.get(concept, False) | thing.mask
     return masks
+
+
+def masks_of(images: ImageSource, concept_masks: ConceptMasks | None) -> ConceptMasks:
+    """The masks given, or else those of a source of shape scenes.
+
+    Raises:
+        ValueError: none are given, and the source has none.
+    """
+    if concept_masks is not None:
+        return concept_masks
+    scene = getattr(images, "scene", None)
+    if scene is None:
+        raise ValueError(
+            f"{images.name} has no masks of its own; pass concept_masks: image index → "
+            "{(kind, name): mask}"
+        )
+    return lambda index: scene_concept_masks(scene(index))
 
 
 class PatchCoverage:

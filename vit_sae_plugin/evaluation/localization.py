@@ -20,7 +20,7 @@ from vit_sae_plugin.evaluation.concept_masks import (
     ConceptMasks,
     ConceptPatches,
     PatchCoverage,
-    scene_concept_masks,
+    masks_of,
 )
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.features import (
@@ -132,14 +132,7 @@ def localize(
     """
     images = open_images(images)
     attached = AttachedSAE(model, sae, source)
-    if concept_masks is None:
-        scene = getattr(images, "scene", None)
-        if scene is None:
-            raise ValueError(
-                f"{images.name} has no masks of its own; pass concept_masks: image index → "
-                "{(kind, name): mask}"
-            )
-        concept_masks = lambda index: scene_concept_masks(scene(index))  # noqa: E731
+    concept_masks = masks_of(images, concept_masks)
     criteria = _known(
         "select_by", [select_by] if isinstance(select_by, str) else select_by, CRITERIA
     )
@@ -155,7 +148,7 @@ def localize(
         n_workers=n_workers,
         progress=progress,
     )
-    halves = _collect(attached, walk, concept_masks, min_coverage)
+    halves = collect_halves(attached, walk, concept_masks, min_coverage)
     positives = [half.concepts.positives() for half in halves]
     concepts = [
         concept
@@ -214,7 +207,7 @@ def _known(what: str, chosen: Sequence[Any], known: Sequence[Any]) -> list[Any]:
 
 
 @dataclass
-class _Half:
+class Half:
     """One half of the images: its latents, activations and concepts, patch by patch."""
 
     latents: SparseFeatures
@@ -222,14 +215,20 @@ class _Half:
     acts: list[Tensor] = field(default_factory=list)
 
 
-def _collect(
+def collect_halves(
     attached: AttachedSAE, walk: ImageWalk, concept_masks: ConceptMasks, min_coverage: float
-) -> tuple[_Half, _Half]:
+) -> tuple[Half, Half]:
+    """Latents, activations and concepts of the first, third, … and of the other images.
+
+    Raises:
+        ValueError: the SAE reads no patches, or not all; fewer than two images; activations or
+            latents that aren't finite.
+    """
     tokens = _all_patches(attached)
     preprocess, grid = attached.model.require_preprocess(), attached.layout.grid
     coverage = PatchCoverage(preprocess, grid)
     halves = tuple(
-        _Half(SparseFeatures(attached.d_sae), ConceptPatches(len(tokens))) for _ in range(2)
+        Half(SparseFeatures(attached.d_sae), ConceptPatches(len(tokens))) for _ in range(2)
     )
     for batch in walk:
         patches = attached.activations(batch.pixels)[:, tokens]
@@ -325,7 +324,7 @@ def _mean(draws: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _methods(
-    halves: tuple[_Half, _Half],
+    halves: tuple[Half, Half],
     baselines: Sequence[Baseline],
     sae: SAE[Any],
     seed: int,

@@ -128,9 +128,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def check_finite(
-    *, acts: Tensor | None = None, latents: Tensor | None = None, x_hat: Tensor | None = None
+    *,
+    acts: Tensor | None = None,
+    latents: Tensor | None = None,
+    x_hat: Tensor | None = None,
+    embeds: Tensor | None = None,
 ) -> None:
-    """Say which of an SAE's input, latents and reconstructions hold NaN or infinity.
+    """Say which of an SAE's input, latents, reconstructions and embeddings hold NaN or infinity.
 
     Raises:
         ValueError: any of them does.
@@ -139,6 +143,7 @@ def check_finite(
         "the activations that the SAE reads": (acts, "check the model's weights and precision"),
         "the SAE's latents": (latents, "check its weights and input scaling"),
         "the SAE's reconstructions": (x_hat, "check its weights and input scaling"),
+        "the image embeddings": (embeds, "check the model's weights and precision"),
     }
     for what, (values, advice) in found.items():
         if values is not None and not values.isfinite().all():

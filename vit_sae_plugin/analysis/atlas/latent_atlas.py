@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -256,8 +256,19 @@ class LatentAtlas:
             ValueError: it is no such file, or damaged, or about another SAE.
         """
         read = read_names(path, sae_sha256=self.info.sae_sha256, d_sae=self.d_sae)
-        merged = {**self.names, **read}
-        self.names = {latent: name for latent, name in merged.items() if not name.is_empty}
+        self.set_names({**self.names, **read})
+
+    def set_names(self, names: Mapping[int, LatentName]) -> None:
+        """Replace all names; an atlas that has a folder keeps them there.
+
+        Entries without name and note are left out.
+
+        Raises:
+            ValueError: there is no such latent.
+        """
+        self.names = {
+            self.check_latent(latent): name for latent, name in names.items() if not name.is_empty
+        }
         if self.folder is not None:
             write_names(self.folder / NAMES_FILE, self.names, self.info.sae_sha256)
 

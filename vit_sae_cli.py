@@ -310,10 +310,11 @@ def _add_eval(commands) -> None:
     )
     command.add_argument(
         "--suite",
-        choices=["splice", "msae", "masking", "concepts"],
+        choices=["splice", "msae", "masking", "concepts", "stability"],
         help="splice: the measures of PatchSAE (default with --images); msae: those of the "
         "Matryoshka paper (default with --embeddings); masking: which latents decide a class; "
-        "concepts: whether latents mean something, beside neurons and random latents",
+        "concepts: whether latents mean something, beside neurons and random latents; stability: "
+        "which latents another SAE has too",
     )
     command.add_argument(
         "--probe-images",
@@ -336,7 +337,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--atlas",
         metavar="FOLDER",
-        help="masking: or an atlas that 'analyze' made of such images",
+        help="masking: or an atlas that 'analyze' made of such images; concepts, stability: the "
+        "SAE's atlas, to keep each latent's measures in, which the next report shows",
     )
     command.add_argument(
         "--ks", metavar="K,…", help="masking: numbers of latents kept and removed, such as 1,5,10"
@@ -365,6 +367,14 @@ def _add_eval(commands) -> None:
         help="concepts: a CSV file of sibling classes, with the columns group and class",
     )
     command.add_argument(
+        "--other", metavar="SAE_FOLDER", help="stability: the SAE that latents are looked for in"
+    )
+    command.add_argument(
+        "--match-by",
+        choices=["decoder", "activations"],
+        help="stability: by the cosine of decoder rows (default), or by correlation over --images",
+    )
+    command.add_argument(
         "--allow-same-images",
         action="store_true",
         help="masking: rank and score on the same images, which flatters the ranking",
@@ -378,8 +388,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--output-path",
         metavar="FOLDER",
-        help="where the CSV and JSON go (default: 'evaluation', or for masking and "
-        "concepts the name of the suite, in the SAE's folder)",
+        help="where the CSV and JSON go (default: 'evaluation', or for masking, "
+        "concepts and stability the name of the suite, in the SAE's folder)",
     )
 
 

@@ -1,8 +1,8 @@
 """``vit-sae eval``: the measures of a saved SAE, on screen and as CSV and JSON.
 
-Four suites: what splicing the SAE in does to its model, the Matryoshka paper's measures of the
-rows that it reads, which latents decide a class (masking), and whether latents mean something
-(concepts).
+Five suites: what splicing the SAE in does to its model, the Matryoshka paper's measures of the
+rows that it reads, which latents decide a class (masking), whether latents mean something
+(concepts), and which of them another SAE has too (stability).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae, weights_flag
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sae_lens import SAE
 
+    from vit_sae_plugin.analysis import LatentAtlas
     from vit_sae_plugin.attached_sae import AttachedSAE
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.evaluation import EvaluationReport
@@ -25,17 +27,19 @@ if TYPE_CHECKING:
 
 _ONLY_OF_SUITE = {
     "msae": ("probe_images", "captions", "training_captions"),
-    "masking": ("ranking_images", "atlas", "ks", "allow_same_images"),
+    "masking": ("ranking_images", "ks", "allow_same_images"),
     "concepts": ("control", "encoder", "encoder_embeddings", "groups"),
+    "stability": ("other", "match_by"),
 }
+_WITH_ATLAS = ("masking", "concepts", "stability")
 _ONLY_IMAGES = ("images", "model", "pretrained", "n_images", "n_workers", "templates")
-_BATCH_SIZE_IMAGES = {"splice": 64, "msae": 64, "masking": 8, "concepts": 64}
+_BATCH_SIZE_IMAGES = {"splice": 64, "msae": 64, "masking": 8, "concepts": 64, "stability": 32}
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables and save them."""
     _check(args)
-    name = args.suite if args.suite in ("masking", "concepts") else "evaluation"
+    name = args.suite if args.suite in _WITH_ATLAS else "evaluation"
     folder = Path(args.output_path or folder_beside(args.sae, name))
     check_output_folder(folder)
     if args.save_latents is not None:
@@ -43,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     evaluate = _on_images if args.embeddings is None else _on_embeddings
+    if args.suite == "stability":
+        evaluate = _stability
     report = evaluate(sae, args, device, folder)
     print(report)
     print(f"\nSaved as CSV and JSON in {folder}")
@@ -63,6 +69,11 @@ def _check(args: argparse.Namespace) -> None:
                 raise ValueError(f"{_flag(name)} goes with --suite {suite}")
             if getattr(args, name) and args.embeddings is not None:
                 raise ValueError(f"{_flag(name)} doesn't go with --embeddings, but with --images")
+    if args.atlas and args.suite not in _WITH_ATLAS:
+        raise ValueError(f"--atlas goes with --suite {' or '.join(_WITH_ATLAS)}")
+    if args.suite == "stability":
+        _check_stability(args)
+        return
     if args.embeddings is not None:
         for name in _ONLY_IMAGES:
             if getattr(args, name):
@@ -82,6 +93,17 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("give either --encoder or --encoder-embeddings, not both")
     if args.save_latents is not None and Path(args.save_latents).exists():
         raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
+
+
+def _check_stability(args: argparse.Namespace) -> None:
+    if args.other is None:
+        raise ValueError("--suite stability wants --other SAE_FOLDER, the SAE to match with")
+    if args.embeddings is not None or args.save_latents is not None:
+        raise ValueError("--suite stability goes without --embeddings and --save-latents")
+    if (args.match_by == "activations") != (args.images is not None):
+        raise ValueError(
+            "--match-by activations wants --images SOURCE, and --match-by decoder none"
+        )
 
 
 def _flag(name: str) -> str:
@@ -221,6 +243,7 @@ def _concept_suite(
     from vit_sae_plugin.evaluation.image_concepts import read_groups
     from vit_sae_plugin.hooked_vit import HookedViT
 
+    atlas = _named_atlas(args, sae)
     controls = {}
     for given in args.control or ():
         name, _, folder = given.partition("=")
@@ -239,7 +262,7 @@ def _concept_suite(
         encoder = load_embedding_rows(args.encoder_embeddings)
     if settings["n_images"] is None:
         del settings["n_images"]
-    return concept_suite(
+    report = concept_suite(
         model,
         sae,
         images,
@@ -248,6 +271,57 @@ def _concept_suite(
         groups=None if args.groups is None else read_groups(args.groups),
         **settings,
     )
+    kept = ["monosemanticity", "spatial_coherence"]
+    _keep(atlas, report.latents[[name for name in kept if name in report.latents]])
+    return report
+
+
+def _stability(
+    sae: SAE[Any], args: argparse.Namespace, device: str, folder: Path
+) -> EvaluationReport:
+    """Which latents another SAE has too."""
+    from vit_sae_plugin.activations import ActivationSource
+    from vit_sae_plugin.concepts import match_saes
+
+    atlas = _named_atlas(args, sae)
+    other = load_sae(args.other, device)
+    settings: dict[str, Any] = {}
+    if args.match_by == "activations":
+        model = load_model(sae, args, device)
+        source_of_other = ActivationSource.from_metadata(other.cfg.metadata)
+        same = other.cfg.metadata.model_name == sae.cfg.metadata.model_name
+        settings = {
+            "model": model,
+            "other_model": model if same else source_of_other.load_model(device),
+            "images": args.images,
+            "n_images": args.n_images,
+            "batch_size_images": args.batch_size_images,
+            "n_workers": args.n_workers,
+            "progress": True,
+        }
+    found = match_saes(sae, other, args.match_by or "decoder", **settings)
+    _keep(atlas, found.latents)
+    report = found.report()
+    report.save(folder)
+    return report
+
+
+def _named_atlas(args: argparse.Namespace, sae: SAE[Any]) -> LatentAtlas | None:
+    """The atlas that is to keep what is found of each latent, checked before anything is."""
+    if args.atlas is None:
+        return None
+    from vit_sae_plugin.analysis import LatentAtlas
+    from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
+
+    atlas = LatentAtlas.load(args.atlas)
+    check_same_sae(atlas, sae)
+    return atlas
+
+
+def _keep(atlas: LatentAtlas | None, columns: pd.DataFrame) -> None:
+    if atlas is not None:
+        atlas.add_columns(columns)
+        print(f"Kept beside the atlas in {atlas.folder}: {', '.join(columns)}\n")
 
 
 def _numbers(text: str) -> list[int]:

@@ -86,10 +86,10 @@ def bootstrap_ratio(
 
     Args:
         numerator, denominator: a row for each unit; they broadcast.
-        confidence, n_resamples, seed: as for [`bootstrap_mean`][].
+        confidence, n_resamples, seed: as for `bootstrap_mean`.
 
     Raises:
-        ValueError: as [`bootstrap_mean`][].
+        ValueError: as `bootstrap_mean`.
     """
     above, below = np.broadcast_arrays(
         np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)

@@ -115,6 +115,9 @@ def index_data(
             "top_class": by_count,
             "top_class_by_rate": by_rate,
         },
+        "measures": {
+            str(name): _column(atlas.columns[name].loc[list(latents)]) for name in atlas.columns
+        },
     }
 
 

@@ -16,6 +16,12 @@ from PIL import Image
 
 from vit_sae_plugin.analysis.atlas.atlas_folder import read_atlas, write_atlas
 from vit_sae_plugin.analysis.atlas.atlas_info import AtlasInfo
+from vit_sae_plugin.analysis.atlas.latent_columns import (
+    COLUMNS_FILE,
+    checked_columns,
+    read_columns,
+    write_columns,
+)
 from vit_sae_plugin.analysis.atlas.latent_names import (
     NAMES_FILE,
     LatentName,
@@ -62,6 +68,8 @@ class LatentAtlas:
     """Images that could not be read, with the reason."""
     names: dict[int, LatentName] = field(default_factory=dict)
     """Latent → its name and note, for those that have any; ``names.json`` in the folder."""
+    columns: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Further measures of each latent, such as its stability; ``columns.json`` in the folder."""
     folder: Path | None = None
     """Where it was saved."""
 
@@ -244,7 +252,26 @@ class LatentAtlas:
         write_atlas(self.folder, self.info, frames, arrays)
         if self.names:
             write_names(self.folder / NAMES_FILE, self.names, self.info.sae_sha256)
+        if len(self.columns.columns):
+            write_columns(self.folder / COLUMNS_FILE, self.columns, self.info.sae_sha256)
         return self.folder
+
+    def add_columns(self, columns: pd.DataFrame) -> None:
+        """Keep further measures of each latent, which the report shows, sorts and filters by.
+
+        They replace those of the same name. An atlas that has a folder keeps them there.
+
+        Args:
+            columns: numbers, a row for each latent; missing where there is none.
+
+        Raises:
+            ValueError: other rows than the latents, or a column of no numbers.
+        """
+        added = checked_columns(columns, self.d_sae)
+        kept = [name for name in self.columns if name not in added]
+        self.columns = pd.concat([self.columns[kept], added], axis=1) if kept else added
+        if self.folder is not None:
+            write_columns(self.folder / COLUMNS_FILE, self.columns, self.info.sae_sha256)
 
     def read_names(self, path: str | Path) -> None:
         """Take over names from a file that the report, or another atlas of this SAE, saved.
@@ -309,6 +336,12 @@ class LatentAtlas:
                 atlas.names = read_names(path, sae_sha256=info.sae_sha256, d_sae=info.d_sae)
             except ValueError as error:
                 warnings.warn(f"opened without names of latents: {error}", stacklevel=2)
+        path = Path(folder) / COLUMNS_FILE
+        if path.is_file():
+            try:
+                atlas.columns = read_columns(path, sae_sha256=info.sae_sha256, d_sae=info.d_sae)
+            except ValueError as error:
+                warnings.warn(f"opened without further columns: {error}", stacklevel=2)
         return atlas
 
     def _partners(self, partners: Partners, latent: int, n: int, score: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ function openFilters(atlas) {
   const hasEntropy = latents.entropy.some((value) => value !== null);
   const usual = hasEntropy ? ["entropy", "ascending"] : ["frequency", "descending"];
   const fields = ["search", "class", "frequency-low", "frequency-high", "mean-low", "mean-high", "entropy-low",
-    "entropy-high", "hide-dense", "named"];
+    "entropy-high", "measure", "measure-low", "measure-high", "hide-dense", "named"];
   const values = {
     id: (i) => latents.id[i],
     what: (i) => report.describe(atlas, i).title.toLowerCase(),
@@ -30,19 +30,27 @@ function openFilters(atlas) {
     return place < 0 ? null : latents.class_shares[i][place] ?? null;
   }
 
+  // The further measure that is looked at, if there is one of the name in the address.
+  function measureOf(view) {
+    const name = view.get("measure");
+    return name && Object.hasOwn(atlas.measures, name) ? name : null;
+  }
+
   function sortOf(view) {
     const hasClass = Boolean(view.get("class"));
+    const hasMeasure = measureOf(view) !== null;
     const [key, direction] = (view.get("sort") || "").split(",");
-    const known = (Object.hasOwn(values, key) || (key === "share" && hasClass)) && ["ascending", "descending"].includes(direction);
-    const [usualKey, usualDirection] = hasClass ? ["share", "descending"] : usual;
+    const known = (Object.hasOwn(values, key) || (key === "share" && hasClass) || (key === "measure" && hasMeasure)) && ["ascending", "descending"].includes(direction);
+    const [usualKey, usualDirection] = hasMeasure ? ["measure", "descending"] : hasClass ? ["share", "descending"] : usual;
     return known ? { key, direction } : { key: usualKey, direction: usualDirection };
   }
 
   // All latents in an order. Filters pick from it, so that typing sorts nothing.
-  function ordered({ key, direction }, index) {
-    const name = `${key},${direction},${key === "share" ? index : ""}`;
+  function ordered({ key, direction }, index, measure) {
+    const name = `${key},${direction},${key === "share" ? index : key === "measure" ? measure : ""}`;
     if (!orders.has(name)) {
-      const value = key === "share" ? (i) => share(i, index) : values[key];
+      const special = { share: (i) => share(i, index), measure: (i) => atlas.measures[measure][i] };
+      const value = special[key] ?? values[key];
       const keys = latents.id.map((_, i) => value(i));
       const known = [];
       const missing = [];
@@ -73,15 +81,17 @@ function openFilters(atlas) {
     const words = (view.get("search") || "").trim().toLowerCase().split(/\s+/).filter(Boolean);
     const finders = words.map(finder);
     const index = view.get("class") ? Number(view.get("class")) : null;
+    const measure = measureOf(view);
     const ranges = [
       ["frequency", latents.frequency, limit("frequency-low", 100), limit("frequency-high", 100)],
       ["mean act.", latents.mean, limit("mean-low"), limit("mean-high")],
       ["entropy", latents.entropy, limit("entropy-low"), limit("entropy-high")],
+      ...(measure === null ? [] : [[report.measureName(measure), atlas.measures[measure], limit("measure-low"), limit("measure-high")]]),
     ].filter(([, , low, high]) => low !== null || high !== null);
     const [hideDense, named] = ["hide-dense", "named"].map((field) => view.get(field) === "1");
     const withName = new Set(named ? atlas.naming.all() : []);
     const sort = sortOf(view);
-    const shown = ordered(sort, index).filter((i) => finders.every((finds) => finds(i))
+    const shown = ordered(sort, index, measure).filter((i) => finders.every((finds) => finds(i))
       && (index === null || latents.classes[i].includes(index))
       && !(hideDense && latents.dense[i])
       && !(named && !withName.has(latents.id[i]))
@@ -93,5 +103,5 @@ function openFilters(atlas) {
     return { shown, sort, crossed };
   }
 
-  return { fields, hasEntropy, viewOf, share, choose };
+  return { fields, hasEntropy, viewOf, share, measureOf, choose };
 }

@@ -8,7 +8,8 @@ report.open().then((atlas) => {
   const filters = openFilters(atlas);
   const { hasEntropy, fields } = filters;
   const control = (id) => document.getElementById(id);
-  const needs = { class: leading.size, entropy: hasEntropy, labels: leading.size + hasEntropy };
+  const measures = Object.keys(atlas.measures);
+  const needs = { class: leading.size, entropy: hasEntropy, labels: leading.size + hasEntropy, measures: measures.length };
   for (const [kind, there] of Object.entries(needs)) {
     if (!there) for (const part of document.querySelectorAll(`[data-needs="${kind}"]`)) part.hidden = true;
   }
@@ -35,6 +36,11 @@ report.open().then((atlas) => {
     { key: "max", title: "Max act.", class: "wide", first: "descending" },
     { key: "entropy", title: "Label entropy", first: "ascending" },
   ].filter(({ key }) => hasEntropy || key !== "entropy");
+  // The further measure that is chosen stands where the largest activation else does.
+  const shownColumns = () => columns.filter(({ key }) => key !== "share" || view.get("class")).map((column) => {
+    const measure = column.key === "max" ? filters.measureOf(view) : null;
+    return measure === null ? column : { ...column, key: "measure", title: report.measureName(measure) };
+  });
   const whatColumn = columns.find(({ key }) => key === "what");
   const table = document.querySelector(".table");
   table.classList.toggle("unlabelled", !hasEntropy);
@@ -44,6 +50,8 @@ report.open().then((atlas) => {
 
   [...leading].sort((a, b) => report.className(atlas, a).localeCompare(report.className(atlas, b)) || a - b)
     .forEach((index) => control("class").append(el("option", { value: index }, report.className(atlas, index))));
+
+  for (const name of measures) control("measure").append(el("option", { value: name }, report.measureName(name)));
 
   function nameChanged() {
     const some = atlas.naming.all().length > 0;
@@ -92,7 +100,7 @@ report.open().then((atlas) => {
   }
 
   function head() {
-    control("head").replaceChildren(...columns.filter(({ key }) => key !== "share" || view.get("class")).map((column) => {
+    control("head").replaceChildren(...shownColumns().map((column) => {
       const sorted = column.key !== null && sort.key === column.key;
       const cell = el("span", { role: "columnheader", class: column.class === "left" ? "left" : `right ${column.class || ""}`,
         "aria-sort": sorted ? sort.direction : null });
@@ -143,6 +151,7 @@ report.open().then((atlas) => {
 
   function makeRow(i) {
     const { title, minor } = report.describe(atlas, i);
+    const measure = filters.measureOf(view);
     const cell = (text, extra = "") => el("span", { class: `num ${extra}`, role: "cell" }, text);
     return el("a", { class: "row", role: "row", href: report.latentLink(latents.id[i], String(view)), "data-latent": latents.id[i] },
       el("span", { class: "id", role: "cell" }, String(latents.id[i])),
@@ -150,7 +159,7 @@ report.open().then((atlas) => {
       el("span", { class: "what", role: "cell" }, el("div", { title }, title), el("div", { class: "minor", title: minor }, minor)),
       view.get("class") ? cell(format.share(filters.share(i, Number(view.get("class"))))) : null,
       cell(format.share(latents.frequency[i])), cell(format.number(latents.mean[i]), "medium"),
-      cell(format.number(latents.max[i]), "wide"), hasEntropy ? cell(format.entropy(latents.entropy[i])) : null);
+      cell(format.number(measure === null ? latents.max[i] : atlas.measures[measure][i]), "wide"), hasEntropy ? cell(format.entropy(latents.entropy[i])) : null);
   }
 
   function goTo(position) {
@@ -191,6 +200,7 @@ report.open().then((atlas) => {
       ["max_activation", (i) => latents.max[i]],
       ["label_entropy", (i) => latents.entropy[i]],
       ["label_std", (i) => latents.std[i]],
+      ...measures.map((name) => [name, (i) => atlas.measures[name][i]]),
       ["is_dense", (i) => Boolean(latents.dense[i])],
       ["reference_classes", (i) => names(latents.classes[i])],
       ["top_class_name", (i) => name(latents.top_class[i])],
@@ -225,9 +235,10 @@ report.open().then((atlas) => {
     requestAnimationFrame(() => { waiting = false; rows(false); });
   };
   function changed(event) {
-    // another class is sorted by its share, until one sorts otherwise
-    const keep = view.get("sort") && event?.target.id !== "class" ? sort : null;
+    // another class is sorted by its share, another measure by its value, until one sorts otherwise
+    const keep = view.get("sort") && !["class", "measure"].includes(event?.target.id) ? sort : null;
     view = read(keep);
+    if (sort.key === "measure" && filters.measureOf(view) === null) view.delete("sort");
     if (sort.key === "share" && !view.get("class")) view.delete("sort");
     choose();
   }

@@ -44,7 +44,8 @@ function openLatentParts(atlas) {
       fact("mean activation", format.number(latents.mean[position]), "of the images' token means, over the images where that is positive"),
       fact("max activation", format.number(latents.max[position]), "at any token of any image"),
       !hasLabels ? null : fact("label entropy", format.entropy(latents.entropy[position]), "of its reference images' labels, weighted by activation, in nats; 0 is one label only"),
-      !hasLabels ? null : fact("label std", format.number(latents.std[position]), "standard deviation of its reference images' label indices"));
+      !hasLabels ? null : fact("label std", format.number(latents.std[position]), "standard deviation of its reference images' label indices"),
+      Object.entries(atlas.measures).map(([name, values]) => fact(report.measureName(name), format.number(values[position]), "a further measure of the atlas")));
   }
 
   // The first rule under which it has reference images: one that is never above the threshold has none by count.

@@ -158,6 +158,9 @@ const report = (() => {
 
   function className(atlas, index) { return index === null || index === undefined ? missing : atlas.classes[index] ?? String(index); }
 
+  // What a further measure is called: its column's name in words.
+  function measureName(name) { return name.replaceAll("_", " "); }
+
   function describe(atlas, position) {
     const { id, classes } = atlas.latents;
     const first = classes[position].map((c) => className(atlas, c));
@@ -273,6 +276,6 @@ const report = (() => {
   }
 
   return { receive, load, open, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile,
-    explainedFile, explainedTitle, explainedCard, strip, firstImages, entropyColour, className, describe, address,
+    explainedFile, explainedTitle, explainedCard, strip, firstImages, entropyColour, className, measureName, describe, address,
     remember, latentLink, compareLink, leadingClasses, keep, kept, save, navigation, arrows, fail };
 })();

@@ -1,0 +1,98 @@
+"""Further measures of latents, and the file they are kept in: ``columns.json`` beside an atlas.
+
+What takes another SAE, another model or more images than the atlas to know of each latent, such as
+its stability from seed to seed::
+
+    {"format": "vit-sae latent columns", "version": 1, "sae_sha256": "…",
+     "columns": {"stability": [0.91, null, …]}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.fingerprints import short
+
+COLUMNS_FILE = "columns.json"
+_FORMAT, _VERSION = "vit-sae latent columns", 1
+
+
+def checked_columns(columns: pd.DataFrame, d_sae: int) -> pd.DataFrame:
+    """Numbers of latents, a row for each; missing where there is none.
+
+    Raises:
+        ValueError: a column of no numbers, or other rows than the latents.
+    """
+    if len(columns) != d_sae or list(columns.index) != list(range(d_sae)):
+        raise ValueError(
+            f"the columns have {len(columns)} rows; want a row for each of the {d_sae} latents, in "
+            "their order"
+        )
+    for name in columns:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"a column is called {name!r}; want a name of letters, digits and _")
+        if not pd.api.types.is_numeric_dtype(columns[name]):
+            raise ValueError(f"the column {name!r} holds {columns[name].dtype}; want numbers")
+    values = {
+        name: columns[name].astype("Float64").to_numpy(float, na_value=np.nan) for name in columns
+    }
+    found = pd.DataFrame(values, index=pd.RangeIndex(d_sae, name="latent"))
+    if np.isinf(found.to_numpy()).any():
+        raise ValueError("the columns hold infinity; want finite numbers, or missing ones")
+    return found
+
+
+def write_columns(path: str | Path, columns: pd.DataFrame, sae_sha256: str) -> None:
+    """Write columns of an SAE's latents."""
+    described = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "sae_sha256": sae_sha256,
+        "columns": {
+            str(name): [None if math.isnan(value) else value for value in columns[name].tolist()]
+            for name in columns
+        },
+    }
+    write_text_atomically(Path(path), json.dumps(described, allow_nan=False) + "\n")
+
+
+def read_columns(path: str | Path, *, sae_sha256: str, d_sae: int) -> pd.DataFrame:
+    """The columns in a file.
+
+    Raises:
+        ValueError: it is no such file, or damaged, or about another SAE.
+    """
+    path = Path(path)
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no columns of latents: {error}") from None
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
+        raise ValueError(f"{path} holds no columns of latents; want a file that an atlas wrote")
+    if described.get("version") != _VERSION:
+        raise ValueError(
+            f"the columns in {path} have version {described.get('version')!r}; this release reads "
+            f"version {_VERSION}"
+        )
+    if described.get("sae_sha256") != sae_sha256:
+        raise ValueError(
+            f"the columns in {path} are of the SAE {short(str(described.get('sae_sha256')))}, but "
+            f"this one is {short(sae_sha256)}"
+        )
+    columns = described.get("columns")
+    good = isinstance(columns, dict) and all(
+        isinstance(values, list)
+        and len(values) == d_sae
+        and all(value is None or isinstance(value, int | float) for value in values)
+        for values in columns.values()
+    )
+    if not good:
+        raise ValueError(f"{path} is damaged: want a list of {d_sae} numbers for each column")
+    table = {name: np.array(values, dtype=float) for name, values in columns.items()}
+    return checked_columns(pd.DataFrame(table, index=range(d_sae)), d_sae)

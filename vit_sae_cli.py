@@ -132,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_frontier(commands)
     _add_analyze(commands)
     _add_name(commands)
+    _add_search(commands)
     _add_convert(commands)
     _add_card(commands)
     _add_export(commands)
@@ -605,6 +606,62 @@ def _add_name(commands) -> None:
     _add_batching(command)
     command.add_argument("--seed", type=int, default=0, help="default: 0")
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def _add_search(commands) -> None:
+    command = _command(
+        commands,
+        "search",
+        "find images by named concepts, or by another image with concepts changed, beside plain "
+        "cosine search",
+        "vit-sae search runs/photos/sae --images photos/ --concepts 'red:1,car:1,night:-0.5'",
+        "vit-sae search runs/photos/sae --images photos/ --image 17 --concepts 'snow:-1'",
+        note="The first search makes an index of the images, which later ones open. Names are "
+        "those that 'name', or\nthe report's reader, gave.",
+    )
+    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
+    command.add_argument(
+        "--images", required=True, metavar="SOURCE", help="what is searched; " + _IMAGES_HELP
+    )
+    command.add_argument(
+        "--concepts",
+        default="",
+        metavar="NAME:WEIGHT,…",
+        help="names (or numbers) of latents with weights, such as 'red:1,circle:1,striped:-0.5'; "
+        "with --image: what is raised, or lowered where the weight is below 0",
+    )
+    command.add_argument(
+        "--image",
+        metavar="INDEX|FILE",
+        help="search by this image: its place in the source, or a picture file",
+    )
+    command.add_argument(
+        "--atlas",
+        metavar="FOLDER",
+        help="the atlas whose names are meant (default: names.json in "
+        "the SAE's folder, or in an atlas there)",
+    )
+    command.add_argument(
+        "--index",
+        metavar="FOLDER",
+        help="where the index is, or is to be (default: 'search-…' in the SAE's folder)",
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="make the index anew where there is one"
+    )
+    command.add_argument(
+        "--templates", metavar="FILE", help="prompts for the plain search; as 'name' takes them"
+    )
+    _add_model(command, " (default: the SAE's own)")
+    command.add_argument("--n", type=int, default=12, metavar="N", help="images (default: 12)")
+    _add_batching(command)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument(
+        "--output-path",
+        default="search.html",
+        metavar="FILE",
+        help="the page with the results (default: search.html)",
+    )
 
 
 def _add_convert(commands) -> None:

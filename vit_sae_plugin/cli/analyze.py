@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.cli.devices import chosen_device
-from vit_sae_plugin.cli.output_folders import check_output_folder
+from vit_sae_plugin.cli.output_folders import check_output_folder, folder_name
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     images = _images(args, report_options)
     rows = _embeddings(args, sae.cfg.d_in)
     data: Any = images if rows is None else rows
-    folder = Path(args.output_path or folder_beside(args.sae, _folder_name(data)))
+    folder = Path(args.output_path or folder_beside(args.sae, folder_name("atlas", data)))
     check_output_folder(folder)
     check_atlas_folder(folder)
     if args.report is not None:
@@ -138,16 +137,6 @@ def _report_options(args: argparse.Namespace) -> dict[str, Any]:
     if len(given.keys() & {"n_explained", "explain"}) == 2:
         raise ValueError("give either --explain or --n-explained, not both")
     return given
-
-
-_LONGEST_NAME = 150
-
-
-def _folder_name(images: ImageSource | EmbeddingRows) -> str:
-    """A name for the atlas of these images or rows: another data set's atlas has another."""
-    plain = re.sub(r"[^\w.-]+", "-", images.name).strip("-")
-    plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")  # systems allow 255 bytes
-    return f"atlas-{plain}-{images.fingerprint()[:8]}"
 
 
 def _split(text: str) -> list[str]:

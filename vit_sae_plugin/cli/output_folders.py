@@ -1,9 +1,16 @@
-"""Whether results can be written where they are wanted, asked before the work is done."""
+"""Where results are written: what a folder is called, and whether it can be written to, asked
+before the work is done."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
+    from vit_sae_plugin.datasets import ImageSource
 
 
 def check_output_folder(folder: str | Path, said_by: str = "--output-path") -> None:
@@ -24,3 +31,13 @@ def check_output_folder(folder: str | Path, said_by: str = "--output-path") -> N
         raise ValueError(
             f"can't write to {str(folder)!r} ({reason}); choose another folder with {said_by}"
         ) from None
+
+
+_LONGEST_NAME = 150
+
+
+def folder_name(kind: str, images: ImageSource | EmbeddingRows) -> str:
+    """A name for what is made of these images or rows: of another data set it has another."""
+    plain = re.sub(r"[^\w.-]+", "-", images.name).strip("-")
+    plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")  # systems allow 255 bytes
+    return f"{kind}-{plain}-{images.fingerprint()[:8]}"

@@ -1,0 +1,265 @@
+"""Images by concepts, or by another image with concepts changed, beside plain cosine search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from vit_sae_plugin.concepts.concept_query import WeightedConcept, parse_query
+from vit_sae_plugin.concepts.image_conditioned import activations_and_embeddings, image_levels
+from vit_sae_plugin.concepts.neighbors import nearest
+from vit_sae_plugin.concepts.search_index import SearchIndex
+from vit_sae_plugin.evaluation.prompts import Template, named_templates
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vit_sae_plugin.attached_sae import AttachedSAE
+
+_SHOWN_REASONS = 6
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What was found by concepts, and what plain cosine search finds."""
+
+    question: str
+    """What was asked for, in words."""
+    by_concepts: pd.DataFrame
+    """A row for each image found, the best first (``rank``): ``image_index``, ``id``, ``label``,
+    ``score``, ``cosine``, and ``plain_rank``, its place in the plain search."""
+    contributions: pd.DataFrame
+    """What each concept adds to the score: the same rows, a column a concept."""
+    by_cosine: pd.DataFrame
+    """The same of the plain search, with ``concept_rank``."""
+    cosine_contributions: pd.DataFrame
+    """What concepts would add to the scores of those."""
+    concepts: tuple[WeightedConcept, ...] = field(default=())
+    """The concepts of the query."""
+    is_by_image: bool = False
+    """Whether an image was searched with."""
+
+    @property
+    def n_in_common(self) -> int:
+        """Images that both searches found."""
+        return len(set(self.by_concepts["image_index"]) & set(self.by_cosine["image_index"]))
+
+
+@torch.no_grad()
+def search_by_concepts(
+    attached: AttachedSAE,
+    index: SearchIndex,
+    query: str,
+    names: Mapping[int, str],
+    *,
+    n: int = 12,
+    templates: str | Path | Sequence[Template] | None = None,
+) -> SearchResult:
+    """Images that show the wanted concepts and not the others.
+
+    An image's score is the sum over concepts of weight times strength. The strength is that of the
+    concept's strongest latent there, its activation divided by its largest on any image, so from 0
+    to 1. The plain search beside it takes the same sum of text embeddings, and the images of the
+    largest cosine with it; concepts asked for by number have no words and are left out of it.
+
+    Args:
+        attached: the SAE on its model.
+        index: of the images.
+        query: as :func:`parse_query` takes it.
+        names: latent → its name.
+        n: how many images to find.
+        templates: prompts around the words; see :func:`named_templates`.
+
+    Raises:
+        ValueError: the index is of another model or SAE; the query can't be read; the model has no
+            text tower (or no concept has words).
+    """
+    index.check_belongs(attached)
+    concepts = parse_query(query, names, index.d_sae)
+    parts = torch.stack([c.weight * _strength(index, c.latents) for c in concepts], dim=1)
+    scores = parts.sum(1)
+    text = _text_query(attached, concepts, templates)
+    columns = [concept.name for concept in concepts]
+    asked = ", ".join(f"{concept.name} {concept.weight:+g}" for concept in concepts)
+    return _result(index, asked, scores, text, n, lambda rows: (parts[rows], columns), concepts)
+
+
+@torch.no_grad()
+def search_by_image(
+    attached: AttachedSAE,
+    index: SearchIndex,
+    image: Image.Image,
+    names: Mapping[int, str],
+    changes: str = "",
+    *,
+    n: int = 12,
+    said: str = "an image",
+) -> SearchResult:
+    """Images that show what another shows, with concepts raised or suppressed.
+
+    Images are compared by the cosine of their latents' strengths, each weighted by how rare the
+    latent is, ``ln(1 + images ÷ images that activate it)``, so that what all images show counts
+    little. In the query a concept of weight w > 0 is raised to w times its largest activation on
+    any image, and one of weight −w lowered by the share w, so −1 takes it out. What a concept adds
+    to the score is its latents' part in that cosine. The plain search goes by the embedding of the
+    image as it is.
+
+    Args:
+        attached: the SAE on its model.
+        index: of the images.
+        image: what to start from.
+        names: latent → its name.
+        changes: concepts with weights, as :func:`parse_query` takes them; empty: none.
+        n: how many images to find.
+        said: what to call the image.
+
+    Raises:
+        ValueError: the index is of another model or SAE; the changes can't be read; the image
+            activates none of the latents that are left.
+    """
+    index.check_belongs(attached)
+    concepts = parse_query(changes, names, index.d_sae) if changes.strip() else ()
+    cfg = attached.model.cfg
+    pixels = attached.model.require_preprocess()(image)[None].to(cfg.device, cfg.dtype)
+    acts_btd, embed = activations_and_embeddings(attached, pixels)
+    levels = image_levels(attached.encode(acts_btd), index.info["level"])[0].float().cpu()
+    rarity, scale, norms = _weights(index)
+    strength = torch.where(scale > 0, levels / scale.clamp(min=1e-30), 0.0).clamp(max=1.0)
+    for concept in concepts:
+        own = torch.tensor(concept.latents)
+        if concept.weight > 0:
+            strength[own] = strength[own].clamp(min=concept.weight) * (scale[own] > 0)
+        else:
+            strength[own] = strength[own] * max(0.0, 1 + concept.weight)
+    query = strength * rarity
+    if not query.any():
+        raise ValueError(
+            f"{said} activates no latent that is left after the changes; want other changes"
+        )
+    query = query / query.norm()
+    parts = _parts(index, query, rarity, norms, names, concepts)
+    scores = torch.zeros(len(index))
+    for _, part in parts:
+        scores += part
+    changed = [concept.name for concept in concepts]
+    # of the others those that matter most for what is found
+    best = scores.topk(min(n, len(scores))).indices
+    others = [(name, part) for name, part in parts if name not in changed and name]
+    others.sort(key=lambda one: -float(one[1][best].mean()))
+    shown = [one for one in parts if one[0] in changed]
+    shown += others[: max(0, _SHOWN_REASONS - len(shown))]
+    columns = [name for name, _ in shown]
+    shown_parts = torch.stack([part for _, part in shown], dim=1) if shown else None
+
+    def contributions(rows: Tensor) -> tuple[Tensor, list[str]]:
+        if shown_parts is None:
+            return scores[rows, None], ["unnamed latents"]
+        rest = scores[rows] - shown_parts[rows].sum(1)
+        return torch.cat([shown_parts[rows], rest[:, None]], dim=1), [*columns, "all others"]
+
+    asked = f"like {said}" + "".join(f", {one.name} {one.weight:+g}" for one in concepts)
+    result = _result(index, asked, scores, embed.cpu(), n, contributions, concepts)
+    return replace(result, is_by_image=True)
+
+
+def _strength(index: SearchIndex, latents: Sequence[int]) -> Float[Tensor, " n_images"]:
+    """Of each image, how strong the strongest of these latents is."""
+    strength = torch.zeros(len(index))
+    for latent in latents:
+        rows, values = index.entries(latent)
+        strength[rows] = torch.maximum(strength[rows], values)
+    return strength
+
+
+def _text_query(
+    attached: AttachedSAE,
+    concepts: Sequence[WeightedConcept],
+    templates: str | Path | Sequence[Template] | None,
+) -> Float[Tensor, "1 d_embed"]:
+    worded = [concept for concept in concepts if concept.is_word]
+    if not worded:
+        raise ValueError(
+            "all concepts of the query are numbers of latents, which have no words to compare "
+            "images with by cosine; want at least one by its name"
+        )
+    model = attached.model
+    chosen = named_templates(templates, model.model_name)
+    text = model.zero_shot_classifier([concept.name for concept in worded], chosen).float().cpu()
+    weights = torch.tensor([concept.weight for concept in worded])
+    return functional.normalize((text * weights).sum(1), dim=0)[None]
+
+
+def _weights(index: SearchIndex) -> tuple[Tensor, Tensor, Tensor]:
+    """Each latent's rarity and largest activation; each image's length in those weights."""
+    counts = index.start.diff()
+    latent = torch.repeat_interleave(torch.arange(index.d_sae), counts)
+    value = index.value.float()
+    scale = torch.zeros(index.d_sae).scatter_reduce_(0, latent, value, "amax")
+    rarity = torch.where(counts > 0, torch.log1p(len(index) / counts.clamp(min=1)), 0.0)
+    weighted = value / scale[latent] * rarity[latent]
+    squared = torch.zeros(len(index)).index_add_(0, index.image.long(), weighted.square())
+    return rarity, scale, squared.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _parts(
+    index: SearchIndex,
+    query: Tensor,
+    rarity: Tensor,
+    norms: Tensor,
+    names: Mapping[int, str],
+    concepts: Sequence[WeightedConcept],
+) -> list[tuple[str, Float[Tensor, " n_images"]]]:
+    """What the latents of each name add to every image's cosine; those without one under ``""``."""
+    group_of = {latent: concept.name for concept in concepts for latent in concept.latents}
+    groups: dict[str, Tensor] = {concept.name: torch.zeros(len(index)) for concept in concepts}
+    for latent in query.nonzero().flatten().tolist():
+        rows, values = index.entries(latent)
+        group = group_of.get(latent) or names.get(latent, "")
+        part = groups.setdefault(group, torch.zeros(len(index)))
+        part[rows] += query[latent] * rarity[latent] * values / norms[rows]
+    return list(groups.items())
+
+
+def _result(
+    index: SearchIndex,
+    asked: str,
+    scores: Tensor,
+    plain_query: Tensor,
+    n: int,
+    contributions: Any,
+    concepts: tuple[WeightedConcept, ...],
+) -> SearchResult:
+    if n < 1:
+        raise ValueError(f"n is {n}; want 1 or more images")
+    n = min(n, len(index))
+    by_score = scores.argsort(descending=True, stable=True)
+    cosine = index.embeds @ plain_query[0]
+    _, found = nearest(index.embeds, plain_query, n)
+    places = {
+        "concept_rank": _ranks(by_score),
+        "plain_rank": _ranks(cosine.argsort(descending=True, stable=True)),
+    }
+    tables = []
+    for rows, other in ((by_score[:n], "plain_rank"), (found[0], "concept_rank")):
+        at = rows.numpy()
+        table = index.images.iloc[at].reset_index(drop=True)
+        table["score"], table["cosine"] = scores[rows].numpy(), cosine[rows].numpy()
+        table[other] = places[other][rows].numpy()
+        table.index = pd.RangeIndex(1, len(at) + 1, name="rank")
+        parts, columns = contributions(rows)
+        tables += [table, pd.DataFrame(parts.numpy(), index=table.index, columns=columns)]
+    return SearchResult(asked, *tables, concepts)
+
+
+def _ranks(order: Tensor) -> Tensor:
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(1, len(order) + 1)
+    return ranks

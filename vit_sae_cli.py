@@ -506,6 +506,22 @@ def _add_analyze(commands) -> None:
         help="also explain N reference images, those of most latents first (default: 200, or none "
         "with --n-latents)",
     )
+    report.add_argument(
+        "--logit",
+        metavar="CLASS",
+        help="show what made this answer on the page of each explained image: 'predicted' (the "
+        "class that the model chooses), a class's index, or a text such as 'a photo of a dog'",
+    )
+    report.add_argument(
+        "--templates",
+        metavar="NAME",
+        help="prompt templates around class names for --logit, as for eval",
+    )
+    report.add_argument(
+        "--masking",
+        metavar="FOLDER",
+        help="add a page with the masking study that 'vit-sae eval --suite masking' saved there",
+    )
     command.add_argument(
         "--names",
         metavar="FILE",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT
 
 
+_CHECKED = ("explain", "n_explained", "n_explained_references", "n_latents", "masking")
 _ONLY_IMAGES = ("n_workers", "explain", "n_explained", "n_explained_references", "neuronpedia")
 
 
@@ -83,7 +84,8 @@ def _images(args: argparse.Namespace, report_options: dict[str, Any]) -> ImageSo
     if args.report is not None and images is not None:
         from vit_sae_plugin.report import check_report_options
 
-        check_report_options(args.report, n_images=images.n_images, **report_options)
+        checked = {name: value for name, value in report_options.items() if name in _CHECKED}
+        check_report_options(args.report, n_images=images.n_images, **checked)
     return images
 
 
@@ -130,13 +132,23 @@ def _report_options(args: argparse.Namespace) -> dict[str, Any]:
         "n_explained_references": args.n_explained_references,
         "n_latents": args.n_latents,
         "explain": None if args.explain is None else _indices(args.explain),
+        "logit": None if args.logit is None else _logit(args.logit),
+        "templates": args.templates,
+        "masking": args.masking,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if args.report is None and given:
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with --report FOLDER")
+    if "templates" in given and "logit" not in given:
+        raise ValueError("--templates goes with --logit")
     if len(given.keys() & {"n_explained", "explain"}) == 2:
         raise ValueError("give either --explain or --n-explained, not both")
     return given
+
+
+def _logit(text: str) -> int | str:
+    """A class by its index; anything else is a text, or "predicted"."""
+    return int(text) if text.isdecimal() else text
 
 
 def _split(text: str) -> list[str]:

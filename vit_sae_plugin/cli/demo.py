@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         held_out,
         folder / "report",
         n_explained_references=N_EXPLAINED,
+        logit="predicted",
     )
     page = write_demo_page(
         folder / "index.html",

@@ -65,6 +65,9 @@ class MaskingResult:
     """Label index → name."""
     settings: dict[str, Any]
     """What a reader must know to compare numbers."""
+    first_latents: pd.DataFrame
+    """The latents that are masked first: a row for each ranking that differs between classes, each
+    class and each place in its order."""
 
     def overall(self, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """Accuracy of each condition with a bootstrap interval over images.
@@ -170,6 +173,18 @@ class MaskingStudy:
                 for mask in ("on", "off"):
                     conditions += [Condition(name, draw, mask, e, k) for e in self.error_terms]
         return conditions
+
+    def first_latents(self, class_names: Sequence[str], n: int = 10) -> pd.DataFrame:
+        """The first ``n`` latents of each class, by the rankings that are the class's own."""
+        rows = [
+            (ranking, label, class_names[label], place + 1, latent)
+            for (ranking, _), order in self.orders.items()
+            if ranking in ("class", "selective")
+            for label, latents in enumerate(order[:, :n].tolist())
+            for place, latent in enumerate(latents)
+        ]
+        columns = ["ranking", "label", "class", "place", "latent"]
+        return pd.DataFrame(rows, columns=columns).set_index(columns[:4])
 
     @torch.no_grad()
     def correct(

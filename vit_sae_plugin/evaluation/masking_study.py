@@ -151,7 +151,11 @@ def masking_report(result: MaskingResult) -> EvaluationReport:
     hidden = ("conditions",)
     settings = {name: value for name, value in result.settings.items() if name not in hidden}
     return EvaluationReport(
-        {"masking": result.overall(), "masking_by_class": result.by_class()},
+        {
+            "masking": result.overall(),
+            "masking_by_class": result.by_class(),
+            "masking_latents": result.first_latents,
+        },
         settings | {"n_images": len(result.label), "n_classes": len(np.unique(result.label))},
     )
 
@@ -274,4 +278,5 @@ class _Progress:
             self.image_id,
             class_names,
             settings,
+            study.first_latents(class_names),
         )

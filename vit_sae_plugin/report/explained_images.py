@@ -18,6 +18,7 @@ from vit_sae_plugin.analysis import LatentAtlas
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import ImageSource
 from vit_sae_plugin.datasets.image_lookup import images_by_index
+from vit_sae_plugin.report.answers import Answers
 from vit_sae_plugin.report.image_walk import EncodedPicture, encoded_pictures
 from vit_sae_plugin.report.patch_masks import as_shares, mask_string
 from vit_sae_plugin.report.site_data import number, write_data
@@ -46,6 +47,7 @@ class ExplainedImages:
         folder: the report's folder.
         atlas, images, attached: what the report is made from.
         extension: of picture files.
+        answers: what made the model's answers to the images that are chosen; None: not shown.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class ExplainedImages:
         images: ImageSource,
         attached: AttachedSAE,
         extension: str,
+        answers: Answers | None = None,
     ) -> None:
         self._folder, self._images, self._attached = folder, images, attached
         self._extension = extension
+        self._answers = answers
         self._image_level = make_aggregation(atlas.info.aggregations[atlas.default_aggregation])
         self._chosen: dict[int, dict[str, Any]] = {}
         self._references: list[dict[str, Any]] = []
@@ -86,8 +90,9 @@ class ExplainedImages:
         bar = tqdm(loaded, "explain", len(chosen), unit=" images", disable=not progress)
         for picture in encoded_pictures(self._attached, bar):
             item = chosen[picture.key]
+            answer = None if self._answers is None else self._answers.of(picture.image)
             self._chosen[picture.key] = self._write(
-                picture, picture.key, item if isinstance(item, int) else None, None
+                picture, picture.key, item if isinstance(item, int) else None, None, answer
             )
 
     def add_reference(self, picture: EncodedPicture, file: str | None) -> None:
@@ -109,7 +114,12 @@ class ExplainedImages:
         return entries, len(chosen)
 
     def _write(
-        self, picture: EncodedPicture, place: int, index: int | None, file: str | None
+        self,
+        picture: EncodedPicture,
+        place: int,
+        index: int | None,
+        file: str | None,
+        answer: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         grid = self._attached.layout.grid
         if file is None:
@@ -118,6 +128,9 @@ class ExplainedImages:
         grids = self._attached.layout.on_grid(picture.tokens.T).cpu().numpy()
         at_image_level = self._image_level(picture.tokens[None])[0].cpu()
         data = explanation_data(grids, at_image_level)
+        if answer is not None:
+            data["answer"] = answer
+            self.listed_latents.update(one[0] for one in answer["latents"][: answer["n_listed"]])
         name = f"{place:05d}"
         write_data(self._folder / f"data/explain/{name}.js", f"explain/{name}", data)
         self.listed_latents.update(map(int, data["masks"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_sae_plugin.atomic_files import is_aside
+from vit_sae_plugin.evaluation.evaluation_report import REPORT_FILE
 
 _MARK = "// Made by vit-sae: a report of latents."
 
@@ -19,13 +20,14 @@ def check_report_options(
     n_explained: int = 12,
     n_explained_references: int | None = None,
     n_latents: int | None = None,
+    masking: str | Path | None = None,
     n_images: int | None = None,
 ) -> None:
     """Check what can be checked before the images are looked at. Nothing is written.
 
     Args:
-        folder, explain, n_explained, n_explained_references, n_latents: as ``write_report``
-            takes them.
+        folder, explain, n_explained, n_explained_references, n_latents, masking: as
+            ``write_report`` takes them.
         n_images: images of the source; None if that isn't known.
 
     Raises:
@@ -41,6 +43,11 @@ def check_report_options(
         )
     if n_latents is not None and n_latents < 1:
         raise ValueError(f"n_latents is {n_latents}; want 1 or more latents to show, or None: all")
+    if masking is not None and not (Path(masking) / REPORT_FILE).is_file():
+        raise ValueError(
+            f"masking is {masking}, which holds no {REPORT_FILE}; want the folder that "
+            "vit-sae eval --suite masking wrote"
+        )
     for item in explain or ():
         if isinstance(item, Integral):
             index = int(item)

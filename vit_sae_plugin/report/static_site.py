@@ -22,11 +22,15 @@ from vit_sae_plugin.analysis import LatentAtlas, LatentName
 from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
 from vit_sae_plugin.atomic_files import delete_leftovers, write_into_folder
 from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.attached_sae.attribution import Score
 from vit_sae_plugin.datasets import ImageSource, UnreadableImageError, open_images
 from vit_sae_plugin.datasets.image_decoding import decode_image
 from vit_sae_plugin.fingerprints import model_fingerprint, short
 from vit_sae_plugin.hooked_vit.loading.loaded_model import describe_weights
+from vit_sae_plugin.prompt_templates import Template
+from vit_sae_plugin.report.answers import Answers
 from vit_sae_plugin.report.explained_images import ExplainedImages, images_to_explain
+from vit_sae_plugin.report.masking_data import masking_data
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 from vit_sae_plugin.report.reference_pictures import write_reference_pictures
 from vit_sae_plugin.report.report_folder import check_report_options
@@ -55,6 +59,9 @@ def write_report(
     latents: Sequence[int] | None = None,
     n_latents: int | None = None,
     names: Mapping[int, str | LatentName] | None = None,
+    logit: int | str | Score | None = None,
+    templates: str | Path | Sequence[Template] | None = None,
+    masking: str | Path | None = None,
     title: str | None = None,
     thumbnail_size: int = 192,
     source: ActivationSource | None = None,
@@ -82,6 +89,13 @@ def write_report(
             lowest label entropy, then, of latents without one, those that are not dense, the
             strongest first. None: all.
         names: names of latents. None: ``atlas.names``.
+        logit: show which latents, in which patches, made this number, on the page of each image
+            of ``explain``: ``"predicted"``, the class that the model chooses among the atlas's; a
+            class (its index), a text such as ``"a photo of a dog"``, or a function from the model's
+            output ``[n, d_embed]`` to one number each. None: no such section.
+        templates: prompt templates around a class's name, as `evaluate_sae` takes them.
+        masking: a masking study of this SAE, for a page of its own: the folder that
+            ``vit-sae eval --suite masking`` or `masking_report(…).save` wrote.
         title: heading of the report. None: the model, its weights in words, and the hook.
         thumbnail_size: longer side of the pictures, in pixels.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
@@ -92,7 +106,8 @@ def write_report(
 
     Raises:
         ValueError: the atlas was made from another model, SAE or data set; there is no such latent
-            or image, or it can't be read; the folder holds other files.
+            or image, or it can't be read; the folder holds other files; there is nothing that
+            ``logit`` could mean; ``masking`` holds no study of this SAE.
     """
     image_source = open_images(images)
     check_report_options(
@@ -101,6 +116,7 @@ def write_report(
         n_explained=n_explained,
         n_explained_references=n_explained_references,
         n_latents=n_latents,
+        masking=masking,
         n_images=image_source.n_images,
     )
     _check_belongs_together(atlas, image_source, model, sae)
@@ -115,6 +131,8 @@ def write_report(
     else:
         chosen = _asked_for(explain, atlas)
     weights = _weights(model, atlas)
+    answers = None if logit is None else Answers(attached, atlas, logit, templates)
+    study = None if masking is None else masking_data(masking, atlas)
     missing: dict[int, str] = {}
 
     def write(aside: Path) -> None:
@@ -122,7 +140,7 @@ def write_report(
         # small pictures are shown enlarged, where JPEG's blocks would stand out
         extension = "png" if max(_pair(model.cfg.image_size)) <= 96 else "jpg"
         _lay_out(aside)
-        explained = ExplainedImages(aside, atlas, image_source, attached, extension)
+        explained = ExplainedImages(aside, atlas, image_source, attached, extension, answers)
         if has_patches:
             explained.add_chosen(chosen, missing, progress=progress)
         if n_latents is not None and latents is None:
@@ -157,11 +175,14 @@ def write_report(
             title=title or _title(atlas, weights),
             weights=weights,
             has_patches=has_patches,
+            has_masking=study is not None,
             extension=extension,
             latents_in_a_file=LATENTS_IN_A_FILE,
             previews_in_a_file=PREVIEWS_IN_A_FILE,
         )
         write_data(aside / "data/atlas.js", "atlas", index)
+        if study is not None:
+            write_data(aside / "data/masking.js", "masking", study)
 
     folder = Path(folder)
     delete_leftovers(folder)

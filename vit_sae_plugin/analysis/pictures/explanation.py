@@ -244,7 +244,7 @@ def explain_attached(
         layout=layout,
     )
     if score is not None:
-        pixels = attached.model.require_preprocess()(image)[None]
+        pixels = attached.model.require_preprocess()(image)[None].to(attached.model.cfg.device)
         explanation.attribution = attribute(attached, pixels, score, method)
         parts = explanation.attribution.by_latent["attribution"].iloc[:n_latents]
         explanation.latents.extend(

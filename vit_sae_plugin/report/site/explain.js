@@ -5,6 +5,7 @@ report.open().then((atlas) => {
   const main = document.querySelector("main");
   const [nRows, nColumns] = atlas.grid;
   const { colours } = atlas;
+  const answers = openAnswers(atlas);
   let maskChanged = () => {};
   report.navigation(atlas, "explain.html");
 
@@ -46,14 +47,12 @@ report.open().then((atlas) => {
       if (/^\d+$/.test(text) && data.masks[text]) pinned.set(Number(text), pinned.size);
     }
     let hovered = null;
-    let patch = patchAt(state.get("patch"));
+    let patch = patchAt(state.get("patch"), atlas.grid);
 
     const picture = report.picture(report.explainedFile(entry));
     const layer = el("canvas", { class: "mask" });
-    const cells = el("canvas", { class: "cells" });
-    picture.append(layer, cells);
-    for (const [name, value] of Object.entries({ tabindex: 0, role: "application", "aria-describedby": "how",
-      "aria-label": `${nRows} rows and ${nColumns} columns of patches` })) picture.setAttribute(name, value);
+    picture.append(layer);
+    const patches = openPatches(picture, atlas.grid, "how", (next) => choose(next));
     const here = el("div", { class: "minis" });
     const legend = el("div", { class: "legend" });
     const list = el("div", { class: "relatives" });
@@ -73,23 +72,6 @@ report.open().then((atlas) => {
       legend.replaceChildren(...(pinned.size ? [...pinned].map(([latent, k]) => el("span", {},
         el("span", { class: "swatch", style: `background:rgb(${colours[k]})` }), `latent ${latent}`))
         : ["Point at a latent to see where it is active; tick several to compare them in colours."]));
-    }
-
-    function paintCells() {
-      const box = picture.getBoundingClientRect();
-      const ratio = window.devicePixelRatio || 1;
-      cells.width = Math.max(1, box.width * ratio);
-      cells.height = Math.max(1, box.height * ratio);
-      const context = cells.getContext("2d");
-      const [w, h] = [cells.width / nColumns, cells.height / nRows];
-      if (patch === null) return;
-      const [row, column] = [Math.floor(patch / nColumns), patch % nColumns];
-      context.lineWidth = 4 * ratio;
-      context.strokeStyle = "rgb(0 0 0 / .65)";
-      context.strokeRect(column * w, row * h, w, h);
-      context.lineWidth = 2 * ratio;
-      context.strokeStyle = "#fff";
-      context.strokeRect(column * w, row * h, w, h);
     }
 
     function togglePin(latent) {
@@ -143,8 +125,6 @@ report.open().then((atlas) => {
       }
     }
 
-    const placeOf = (next) => (next === null ? null : `${Math.floor(next / nColumns) + 1},${next % nColumns + 1}`);
-
     function choose(next) {
       patch = next;
       const some = patch === null ? data.image : data.patches[patch];
@@ -160,35 +140,15 @@ report.open().then((atlas) => {
       if (!some.length) list.append(el("p", { class: "note" }, "No latent is active there."));
       here.replaceChildren(...some.slice(0, 12).map(small));
       hovered = null;
-      report.remember({ patch: placeOf(patch) });
+      report.remember({ patch: placeOf(patch, atlas.grid) });
       markPins();
       paintMask();
-      paintCells();
+      patches.mark(patch);
     }
 
-    picture.addEventListener("click", (event) => {
-      const box = picture.getBoundingClientRect();
-      const column = Math.min(nColumns - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * nColumns)));
-      const row = Math.min(nRows - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * nRows)));
-      choose(patch === row * nColumns + column ? null : row * nColumns + column);
-    });
-    picture.addEventListener("keydown", (event) => {
-      if (event.metaKey || event.ctrlKey || event.altKey) return;
-      const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] || [];
-      if (event.key === "Escape") choose(null);
-      else if (down === undefined) return;
-      else if (patch === null) choose(Math.floor(nRows / 2) * nColumns + Math.floor(nColumns / 2));
-      else {
-        const row = Math.min(nRows - 1, Math.max(0, Math.floor(patch / nColumns) + down));
-        const column = Math.min(nColumns - 1, Math.max(0, patch % nColumns + right));
-        choose(row * nColumns + column);
-      }
-      event.preventDefault();
-    });
-    window.onresize = paintCells;
-    maskChanged = paintMask;
-    picture.querySelector("img").addEventListener("load", paintCells);
+    maskChanged = () => { paintMask(); made?.paint(); };
 
+    const made = data.answer ? answers.section(entry, data.answer) : null;
     const step = (to, text) => (atlas.explained[to] ? el("a", { href: `#${to}`, rel: to < i ? "prev" : "next" }, text) : null);
     main.replaceChildren(
       el("div", { class: "tools path" },
@@ -198,15 +158,9 @@ report.open().then((atlas) => {
       el("div", { class: "explain" },
         el("div", { class: "stage" }, picture, here, legend,
           el("p", { class: "minor", id: "how" }, "With the picture in focus, arrow keys choose a patch and Escape the whole image.")),
-        el("div", {}, heading, note, list)));
+        el("div", {}, heading, note, list)),
+      ...(made === null ? [] : [made.section]));
     choose(patch);
-  }
-
-  // A patch as addresses and headings have it: row and column, counted from 1.
-  function patchAt(text) {
-    const [row, column] = (text || "").split(",").map(Number);
-    return row >= 1 && row <= nRows && column >= 1 && column <= nColumns && Number.isInteger(row) && Number.isInteger(column)
-      ? (row - 1) * nColumns + column - 1 : null;
   }
 
   function about(entry) {

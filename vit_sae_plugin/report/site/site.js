@@ -118,6 +118,19 @@ const report = (() => {
       el("div", {}, entry.class === null ? "" : className(atlas, entry.class)));
   }
 
+  // As `shade`, of signed values: red raises, blue lowers, the more opaque the larger.
+  function diverge(canvas, [rows, columns], values, largest) {
+    canvas.width = columns;
+    canvas.height = rows;
+    const context = canvas.getContext("2d");
+    const pixels = context.createImageData(columns, rows);
+    for (let i = 0; i < rows * columns; i++) {
+      const share = largest > 0 ? Math.min(1, Math.abs(values[i]) / largest) : 0;
+      pixels.data.set([...(values[i] > 0 ? [226, 48, 40] : [38, 110, 232]), 180 * share ** 0.6], 4 * i);
+    }
+    context.putImageData(pixels, 0, 0);
+  }
+
   function picture(file, grid, values, attributes = {}) {
     const image = el("img", { src: file, loading: "lazy", decoding: "async", alt: "" });
     const frame = el("span", { class: "picture", ...attributes }, image);
@@ -229,10 +242,11 @@ const report = (() => {
   }
 
   function navigation(atlas, here) {
-    const pages = [["index.html", "Latents"], ["explain.html", "Images"]];
+    const pages = [["index.html", "Latents"], ["explain.html", "Images"], ["masking.html", "Masking"]];
+    const shown = { "explain.html": atlas.explained.length > 0, "masking.html": atlas.has_masking };
     document.querySelector(".bar").append(
       here === "index.html" ? "" : el("a", { class: "home", href: "index.html" }, atlas.title),
-      ...pages.filter(([file]) => file !== "explain.html" || atlas.explained.length).map(([file, name]) =>
+      ...pages.filter(([file]) => shown[file] ?? true).map(([file, name]) =>
         el("a", { href: file, class: file === here ? "here" : null }, name)),
       el("span", { class: "gap" }), atlas.naming.button(), atlas.has_patches ? maskChoice() : "");
   }
@@ -275,7 +289,7 @@ const report = (() => {
     document.querySelector("main").append(el("p", { class: "empty" }, String(error.message || error)));
   }
 
-  return { receive, load, open, el, svg, format, shares, previewShares, shade, tint, picture, pictureFile,
+  return { receive, load, open, el, svg, format, shares, previewShares, shade, tint, diverge, picture, pictureFile,
     explainedFile, explainedTitle, explainedCard, strip, firstImages, entropyColour, className, measureName, describe, address,
     remember, latentLink, compareLink, leadingClasses, keep, kept, save, navigation, arrows, fail };
 })();

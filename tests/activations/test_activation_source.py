@@ -102,9 +102,9 @@ def test_only_the_blocks_needed_run_and_never_the_text_tower(
 
 
 def test_hooks_without_a_vector_for_each_token_are_refused(model, pixels) -> None:
-    with pytest.raises(ValueError, match="not vectors of one width"):
+    with pytest.raises(ValueError, match="want vectors of one width"):
         ActivationSource.from_model(model, "blocks.0.attn.hook_pattern")
-    with pytest.raises(ValueError, match=r"Near names: .*hook_resid_post"):
+    with pytest.raises(ValueError, match=r"near names: .*hook_resid_post"):
         ActivationSource.from_model(model, "blocks.1.hook_resid_pots")
     with pytest.raises(ValueError, match="hook_image_embed has one vector for each image"):
         ActivationSource.from_model(model, "hook_image_embed", "patches")
@@ -138,7 +138,7 @@ def test_a_named_model_is_loaded_again() -> None:
 def test_another_model_is_refused_and_other_preprocessing_warned_of(model) -> None:
     source = ActivationSource.from_model(model, "blocks.1.hook_resid_post")
     finer = HookedViT.from_module(tiny_open_clip(patch_size=4), preprocess=_to_pixels)
-    with pytest.raises(ValueError, match=r"grid \[4, 4\].*this model has 1, \[8, 8\]"):
+    with pytest.raises(ValueError, match=r"has 1 prefix tokens, grid \[8, 8\] .* want 1, \[4, 4\]"):
         source.check_model(finer)
     other = HookedViT.from_module(tiny_open_clip(), preprocess=str)
     with pytest.warns(UserWarning, match="preprocessed by"):

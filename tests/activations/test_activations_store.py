@@ -243,7 +243,7 @@ def test_skipped_images_are_counted_and_the_rest_used(model) -> None:
     [
         ({"train_batch_size_tokens": 0}, "train_batch_size_tokens is 0; want 1 or more"),
         ({"token_kind": "patch"}, "want 'all', 'patches' or 'cls'"),
-        ({"hook_name": "blocks.9.hook_resid_post"}, "Near names"),
+        ({"hook_name": "blocks.9.hook_resid_post"}, "near names"),
         ({"seqpos_slice": (17, None)}, "leaves none of the 17 tokens"),
     ],
 )

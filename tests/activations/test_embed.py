@@ -47,7 +47,7 @@ def test_captions_are_their_own_ids(model):
 def test_what_gives_no_row_for_each_is_refused(model):
     with pytest.raises(ValueError, match=r"blocks\.0\.hook_resid_post has 17 tokens for each"):
         embed_images(model, Pictures(2), hook_name="blocks.0.hook_resid_post", progress=False)
-    with pytest.raises(ValueError, match="there are no captions to embed"):
+    with pytest.raises(ValueError, match="there are no captions; want one or more to embed"):
         embed_texts(model, [])
     without = tiny_hooked_vit(preprocess=None)
     with pytest.raises(ValueError, match="tiny has no preprocessing"):

@@ -59,7 +59,7 @@ def test_half_precision_files_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p, x: np.save(p / "x.npy", x), "rows are 5 wide, but the SAE's d_in is 6"),
+        (lambda p, x: np.save(p / "x.npy", x), "rows are 5 wide; want 6, the SAE's d_in"),
         (lambda p, x: np.save(p / "x.npy", x[0]), r"want floating-point rows \[n, d\]"),
         (lambda p, x: np.save(p / "x.npy", x[:, [0] * 6].astype(int)), "of int64"),
         (lambda p, x: np.save(p / "x.npy", x[:0, [0] * 6]), "there are no rows"),

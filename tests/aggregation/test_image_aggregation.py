@@ -154,15 +154,15 @@ def test_without_a_name_a_rule_can_not_be_written_down():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("mine", "first import the module that registers it"),
+        ("mine", "import the module that registers it first"),
         ("maen", "did you mean 'mean'"),
         ({"threshold": 1.0}, "no aggregation is called None"),
         ({"name": "mean", "threshold": 1.0}, "can't take the settings"),
         ({"name": "count", "threshold": -1.0}, "threshold is -1.0; want 0 or more"),
         ({"name": "kth_largest", "k": 0}, "k is 0; want 1 or more"),
         ({"name": "mean", "tokens": "patch"}, "tokens is 'patch'; want 'all'"),
-        ({"name": "mean", "tokens": "patches"}, "needs n_prefix_tokens"),
-        ({"name": "cls", "n_prefix_tokens": 0}, "there is no class token"),
+        ({"name": "mean", "tokens": "patches"}, "n_prefix_tokens None; want the number"),
+        ({"name": "cls", "n_prefix_tokens": 0}, "n_prefix_tokens 0; want 1 or more"),
     ],
 )
 def test_wrong_rules_are_explained(rule, message):
@@ -175,7 +175,7 @@ def test_wrong_latents_are_explained():
         make_aggregation("mean")(LATENTS[0])
     with pytest.raises(ValueError, match=r"token_mask has shape \(1, 3\); want \(1, 4\)"):
         make_aggregation("mean")(LATENTS, WITHOUT_LAST[:, :3])
-    with pytest.raises(ValueError, match="k is 5, but images have 4 tokens"):
+    with pytest.raises(ValueError, match="k is 5; want 1 to 4, the tokens of an image"):
         make_aggregation("kth_largest", k=5)(LATENTS)
-    with pytest.raises(ValueError, match="no patches among them"):
+    with pytest.raises(ValueError, match="want patches behind the prefix tokens"):
         make_aggregation("mean", tokens="patches", n_prefix_tokens=4)(LATENTS)

@@ -61,7 +61,7 @@ def test_questions_an_explanation_can_not_answer(analysed):
     explanation = explain(model, sae, atlas, images.picture(0))
     with pytest.raises(ValueError, match=r"no patch \(4, 0\); the grid has 4 rows and 4 columns"):
         explanation.at_patch(4, 0)
-    with pytest.raises(ValueError, match="no aggregation 'sum', only 'mean', 'count', 'max'"):
+    with pytest.raises(ValueError, match="'sum'; want one of 'mean', 'count', 'max'"):
         explain(model, sae, atlas, images.picture(0), aggregation="sum")
     with pytest.raises(ValueError, match="describes 40 latents, but this SAE has 8"):
         explain(model, make_sae(model, d_sae=8), atlas, images.picture(0))
@@ -218,6 +218,6 @@ def test_the_latents_that_made_a_logit(analysed):
     assert explanation.attribution.score == pytest.approx(by_hand.score)
     with pytest.raises(ValueError, match="logit is 3; want a class from 0 to 2 of the atlas"):
         explain(model, sae, atlas, picture, logit=3)
-    with pytest.raises(ValueError, match="need a tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer; want"):
         explain(model, sae, atlas, picture, logit=0)
     assert explain(model, sae, atlas, picture).attribution is None

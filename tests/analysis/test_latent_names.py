@@ -36,9 +36,9 @@ def test_names_go_with_the_atlas(atlas, tmp_path):
 def test_names_of_another_sae_are_left_out(atlas, tmp_path):
     replace(atlas, names={3: RINGS}).save(tmp_path)
     write_names(tmp_path / "names.json", {3: RINGS}, "0" * 64)
-    with pytest.warns(UserWarning, match="without names of latents: .* of the SAE 00000000, but"):
+    with pytest.warns(UserWarning, match="without names of latents: .* of the SAE 00000000; want"):
         assert LatentAtlas.load(tmp_path).names == {}
-    with pytest.raises(ValueError, match="of the SAE 00000000, but this one is"):
+    with pytest.raises(ValueError, match="of the SAE 00000000; want names of this one"):
         atlas.read_names(tmp_path / "names.json")
 
 

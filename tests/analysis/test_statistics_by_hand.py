@@ -143,7 +143,7 @@ def test_similar_latents(atlas):
 def test_questions_about_what_is_not_there(atlas):
     with pytest.raises(ValueError, match="there is no latent 4; want 0 to 3"):
         atlas.reference_images(4)
-    with pytest.raises(ValueError, match="no reference images under 'sum', only under 'mean'"):
+    with pytest.raises(ValueError, match="no reference images under 'sum'; want one of 'mean'"):
         atlas.reference_images(A, "sum")
     with pytest.raises(ValueError, match="there is no class 2; want 0 to 1"):
         atlas.top_latents(2)
@@ -158,7 +158,7 @@ def test_without_labels_there_are_no_classes():
     builder.update(LATENTS, torch.arange(5), torch.full((5,), -1), IDS)
     atlas = build(builder)
     assert atlas.latents["top_class"].isna().all()
-    with pytest.raises(ValueError, match="no image that was analysed has a label"):
+    with pytest.raises(ValueError, match="no classes; want one of labelled images"):
         atlas.top_latents(0)
 
 

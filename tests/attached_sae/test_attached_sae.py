@@ -225,7 +225,7 @@ def test_saes_that_do_not_fit(model):
         HookedSAEViT.from_hooked_vit(model).add_sae(
             StandardSAE(StandardSAEConfig(d_in=32, d_sae=4))
         )
-    with pytest.raises(ValueError, match="are 8 wide, but the SAE's d_in is 32"):
+    with pytest.raises(ValueError, match="are 8 wide; want 32, the SAE's d_in"):
         AttachedSAE(model, sae, statistics=_statistics(8))
     of_texts = EmbeddingStatistics(torch.zeros(32), 1.0, "text", 1)
     with pytest.raises(ValueError, match="standardised text embeddings"):

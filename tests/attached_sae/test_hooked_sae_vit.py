@@ -109,7 +109,7 @@ def test_saes_that_do_not_fit(open_clip_case: Case):
     model = HookedSAEViT.from_hooked_vit(open_clip_case.hooked)
     with pytest.raises(ValueError, match=r"is 32 wide, but the SAE.s d_in is 16"):
         model.add_sae(make_sae(16, HOOKS[0]))
-    with pytest.raises(HookNameError, match=r"Near names: blocks\.1\.hook_resid_post"):
+    with pytest.raises(HookNameError, match=r"near names: blocks\.1\.hook_resid_post"):
         model.add_sae(make_sae(32, "blocks.1.hook_resid_pst"))
     with pytest.raises(ValueError, match="token ids"):
         model.add_sae(make_sae(32, HOOKS[0]), exclude_special_tokens=True)

@@ -140,7 +140,10 @@ def test_the_report_shows_the_chosen_latents_and_images(sae, photos, tmp_path, m
         (["--explain", "3"], "--explain goes with --report FOLDER"),
         (["--n-explained", "0"], "--n-explained goes with --report FOLDER"),
         (["--report", "r", "--explain", "3,x"], "--explain '3,x': want indices of images"),
-        (["--report", "r", "--explain", "3", "--n-explained", "2"], "not both"),
+        (
+            ["--report", "r", "--explain", "3", "--n-explained", "2"],
+            "both given; want one",
+        ),
         (["--report", "r", "--explain", "99"], "there is no image 99 to explain"),
         (["--report", "r", "--n-explained", "-1"], "n_explained is -1; want 0"),
         (["--report", "r", "--n-latents", "0"], "n_latents is 0; want 1 or more"),
@@ -166,9 +169,9 @@ def test_images_that_are_none_are_bad_input(sae, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
     for name, message in (
-        ("empty", "no image"),
-        ("text", "no image"),
-        ("broken", "None of the 1 images tried in broken can be used"),
+        ("empty", "holds 0 images"),
+        ("text", "holds 0 images"),
+        ("broken", "none of the 1 images tried in broken can be used"),
     ):
         out = ("--output-path", tmp_path / "atlas")
         assert vit_sae("analyze", sae, "--images", tmp_path / name, *out) == 2

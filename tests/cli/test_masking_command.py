@@ -5,7 +5,7 @@ import pytest
 
 from tests.cli.command import vit_sae
 
-TRAIN, TEST = "shapes:train?n_images=700&n_objects=1", "shapes:test?n_images=20&n_objects=1"
+TRAIN, TEST = "shapes:train?n_images=400&n_objects=1", "shapes:test?n_images=20&n_objects=1"
 
 
 @pytest.fixture(scope="module")

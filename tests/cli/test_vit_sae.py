@@ -46,9 +46,12 @@ def test_help_is_quick_and_imports_nothing_heavy():
 def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeypatch):
     from functools import partial
 
-    from vit_sae_plugin import analysis
+    from vit_sae_plugin import analysis, training
     from vit_sae_plugin.cli import demo
 
+    preset = training.load_preset(demo.PRESET)
+    small = preset | {"sae": {**preset["sae"], "d_sae": 64}, "train_batch_size_tokens": 512}
+    monkeypatch.setattr(training, "load_preset", {demo.PRESET: small}.__getitem__)
     # After ten steps latents still fire everywhere, so all would be dense.
     lenient = partial(analysis.analyze, dense_frequency=1.0)
     monkeypatch.setattr(analysis, "analyze", lenient)
@@ -56,7 +59,7 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     monkeypatch.setattr(demo, "N_EVALUATED", 50)
     monkeypatch.setattr(demo, "N_EXPLAINED", 5)
     for _ in range(2):
-        code = vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 20_000)
+        code = vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 5120)
         assert code == 0
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count('class="latent"') > 0
@@ -237,7 +240,7 @@ def test_embeddings_replace_a_preset_s_images_and_fit_its_model(tmp_path, capsys
             ["train", "--images", "shapes", "--model", "shapes-clip", "--set", "lrr=1"],
             "there is no setting 'lrr'; near names: lr",
         ),
-        (["train", "--images", "shapes", "--model", "ViT-B-17"], "Near names"),
+        (["train", "--images", "shapes", "--model", "ViT-B-17"], "near names"),
         (["train", "--images", "shapes", "--device", "cuda:99"], "device 'cuda:99' can't be used"),
         (["eval", "no/sae", "--images", "shapes"], "there is no SAE in no/sae"),
         (["eval", "no/sae", "--images", "shapes", "--device", "gpu"], "device 'gpu' can't be used"),

@@ -49,14 +49,14 @@ def test_missing_labels() -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (np.zeros((2, 4, 4, 3)), TypeError, r"float64; uint8 .*round\(\).astype"),
+        (np.zeros((2, 4, 4, 3)), TypeError, r"float64; want uint8 .*round\(\).astype"),
         ([np.zeros((4, 4), np.uint8), np.zeros((4, 4))], TypeError, "Image 1 holds float64"),
         (["a.jpg"], TypeError, "Image 0 is a str"),
         (torch.zeros(2, 3, 8, 9, dtype=torch.uint8), ValueError, "channels seem to come first"),
         (uint8(2, 8, 9, 2), ValueError, r"shape \[2, 8, 9, 2\]"),
         ([uint8(7)], ValueError, r"Image 0 has shape \[7\]"),
-        ([], NoReadableImagesError, "no images at all"),
-        (uint8(0, 4, 4, 3), NoReadableImagesError, "0 tried"),
+        ([], NoReadableImagesError, "0 images; want 1 or more"),
+        (uint8(0, 4, 4, 3), NoReadableImagesError, "0 images; want"),
     ],
 )
 def test_what_is_refused(images: object, error: type[Exception], message: str) -> None:
@@ -65,7 +65,7 @@ def test_what_is_refused(images: object, error: type[Exception], message: str) -
 
 
 def test_labels_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="2 labels for 3 images"):
+    with pytest.raises(ValueError, match="labels has 2 entries; want 3"):
         ArrayImages(uint8(3, 4, 4, 3), labels=[0, 1])
-    with pytest.raises(ValueError, match="A label is 2, but there are only 2 class_names"):
+    with pytest.raises(ValueError, match="a label is 2; want 0 to 1"):
         ArrayImages(uint8(3, 4, 4, 3), labels=[0, 1, 2], class_names=["a", "b"])

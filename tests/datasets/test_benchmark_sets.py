@@ -152,7 +152,7 @@ def test_each_data_set_is_read_from_its_layout(name: str, tmp_path: Path) -> Non
             assert source.record(0).load().size == picture(1).size
             assert all(template.count("{}") == 1 for template in source.templates)
     assert open_images(f"{name}:{tmp_path}").name == f"{name}-{next(iter(expected))}"
-    with pytest.raises(ValueError, match=r"split is 'extra'; .* has t"):
+    with pytest.raises(ValueError, match=r"split is 'extra'; want one of .*: t"):
         BenchmarkImages(name, tmp_path, split="extra")
     shutil.rmtree(tmp_path / folder)
     with pytest.raises(FileNotFoundError, match=r"is missing.*is to be had from https://"):

@@ -50,7 +50,7 @@ def test_integer_and_text_labels() -> None:
     numbers = rows(image=(ImageFeature(), pngs(1, 2)), label=(Value("int32"), [5, -1]))
     assert [r.label for r in HuggingFaceImages(numbers).records()] == [5, None]
     assert HuggingFaceImages(numbers).class_names is None
-    with pytest.raises(ValueError, match="'label' is 5, but there are only 2 class_names"):
+    with pytest.raises(ValueError, match="'label' is 5; want 0 to 1"):
         HuggingFaceImages(numbers, class_names=["a", "b"])
     texts = rows(image=(ImageFeature(), pngs(1, 2, 3)), species=(Value("string"), ["b", None, "a"]))
     assert HuggingFaceImages(texts).label_column is None
@@ -61,7 +61,7 @@ def test_integer_and_text_labels() -> None:
 
 def test_columns_that_cannot_be_guessed_are_asked_for() -> None:
     two = rows(left=(ImageFeature(), pngs(1)), right=(ImageFeature(), pngs(2)))
-    with pytest.raises(ValueError, match=r"\['left', 'right'\]; choose one"):
+    with pytest.raises(ValueError, match=r"\['left', 'right'\]; want image_column"):
         HuggingFaceImages(two)
     right = HuggingFaceImages(two, image_column="right").record(0).load()
     assert right.getpixel((0, 0)) == picture(2).getpixel((0, 0))
@@ -69,7 +69,7 @@ def test_columns_that_cannot_be_guessed_are_asked_for() -> None:
         HuggingFaceImages(rows(x=(Value("int64"), [1])))
     with pytest.raises(ValueError, match="no column 'colour'"):
         HuggingFaceImages(two, image_column="right", label_column="colour")
-    with pytest.raises(ValueError, match="3 names for the 2 classes"):
+    with pytest.raises(ValueError, match="class_names has 3 names; want 2"):
         HuggingFaceImages(
             rows(image=(ImageFeature(), pngs(1)), label=(ClassLabel(names=["cat", "dog"]), [0])),
             class_names=["a", "b", "c"],
@@ -141,7 +141,7 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
     splits.save_to_disk(tmp_path / "splits")
     assert open_images(f"hf:{tmp_path / 'splits'}:small").n_images == 3
     assert open_images(splits, split="large").n_images == N_IMAGES
-    with pytest.raises(ValueError, match=r"no split None; there are \['small', 'large'\]"):
+    with pytest.raises(ValueError, match=r"split is None; want one of \['small', 'large'\]"):
         open_images(tmp_path / "splits")
 
 

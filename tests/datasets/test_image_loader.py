@@ -178,7 +178,7 @@ def test_preprocessing_that_fails_on_one_image_skips_it(n_workers: int) -> None:
 @pytest.mark.parametrize(
     ("preprocess", "error", "message"),
     [
-        (preprocessing.grey, ValueError, r"\[1, 4, 4\] for '0'; it must return a float tensor"),
+        (preprocessing.grey, ValueError, r"\[1, 4, 4\] for '0'; want a float tensor"),
         (preprocessing.whole_numbers, TypeError, r"torch\.uint8 for '0'"),
         (preprocessing.not_a_tensor, TypeError, "returned Image for '0'"),
         (preprocessing.own_size, ValueError, r"\[3, 5, 7\] for '1' but \[3, 5, 6\]"),
@@ -224,7 +224,7 @@ def test_a_source_with_no_readable_image(
     with pytest.raises(NoReadableImagesError) as caught:
         list(loader)
     message = str(caught.value)
-    assert "None of the 7 images tried in holiday can be used" in message
+    assert "none of the 7 images tried in holiday can be used" in message
     assert "(5 not an image of a known format, 2 empty file)" in message
     assert "'0.jpg': empty file" in message
 
@@ -236,7 +236,7 @@ def test_an_empty_stream_is_an_error_however_often_it_is_repeated(tmp_path: Path
     source = WebDatasetImages(str(tmp_path / "0.tar"))
     for n_epochs in (1, None):
         for start_batch in (0, 3):
-            with pytest.raises(NoReadableImagesError, match="0 tried"):
+            with pytest.raises(NoReadableImagesError, match="0 images; want 1 or more"):
                 load(source, n_epochs=n_epochs, start_batch=start_batch)
 
 

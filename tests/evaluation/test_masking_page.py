@@ -15,12 +15,12 @@ def test_every_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = HookedViT.from_pretrained("shapes-clip")
     torch.manual_seed(0)
-    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=1024))
-    sae.b_enc.data = -2 * torch.rand(1024) - 1
+    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=256))
+    sae.b_enc.data = -2 * torch.rand(256) - 1
     ActivationSource.from_model(model, "blocks.2.hook_resid_post").stamp(sae, model)
     sae.save_model("demo-results/run/sae")
     page = PAGE.read_text(encoding="utf-8")
-    for whole, less in (("n_images=200", "n_images=4"), ("n_images=1000", "n_images=600")):
+    for whole, less in (("n_images=200", "n_images=4"), ("n_images=1000", "n_images=400")):
         assert whole in page
         page = page.replace(whole, less)
     names: dict = {}

@@ -46,11 +46,12 @@ def adaptable(model: HookedViT) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
+@torch.no_grad()
 def test_a_low_rank_adapter_inserted_later(family: str):
     case = build_case(family)
+    before = case.hooked.run_with_cache(case.pixels, names_filter=lambda _: True)[1]
     for hook, path in adaptable(case.hooked).items():
         model = copy.deepcopy(case.hooked)
-        before = case.hooked.run_with_cache(case.pixels, names_filter=lambda _: True)[1]
         adapt(model.bare_model, path)
         output, after = model.run_with_cache(case.pixels, names_filter=lambda _: True)
         assert not torch.allclose(after[hook], before[hook]), hook

@@ -43,7 +43,7 @@ def test_one_name_and_all_names(open_clip_case: Case):
 
 def test_a_wrong_name_lists_near_names(open_clip_case: Case):
     model, pixels = open_clip_case.hooked, open_clip_case.pixels
-    near = r"no hook named 'blocks.1.hook_resid_pots'.*Near names: blocks.1.hook_resid_post"
+    near = r"no hook 'blocks.1.hook_resid_pots'.*near names: blocks.1.hook_resid_post"
     with pytest.raises(HookNameError, match=near):
         model.run_with_cache(pixels, names_filter="blocks.1.hook_resid_pots")
     with pytest.raises(HookNameError, match=near):
@@ -57,7 +57,7 @@ def test_a_wrong_name_lists_near_names(open_clip_case: Case):
         pass
     with pytest.raises(HookNameError, match=near):
         model.hook_width("blocks.1.hook_resid_pots")
-    with pytest.raises(HookNameError, match="Near names: hook_resid"):
+    with pytest.raises(HookNameError, match="near names: hook_resid"):
         select_names("resid", ["hook_resid", "other"])
     with pytest.raises(TypeError, match="names_filter is 7; want"):
         model.run_with_cache(pixels, names_filter=7)
@@ -93,7 +93,7 @@ def test_hook_width_is_the_last_axis_with_heads_flattened(case: Case):
     cache = case.hooked.run_with_cache(case.pixels)[1]
     for name, value in cache.items():
         if name.endswith(("hook_scale", "hook_attn_scores", "hook_pattern")):
-            with pytest.raises(ValueError, match="not vectors of one width"):
+            with pytest.raises(ValueError, match="want vectors of one width"):
                 case.hooked.hook_width(name)
         else:
             width = value.flatten(2).shape[-1] if value.ndim == 4 else value.shape[-1]

@@ -159,7 +159,7 @@ def test_random_weights_on_request_from_every_library(open_clip_folder: Path, tm
 
 def test_a_folder_without_weights_is_no_random_model(open_clip_folder: Path):
     (open_clip_folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"cannot load 'local-dir:.*pretrained=False gives"):
+    with pytest.raises(WeightsError, match=r"can't load 'local-dir:.*pretrained=False gives"):
         HookedViT.from_pretrained(f"local-dir:{open_clip_folder}")
 
 
@@ -168,7 +168,7 @@ def test_weights_that_cannot_be_fetched(name: str, monkeypatch, tmp_path: Path):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="cannot load") as caught:
+    with pytest.raises(WeightsError, match="can't load") as caught:
         HookedViT.from_pretrained(name, cache_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
     assert "needs a network" in str(caught.value)
@@ -212,13 +212,13 @@ def test_transformers_without_image_processor_warns(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("ViT-B16", {}, r"no open_clip model named 'ViT-B16'. Near names: ViT-B-16"),
+        ("ViT-B16", {}, r"no open_clip model 'ViT-B16'; near names: ViT-B-16"),
         ("shapes_clip", {}, "shapes-clip"),
-        ("ViT-B-16", {"pretrained": "openia"}, "no weights tagged 'openia'.*Near tags: openai"),
+        ("ViT-B-16", {"pretrained": "openia"}, "no weights tagged 'openia'.*near tags: openai"),
         ("ViT-bigG-14", {}, "2 weights .* want one of: laion2b.*, a file; or pretrained=False"),
         ("ViT-bigG-14", {"pretrained": True}, "pretrained is True, and open_clip has 2 weights"),
         ("ViT-S-16", {}, "has no weights for 'ViT-S-16'; want one of: a file"),
-        ("timm:vit_base_patch17_224", {}, "Near names: vit_base_patch16_224"),
+        ("timm:vit_base_patch17_224", {}, "near names: vit_base_patch16_224"),
         ("timm:test_vit", {"pretrained": "in1k"}, r"'timm:test_vit\.in1k'"),
         ("hf:org/model", {"pretrained": "laion"}, "weights of 'hf:org/model' are part of the name"),
         ("local-dir:x", {"pretrained": "laion"}, "'local-dir:x' comes with its weights"),
@@ -231,7 +231,7 @@ def test_wrong_names(name: str, kwargs: dict, message: str):
 
 def test_a_folder_that_is_not_there(tmp_path: Path):
     tiny_transformers_dinov2().save_pretrained(tmp_path / "dinov2-tiny")
-    with pytest.raises(ModelNameError, match="Models beside it: dinov2-tiny"):
+    with pytest.raises(ModelNameError, match="models beside it: dinov2-tiny"):
         HookedViT.from_pretrained(f"hf:{tmp_path / 'dinov2-tyni'}")
 
 

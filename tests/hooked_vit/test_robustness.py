@@ -168,7 +168,7 @@ def test_gradient_checkpointing_with_hooks_is_refused(factory):
     else:
         bare.set_grad_checkpointing(True)
     pixels = torch.randn(1, 3, 32, 32)
-    with pytest.raises(RuntimeError, match="Gradient checkpointing is on"):
+    with pytest.raises(RuntimeError, match="gradient checkpointing is on"):
         model.run_with_cache(pixels)
     with torch.no_grad():
         model.run_with_cache(pixels)

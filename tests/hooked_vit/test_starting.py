@@ -96,7 +96,8 @@ def test_an_earlier_hook_is_an_error_when_named(open_clip_case: Case):
     model = open_clip_case.hooked
     residual = torch.zeros(1, 17, 32)
     with pytest.raises(
-        HookNameError, match=r"lies in front of start_at_layer=2.*Lower .*blocks\.2\.hook_resid_p"
+        HookNameError,
+        match=r"in front of start_at_layer=2; want a lower .*blocks\.2\.hook_resid_p",
     ):
         model.run_with_cache(residual, names_filter="blocks.1.hook_resid_post", start_at_layer=2)
     with pytest.raises(HookNameError, match="in front of start_at_layer=0"):

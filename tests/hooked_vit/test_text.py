@@ -79,7 +79,7 @@ def test_zero_shot_classifier_of_a_model():
         (["cat"], [], "one template"),
         ("cat", ["a {}"], "list"),
         (["cat"], "a {}", "list"),
-        (["cat"], ["a photo"], "no '{}'"),
+        (["cat"], ["a photo"], "template is 'a photo'; want a '{}'"),
     ],
 )
 def test_zero_shot_errors(names, templates, message: str):
@@ -90,7 +90,7 @@ def test_zero_shot_errors(names, templates, message: str):
 def test_models_without_text_say_so(open_clip_case: Case):
     with pytest.raises(ValueError, match="no text tower"):
         build_case("timm").hooked.encode_text(["a"])
-    with pytest.raises(ValueError, match="need a tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer; want"):
         open_clip_case.hooked.encode_text(["a"])
 
 

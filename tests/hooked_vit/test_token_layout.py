@@ -68,7 +68,7 @@ def test_hooks_with_fewer_tokens():
     [
         (("patch", "patch"), (0,), "2 tokens and patch_numbers 1"),
         (("patch", "cls"), (0, -1), r"roles holds \['cls'\]; want class, register"),
-        (("patch", "class"), (0, 1), "just those tokens that are no patches"),
+        (("patch", "class"), (0, 1), "just the tokens that are no patches"),
         (("patch", "patch"), (0, 0), "want different ones in 0 to 1"),
         (("patch", "patch"), (0, 2), "want different ones in 0 to 1"),
     ],

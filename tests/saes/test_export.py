@@ -89,20 +89,20 @@ def test_an_exported_sae_has_weights_of_its_own_and_draws_no_random_numbers():
 
 def test_what_can_not_be_exported_is_refused(tmp_path):
     gated = TrainingSAE.from_dict(GatedTrainingSAEConfig(**SIZES).to_dict())
-    with pytest.raises(ValueError, match=r"'gated' SAE is no plain ReLU SAE"):
+    with pytest.raises(ValueError, match=r"'gated'; want a plain ReLU SAE"):
         export_as_standard(gated)
-    with pytest.raises(ValueError, match=r"'gated' SAE is no top-k SAE"):
+    with pytest.raises(ValueError, match=r"'gated'; want a top-k SAE"):
         export_as_topk(gated)
-    with pytest.raises(ValueError, match=r"'patchsae' SAE is no top-k SAE"):
+    with pytest.raises(ValueError, match=r"'patchsae'; want a top-k SAE"):
         export_as_topk(make_sae("patchsae"), k=3)
-    with pytest.raises(ValueError, match=r"'topk_ghost' SAE is no plain ReLU SAE"):
+    with pytest.raises(ValueError, match=r"'topk_ghost'; want a plain ReLU SAE"):
         export_as_standard(make_sae("topk_ghost"))
-    with pytest.raises(ValueError, match=r"trained for k=3 .* with k=5"):
+    with pytest.raises(ValueError, match=r"k is 5; want 3, for which"):
         export_as_topk(make_sae("topk_ghost"), k=5)
-    with pytest.raises(ValueError, match=r"k=25 must lie between 1 and d_sae=24"):
+    with pytest.raises(ValueError, match=r"k is 25; want 1 to d_sae, 24"):
         export_as_topk(make_sae("topk_ghost"), k=25)
-    with pytest.raises(ValueError, match=r"architecture='jumprelu'"):
+    with pytest.raises(ValueError, match=r"architecture is 'jumprelu'"):
         save_exported(make_sae("patchsae"), tmp_path, "jumprelu")
-    with pytest.raises(ValueError, match=r"k=3 has no meaning"):
+    with pytest.raises(ValueError, match=r"k is 3; want none"):
         save_exported(make_sae("patchsae"), tmp_path, "standard", k=3)
     assert list(tmp_path.iterdir()) == []

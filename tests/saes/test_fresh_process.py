@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from vit_sae_plugin.saes import save_exported
 
 from .test_export import CONFIGS, make_sae, rows
+from .test_matryoshka_topk import inference_sae
 
 CODE = """
 import json, pathlib, sys
@@ -50,6 +51,12 @@ def fresh_process(tmp_path_factory):
         sae = make_sae(architecture)
         sae.save_inference_model(root / architecture)
         expected[architecture] = sae(rows()).detach()
+    nested = inference_sae()
+    for k in (3, 24):
+        save_exported(nested, root / f"nested_topk_{k}", "topk", k=k)
+        expected[f"nested_topk_{k}"] = nested.decode(nested.encode(rows(), k=k)).detach()
+    save_exported(nested, root / "nested", "standard")
+    expected["nested"] = nested(rows()).detach()
     save_file({"rows": rows()}, root / "rows.safetensors")
     subprocess.run([sys.executable, "-W", "ignore", "-c", CODE, str(root)], check=True)
     outputs = load_file(root / "outputs.safetensors")
@@ -61,6 +68,7 @@ def test_exported_folders_load_without_the_plugin_with_equal_outputs(fresh_proce
     assert outputs.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(outputs[name], expected[name], msg=name)
+    assert (outputs["nested_topk_3"] - outputs["nested"]).norm() > 0.1
 
 
 def test_importing_the_package_registers_and_imports_no_model_library(fresh_process):

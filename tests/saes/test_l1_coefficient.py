@@ -85,7 +85,7 @@ def test_the_equivalent_coefficient_by_hand():
 def test_what_is_missing_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         equivalent_l1_coefficient(8e-5, **{"d_in": 8, **wrong})
-    with pytest.raises(ValueError, match="relative_l1_coefficient=-1 must not be negative"):
+    with pytest.raises(ValueError, match="relative_l1_coefficient is -1; want 0 or more"):
         make_sae(relative_l1_coefficient=-1)
 
 

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
 from sae_lens import SAE, StandardSAE, TopKSAE, TrainingSAE
 from sae_lens.saes.sae import TrainStepInput
-from safetensors.torch import load_file, save_file
 
 from vit_sae_plugin.saes import (
     MatryoshkaTopKSAE,
@@ -17,7 +14,6 @@ from vit_sae_plugin.saes import (
     MatryoshkaTopKTrainingSAEConfig,
     export_as_standard,
     export_as_topk,
-    save_exported,
 )
 from vit_sae_plugin.saes.auxiliary_loss import auxiliary_error
 from vit_sae_plugin.saes.nested_levels import doubling_k_list, loss_weights
@@ -69,23 +65,23 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"k_list": [4, 4, 8]}, r"strictly increasing, but 4 comes before 4"),
-            ({"k_list": [8, 4]}, r"strictly increasing, but 8 comes before 4"),
-            ({"k_list": [4, 25]}, r"asks for k=25, but there are only d_sae=24"),
-            ({"k_list": [0, 4]}, r"whole numbers, the smallest at least 1"),
+            ({"k_list": [4, 4, 8]}, r"4 comes before 4; want rising numbers"),
+            ({"k_list": [8, 4]}, r"8 comes before 4; want rising numbers"),
+            ({"k_list": [4, 25]}, r"want at most 24, the SAE's latents"),
+            ({"k_list": [0, 4]}, r"want whole numbers, each 1 or more"),
             ({"k_list": [1.5, 4]}, r"whole numbers"),
             ({"k_list": []}, r"k_list is empty"),
-            ({"k_list": None}, r"k_start=64 must lie between 1 and d_sae=24"),
-            ({"level_weights": [1, 2]}, r"has 2 numbers, but there are 3 levels"),
-            ({"level_weights": [1, -2, 1]}, r"not negative"),
-            ({"level_weights": [0, 0, 0]}, r"not all zero"),
+            ({"k_list": None}, r"k_start is 64; want 1 to d_sae, 24"),
+            ({"level_weights": [1, 2]}, r"has 2 numbers; want 3, one for each level"),
+            ({"level_weights": [1, -2, 1]}, r"want finite numbers from 0 on"),
+            ({"level_weights": [0, 0, 0]}, r"not all 0"),
             ({"level_weights": [1, float("nan"), 1]}, r"finite"),
-            ({"level_weights": "revers"}, r"'revers' is unknown"),
-            ({"reconstruction_loss": "mae"}, r"reconstruction_loss='mae' is unknown"),
-            ({"soft_cap": -1.0}, r"soft_cap=-1.0 must be positive"),
-            ({"soft_cap": 0.0}, r"soft_cap=0.0 must be positive"),
-            ({"aux_loss_coefficient": -1.0}, r"aux_loss_coefficient=-1.0"),
-            ({"k": 25}, r"k=25 must lie between 1 and d_sae=24"),
+            ({"level_weights": "revers"}, r"level_weights is 'revers'; want"),
+            ({"reconstruction_loss": "mae"}, r"reconstruction_loss is 'mae'"),
+            ({"soft_cap": -1.0}, r"soft_cap is -1.0; want"),
+            ({"soft_cap": 0.0}, r"soft_cap is 0.0; want"),
+            ({"aux_loss_coefficient": -1.0}, r"aux_loss_coefficient is -1.0; want 0 or more"),
+            ({"k": 25}, r"k is 25; want 1 to 24"),
             ({"normalize_activations": "layer_norm"}, r"decodes at several k"),
         ],
     )
@@ -113,7 +109,7 @@ class TestInference:
             torch.testing.assert_close(latents, positive * (positive >= smallest_kept))
         sae.cfg.k = None
         assert torch.equal(sae.encode(rows()), positive)
-        with pytest.raises(ValueError, match=r"k=0 must lie between 1 and d_sae=24"):
+        with pytest.raises(ValueError, match=r"k is 0; want 1 to 24"):
             sae.encode(rows(), k=0)
 
     def test_training_and_inference_classes_agree(self, tmp_path):
@@ -153,30 +149,6 @@ class TestInference:
 
 
 class TestExport:
-    def test_plain_saes_load_without_the_plugin(self, tmp_path):
-        sae = inference_sae()
-        save_file({"rows": rows()}, tmp_path / "rows.safetensors")
-        save_exported(sae, tmp_path / "standard", "standard")
-        for k in (3, 24):
-            save_exported(sae, tmp_path / f"topk_{k}", "topk", k=k)
-        code = (
-            "import sys, pathlib\n"
-            "from sae_lens import SAE\n"
-            "from safetensors.torch import load_file, save_file\n"
-            f"root = pathlib.Path({str(tmp_path)!r})\n"
-            "rows = load_file(root / 'rows.safetensors')['rows']\n"
-            "folders = [path for path in root.iterdir() if path.is_dir()]\n"
-            "outputs = {p.name: SAE.load_from_disk(p)(rows).detach() for p in folders}\n"
-            "assert 'vit_sae_plugin' not in sys.modules\n"
-            "save_file(outputs, root / 'outputs.safetensors')\n"
-        )
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-        outputs = load_file(tmp_path / "outputs.safetensors")
-        torch.testing.assert_close(outputs["standard"], sae(rows()))
-        torch.testing.assert_close(outputs["topk_3"], sae.decode(sae.encode(rows(), k=3)))
-        torch.testing.assert_close(outputs["topk_24"], sae(rows()))
-        assert (outputs["topk_3"] - outputs["standard"]).norm() > 0.1
-
     def test_of_a_training_sae(self):
         sae = training_sae(tied_weights=True, k=3)
         step(sae, rows())
@@ -190,7 +162,7 @@ class TestExport:
             export_as_standard(inference_sae(soft_cap=2.0))
         with pytest.raises(ValueError, match=r"soft_cap=2\.0"):
             export_as_topk(inference_sae(soft_cap=2.0), k=3)
-        with pytest.raises(ValueError, match="say how many"):
+        with pytest.raises(ValueError, match="want how many"):
             export_as_topk(inference_sae())
         with pytest.raises(ValueError, match="k=3 largest"):
             export_as_standard(inference_sae(k=3))

@@ -208,5 +208,5 @@ def test_wrong_settings_are_explained():
         make_patch_sae().encode_image(acts()[0])
     no_class_token = make_patch_sae(aggregation={"name": "cls"})
     no_class_token.cfg.metadata.token_kind = "patches"
-    with pytest.raises(ValueError, match="there is no class token"):
+    with pytest.raises(ValueError, match="n_prefix_tokens 0; want 1 or more"):
         no_class_token.encode_image(acts())

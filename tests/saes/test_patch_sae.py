@@ -117,7 +117,7 @@ def test_loss_by_hand():
 def test_class_token_weight_by_hand():
     sae, sae_in = hand_made(cls_mse_coefficient=3.0)
     assert hand_made_losses(sae, sae_in[None])["mse_loss"] == pytest.approx((3 * 4 / 5 + 2) / 4)
-    with pytest.raises(ValueError, match=r"\[batch, token, d_in\], got shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"input is \[2, 2\]; want \[batch, token, d_in\]"):
         hand_made_losses(sae, sae_in)
 
 

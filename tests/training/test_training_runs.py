@@ -444,7 +444,7 @@ def test_a_folder_with_a_run_is_not_overwritten(runner_of, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hook_name": "blocks.7.hook_resid_post"}, r"Near names: blocks\.1\.hook_resid_post"),
+        ({"hook_name": "blocks.7.hook_resid_post"}, r"near names: blocks\.1\.hook_resid_post"),
         (
             {"hook_name": "blocks.1.mlp.hook_post"},
             "d_in is 32, but .* has width 128; want d_in=128",

@@ -201,8 +201,8 @@ class ActivationSource:
         ours = (self.n_prefix_tokens, self.grid, self.n_tokens)
         if None not in ours and theirs != ours:
             raise ValueError(
-                f"the SAE was trained with {ours[0]} prefix tokens, grid {ours[1]} and {ours[2]} "
-                f"tokens, but this model has {theirs[0]}, {theirs[1]} and {theirs[2]}"
+                f"this model has {theirs[0]} prefix tokens, grid {theirs[1]} and {theirs[2]} "
+                f"tokens; want {ours[0]}, {ours[1]} and {ours[2]}, with which the SAE was trained"
             )
         preprocessing = describe_preprocessing(model.preprocess)
         if None not in (self.preprocessing, preprocessing) and preprocessing != self.preprocessing:

@@ -81,7 +81,7 @@ def embed_texts(
         ValueError: no captions, or the model has no text tower.
     """
     if not texts:
-        raise ValueError("there are no captions to embed")
+        raise ValueError("there are no captions; want one or more to embed")
     starts = range(0, len(texts), batch_size_texts)
     rows = [
         model.encode_text(list(texts[start : start + batch_size_texts])).float().cpu().numpy()

@@ -184,13 +184,13 @@ def load_embedding_rows(
     path = Path(path)
     _check_format(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no embeddings at {path}")
+        raise FileNotFoundError(
+            f"there are no embeddings at {path}; want a file of {', '.join(FILE_FORMATS)}"
+        )
     readers = {".npy": _read_npy, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
     rows, ids = readers[path.suffix](path)
     if d_in is not None and rows.ndim == 2 and rows.shape[1] != d_in:
-        raise ValueError(
-            f"{path.name}: rows are {rows.shape[1]} wide, but the SAE's d_in is {d_in}"
-        )
+        raise ValueError(f"{path.name}: rows are {rows.shape[1]} wide; want {d_in}, the SAE's d_in")
     return EmbeddingRows(rows, ids, name=path.name, non_finite=non_finite)
 
 

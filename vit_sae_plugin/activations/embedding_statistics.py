@@ -53,7 +53,7 @@ class EmbeddingStatistics:
             total = batch_sum if total is None else total + batch_sum
             n_rows += len(batch)
         if total is None or n_rows == 0:
-            raise ValueError("there are no embeddings to take statistics of")
+            raise ValueError("there are no embeddings; want one or more to take statistics of")
         mean = total / n_rows
         norm_sum = sum(
             (batch.to(torch.float64) - mean).norm(dim=-1).sum().item() for batch in batches
@@ -62,7 +62,9 @@ class EmbeddingStatistics:
         if not math.isfinite(mean_norm):
             raise ValueError("the embeddings hold NaN or infinite values: drop those rows first")
         if mean_norm == 0:
-            raise ValueError(f"all {n_rows} embeddings are the same, so there is no scale")
+            raise ValueError(
+                f"all {n_rows} embeddings are the same; want different ones, for their scale"
+            )
         scale = math.sqrt(len(mean)) / mean_norm
         return cls(mean.to(torch.float32), scale, modality, n_rows)
 

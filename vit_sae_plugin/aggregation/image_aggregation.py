@@ -35,11 +35,13 @@ class ImageAggregation(nn.Module, ABC):
             raise ValueError(f"tokens is {tokens!r}; want 'all', 'patches' or 'cls'")
         if tokens != "all" and n_prefix_tokens is None:
             raise ValueError(
-                f"tokens={tokens!r} needs n_prefix_tokens, the number of tokens in front of the "
-                "patches (0 for latents of patches only)"
+                f"tokens is {tokens!r} and n_prefix_tokens None; want the number of tokens in "
+                "front of the patches (0 for latents of patches only)"
             )
         if tokens == "cls" and n_prefix_tokens == 0:
-            raise ValueError("tokens='cls', but with n_prefix_tokens=0 there is no class token")
+            raise ValueError(
+                "tokens is 'cls' and n_prefix_tokens 0; want 1 or more, for a class token"
+            )
         self.tokens = tokens
         self.n_prefix_tokens = n_prefix_tokens
 
@@ -120,7 +122,7 @@ class ImageAggregation(nn.Module, ABC):
         start, stop = (0, 1) if self.tokens == "cls" else (n_prefix, n_tokens)
         if n_tokens <= start:
             raise ValueError(
-                f"latents have {n_tokens} tokens, but n_prefix_tokens is {n_prefix}, so there are "
-                "no patches among them"
+                f"latents have {n_tokens} tokens and n_prefix_tokens is {n_prefix}; want patches "
+                "behind the prefix tokens"
             )
         return start, stop

@@ -81,9 +81,9 @@ def make_aggregation(rule: AggregationRule, **settings: Any) -> ImageAggregation
         near = near_names(str(rule), _CLASSES, n=1)
         raise ValueError(
             f"no aggregation is called {rule!r}"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" The registered ones: {', '.join(aggregation_names())}. If it is one of your own, "
-            "first import the module that registers it"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+            + f"; want one of {', '.join(aggregation_names())}, or import the module that "
+            "registers it first"
         )
     try:
         return _CLASSES[rule](**settings)

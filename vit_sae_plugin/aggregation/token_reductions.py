@@ -102,7 +102,9 @@ class KthLargest(ImageAggregation):
 
     def reduce(self, latents_btd: Dense, token_mask: Mask) -> Image:
         if self.k > latents_btd.shape[1]:
-            raise ValueError(f"k is {self.k}, but images have {latents_btd.shape[1]} tokens")
+            raise ValueError(
+                f"k is {self.k}; want 1 to {latents_btd.shape[1]}, the tokens of an image"
+            )
         if token_mask is not None:
             latents_btd = latents_btd.masked_fill(~token_mask[..., None], -torch.inf)
         largest = latents_btd.topk(self.k, dim=1).values[:, -1]

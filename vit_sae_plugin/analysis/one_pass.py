@@ -295,7 +295,7 @@ def run_pass(
             load_state(folder, builder)
     end = _take_in_all(feed, builder, start, folder, snapshot_seconds, progress)
     if int(builder.statistics.n_images) == 0:
-        raise ValueError(f"{feed.data_name} gave no readable image, so nothing can be analysed")
+        raise ValueError(f"{feed.data_name} gave no readable image; want one or more to analyse")
     info = AtlasInfo(
         **_as_json({**facts, "aggregations": describe(built_rules)}),
         data_name=feed.data_name,

@@ -127,7 +127,7 @@ class AttachedSAE:
         if not self.layout.has("patch"):
             raise ValueError(
                 f"this SAE reads {self.source.token_kind!r} tokens of {self.source.hook_name}, "
-                "none of which is a patch, so there is nothing to show on an image"
+                "none of which is a patch; want one that reads patches, to show on an image"
             )
         return self.layout
 

@@ -51,8 +51,8 @@ class RowCoder:
             input_scaling = metadata.input_scaling
         if statistics is not None and len(statistics.mean) != sae.cfg.d_in:
             raise ValueError(
-                f"the statistics are {len(statistics.mean)} wide, but the SAE's d_in is "
-                f"{sae.cfg.d_in}"
+                f"the statistics are {len(statistics.mean)} wide; want {sae.cfg.d_in}, the SAE's "
+                "d_in"
             )
         if sae.hook_z_reshaping_mode and d_head is None:
             raise ValueError("this SAE splits its input into heads; want d_head, a head's width")

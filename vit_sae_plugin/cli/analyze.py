@@ -142,7 +142,7 @@ def _report_options(args: argparse.Namespace) -> dict[str, Any]:
     if "templates" in given and "logit" not in given:
         raise ValueError("--templates goes with --logit")
     if len(given.keys() & {"n_explained", "explain"}) == 2:
-        raise ValueError("give either --explain or --n-explained, not both")
+        raise ValueError("--explain and --n-explained are both given; want one of them")
     return given
 
 

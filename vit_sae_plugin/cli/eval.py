@@ -87,7 +87,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("want --images SOURCE or --embeddings FILE to measure the SAE on")
     if args.suite == "masking" and (args.ranking_images is None) == (args.atlas is None):
         raise ValueError(
-            "--suite masking ranks latents by one of --ranking-images SOURCE and --atlas FOLDER"
+            "--suite masking ranks latents; want one of --ranking-images SOURCE and --atlas FOLDER"
         )
     if args.encoder is not None and args.encoder_embeddings is not None:
         raise ValueError("give either --encoder or --encoder-embeddings, not both")

@@ -54,13 +54,15 @@ class ArrayImages(ImageSource):
         self._images = _as_sequence(images)
         self.n_images = len(self._images)
         if self.n_images == 0:
-            raise NoReadableImagesError(f"{name} holds no images at all (0 tried).")
+            raise NoReadableImagesError(f"{name} holds 0 images; want 1 or more")
         self._labels = _checked_labels(labels, self.n_images, class_names)
         self.class_names = None if class_names is None else [valid_text(n) for n in class_names]
 
     def record(self, index: int) -> ImageRecord:
         if not 0 <= index < len(self._images):
-            raise IndexError(f"Index {index} is outside 0…{len(self._images) - 1} of {self.name}.")
+            raise IndexError(
+                f"index is {index}; want 0 to {len(self._images) - 1}, those of {self.name}"
+            )
         label = self._labels[index]
         return ImageRecord(
             index=index,
@@ -111,8 +113,8 @@ def _single(image: Any, position: int) -> Any:
     where = f"Image {position}"
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(
-            f"{where} is a {type(image).__name__}; uint8 arrays or PIL pictures are wanted. For "
-            "files, name their folder."
+            f"{where} is a {type(image).__name__}; want uint8 arrays or PIL pictures (for files, "
+            "name their folder)"
         )
     image = _uint8(image, where)
     _check_shape(image.shape, where, image.shape)
@@ -122,8 +124,8 @@ def _single(image: Any, position: int) -> Any:
 def _uint8(array: np.ndarray | torch.Tensor, what: str) -> np.ndarray:
     if array.dtype not in (np.uint8, torch.uint8):
         raise TypeError(
-            f"{what} holds {array.dtype}; uint8 from 0 to 255 is wanted, since the range of other "
-            "types is not known. For floats from 0 to 1: (array * 255).round().astype('uint8')."
+            f"{what} holds {array.dtype}; want uint8 from 0 to 255, since the range of other types "
+            "is not known (for floats from 0 to 1: (array * 255).round().astype('uint8'))"
         )
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
@@ -132,10 +134,10 @@ def _check_shape(shape: Sequence[int], what: str, seen: Sequence[int]) -> None:
     if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4)):
         return
     first = len(shape) == 3 and shape[0] in (1, 3, 4)
-    hint = " Its channels seem to come first: move them with .transpose or .permute." * first
+    hint = "; its channels seem to come first: move them with .transpose or .permute" * first
     raise ValueError(
-        f"{what} has shape {list(seen)}; [height, width] or [height, width, 1, 3 or 4 channels] "
-        f"is wanted for an image, with the number of images in front for many.{hint}"
+        f"{what} has shape {list(seen)}; want [height, width] or [height, width, 1, 3 or 4 "
+        f"channels] for an image, with the number of images in front for many{hint}"
     )
 
 
@@ -143,11 +145,11 @@ def _checked_labels(labels: Any, n_images: int, class_names: Sequence[str] | Non
     if labels is None:
         return np.full(n_images, -1, dtype=np.int64)
     if len(labels) != n_images:
-        raise ValueError(f"There are {len(labels)} labels for {n_images} images; give one each.")
+        raise ValueError(f"labels has {len(labels)} entries; want {n_images}, one an image")
     numbers = np.array([-1 if label is None else int(label) for label in labels], dtype=np.int64)
     if class_names is not None and numbers.max() >= len(class_names):
         raise ValueError(
-            f"A label is {numbers.max()}, but there are only {len(class_names)} class_names; "
-            "labels are indices into them, from 0."
+            f"a label is {numbers.max()}; want 0 to {len(class_names) - 1}, an index into "
+            "class_names"
         )
     return numbers

@@ -144,11 +144,11 @@ def shuffled_stream(
 def _at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+            raise ValueError(f"{name} is {value}; want {least} or more")
 
 
 def _no_records(source: ImageSource) -> NoReadableImagesError:
     return NoReadableImagesError(
-        f"{source.name} holds no images at all (0 tried). Check its path and, for shards, that "
-        "the samples have an image."
+        f"{source.name} holds 0 images; want 1 or more: check its path and, for shards, that the "
+        "samples have an image"
     )

@@ -249,7 +249,7 @@ class BenchmarkImages(ImageSource):
         read, known = entry.reader(splits)
         split = split or known[0]
         if split not in known:
-            raise ValueError(f"split is {split!r}; {entry.title} has {', '.join(known)}")
+            raise ValueError(f"split is {split!r}; want one of {entry.title}: {', '.join(known)}")
         strange = sorted(set(options) - set(entry.options))
         if strange:
             raise ValueError(f"{entry.title} has no option {strange[0]!r}")
@@ -261,10 +261,13 @@ class BenchmarkImages(ImageSource):
             check_files(listing)
         except (MissingFileError, DataSetLayoutError) as error:
             raise type(error)(
-                f"{entry.title}: {error}. The data set is to be had from {entry.home}."
+                f"{entry.title}: {error}; the data set is to be had from {entry.home}"
             ) from None
         if not listing.paths:
-            raise NoReadableImagesError(f"{entry.title}: no images in {str(listing.folder)!r}.")
+            raise NoReadableImagesError(
+                f"{entry.title}: there are no images in {str(listing.folder)!r}; want those of "
+                f"{split}"
+            )
         self.limits = limits
         self.name = f"{data_set}-{split}"
         self.templates = entry.templates
@@ -277,7 +280,9 @@ class BenchmarkImages(ImageSource):
 
     def record(self, index: int) -> ImageRecord:
         if not 0 <= index < self.n_images:
-            raise IndexError(f"Index {index} is outside 0…{self.n_images - 1} of {self.name}.")
+            raise IndexError(
+                f"index is {index}; want 0 to {self.n_images - 1}, those of {self.name}"
+            )
         path = self._paths[index]
         return ImageRecord(
             index=index,

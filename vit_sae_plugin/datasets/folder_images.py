@@ -71,11 +71,11 @@ class FolderImages(ImageSource):
     ) -> None:
         self.root = os.path.abspath(root)
         if not os.path.exists(self.root):
-            raise FileNotFoundError(f"There is no folder {self.root!r} to take images from.")
+            raise FileNotFoundError(f"there is no folder {self.root!r}; want one of images")
         if not os.path.isdir(self.root):
             raise NotADirectoryError(
-                f"{self.root!r} is a file; an image folder is wanted. For shards, write "
-                "'wds:shards-{000..010}.tar'."
+                f"{self.root!r} is a file; want a folder of images (for shards, write "
+                "'wds:shards-{000..010}.tar')"
             )
         self.name = (
             valid_text(name) if name else printable_id(os.path.basename(self.root) or self.root)
@@ -96,7 +96,9 @@ class FolderImages(ImageSource):
     def relative_path(self, index: int) -> str:
         """The file's path from the root, as ``os`` functions want it (see ``os.fsdecode``)."""
         if not 0 <= index < len(self._ends):
-            raise IndexError(f"Index {index} is outside 0…{len(self._ends) - 1} of {self.name}.")
+            raise IndexError(
+                f"index is {index}; want 0 to {len(self._ends) - 1}, those of {self.name}"
+            )
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._paths[start : self._ends[index]])
 
@@ -253,15 +255,15 @@ def _named(folders: list[str], names: Sequence[str] | Mapping[str, str] | None) 
         unknown = sorted(set(names) - set(folders))
         if unknown:
             raise ValueError(
-                f"class_names has {unknown[:5]}, which are no class sub-folders; those are "
-                f"{folders[:5]}{'…' if len(folders) > 5 else ''}."
+                f"class_names has {unknown[:5]}; want names of class sub-folders: "
+                f"{folders[:5]}{'…' if len(folders) > 5 else ''}"
             )
         return [valid_text(names.get(folder, printable_id(folder))) for folder in folders]
     if names is not None:
         if isinstance(names, str) or len(names) != len(folders):
             raise ValueError(
-                f"class_names has {len(names)} names for {len(folders)} class sub-folders "
-                f"({folders[:5]}{'…' if len(folders) > 5 else ''}); give one for each, in order."
+                f"class_names has {len(names)} names; want {len(folders)}, one for each class "
+                f"sub-folder, in order: {folders[:5]}{'…' if len(folders) > 5 else ''}"
             )
         return [valid_text(name) for name in names]
     return [printable_id(folder) for folder in folders] or None
@@ -270,7 +272,7 @@ def _named(folders: list[str], names: Sequence[str] | Mapping[str, str] | None) 
 def _nothing_found(root: str, other_endings: Counter[str]) -> str:
     seen = ", ".join(f"{n} {ending}" for ending, n in other_endings.most_common(5))
     return (
-        f"No images in {root!r}: 0 tried, since no file below it ends like an image "
-        f"({' '.join(sorted(IMAGE_SUFFIXES))}). "
-        + (f"Endings seen: {seen}." if seen else "The folder holds no files.")
+        f"{root!r} holds 0 images; want files that end like images "
+        f"({' '.join(sorted(IMAGE_SUFFIXES))}), but it holds "
+        + (f"files that end otherwise: {seen}" if seen else "no files")
     )

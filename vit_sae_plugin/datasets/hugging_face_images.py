@@ -82,7 +82,9 @@ class HuggingFaceImages(ImageSource):
         self.label_column = label_column or _the_label_column(features)
         for column in (self.image_column, self.label_column):
             if column is not None and column not in features:
-                raise ValueError(f"{self.name} has no column {column!r}; it has {list(features)}.")
+                raise ValueError(
+                    f"{self.name} has no column {column!r}; want one of {list(features)}"
+                )
         self._dataset = _undecoded(dataset, self.image_column, self.label_column)
         self._labels = np.empty(0, dtype=np.int64)
         names = getattr(features.get(self.label_column), "names", None)
@@ -92,15 +94,15 @@ class HuggingFaceImages(ImageSource):
             names = names or text_labels
         if class_names is not None and names is not None and len(class_names) != len(names):
             raise ValueError(
-                f"class_names has {len(class_names)} names for the {len(names)} classes of "
-                f"{self.label_column!r}; give one for each, in order."
+                f"class_names has {len(class_names)} names; want {len(names)}, one for each class "
+                f"of {self.label_column!r}, in order"
             )
         chosen = class_names if class_names is not None else names
         self.class_names = None if chosen is None else [valid_text(n) for n in chosen]
         if self.class_names is not None and self._labels.max(initial=-1) >= len(self.class_names):
             raise ValueError(
-                f"A label of {self.label_column!r} is {self._labels.max()}, but there are only "
-                f"{len(self.class_names)} class_names; labels are indices into them, from 0."
+                f"a label of {self.label_column!r} is {self._labels.max()}; want 0 to "
+                f"{len(self.class_names) - 1}, an index into class_names"
             )
         self._fingerprint: str | None = None
 
@@ -108,7 +110,9 @@ class HuggingFaceImages(ImageSource):
         if self.is_streaming:
             return super().record(index)
         if not 0 <= index < len(self._labels):
-            raise IndexError(f"Index {index} is outside 0…{len(self._labels) - 1} of {self.name}.")
+            raise IndexError(
+                f"index is {index}; want 0 to {len(self._labels) - 1}, those of {self.name}"
+            )
         label = int(self._labels[index])
         return ImageRecord(
             index=index,
@@ -209,7 +213,7 @@ def _one_split(dataset: Any, split: str | None) -> Any:
     if wanted is None and len(dataset) == 1:
         wanted = next(iter(dataset))
     if wanted not in dataset:
-        raise ValueError(f"There is no split {wanted!r}; there are {list(dataset)}. Name one.")
+        raise ValueError(f"split is {wanted!r}; want one of {list(dataset)}")
     return dataset[wanted]
 
 
@@ -220,7 +224,9 @@ def _features_of_first_row(dataset: Any, name: str) -> dict[str, Any]:
 
     row = next(iter(dataset), None)
     if row is None:
-        raise ValueError(f"{name} is an empty stream whose columns are not known.")
+        raise ValueError(
+            f"{name} is an empty stream, so its columns are not known; want one with a row"
+        )
     return {
         column: Image() if isinstance(value, PILImage.Image) else None
         for column, value in row.items()
@@ -234,7 +240,7 @@ def _the_image_column(features: dict[str, Any], name: str) -> str:
     if len(columns) == 1:
         return columns[0]
     found = f"the image columns {columns}" if columns else "no column of type Image"
-    raise ValueError(f"{name} has {found}; choose one of {list(features)} as image_column.")
+    raise ValueError(f"{name} has {found}; want image_column, one of {list(features)}")
 
 
 def _the_label_column(features: dict[str, Any]) -> str | None:

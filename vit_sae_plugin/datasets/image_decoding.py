@@ -78,12 +78,12 @@ class DecodingLimits:
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
-            raise ValueError(f"max_pixels is {self.max_pixels}; it must be at least 1.")
+            raise ValueError(f"max_pixels is {self.max_pixels}; want 1 or more")
         if self.max_bytes < 1:
-            raise ValueError(f"max_bytes is {self.max_bytes}; it must be at least 1.")
+            raise ValueError(f"max_bytes is {self.max_bytes}; want 1 or more")
         if not self.max_aspect_ratio >= 1:
             raise ValueError(
-                f"max_aspect_ratio is {self.max_aspect_ratio}; it must be at least 1 (square)."
+                f"max_aspect_ratio is {self.max_aspect_ratio}; want 1 (square) or more"
             )
 
     def check(self, width: int, height: int) -> None:

@@ -86,7 +86,7 @@ class ImageLoader:
         shuffle_buffer_images: int = 1000,
     ) -> None:
         if n_workers < 0:
-            raise ValueError(f"n_workers is {n_workers}; it must be 0 (this process) or more.")
+            raise ValueError(f"n_workers is {n_workers}; want 0 (this process) or more")
         self.source = source
         self.preprocess = preprocess
         self.n_workers = n_workers
@@ -144,10 +144,10 @@ class ImageLoader:
                 decoded, death = _next_or_death(batches)
                 if death is not None:
                     raise WorkerDiedError(
-                        f"A worker process that decodes {self.source.name} died: {death}. Most "
+                        f"a worker process that decodes {self.source.name} died: {death}; most "
                         "often memory ran out: use fewer n_workers or a smaller "
                         "batch_size_images, or give the container more shared memory "
-                        "(--shm-size). With n_workers=0 the cause shows in this process."
+                        "(--shm-size); with n_workers=0 the cause shows in this process"
                     )
                 if decoded is None:
                     return
@@ -234,13 +234,13 @@ class _BatchDecoder(Dataset):
 
 
 def _mistake_in(pixels: torch.Tensor, id: str, before: list[torch.Tensor]) -> Exception | None:
-    wanted = "it must return a float tensor [3, height, width], the same size for every image"
+    wanted = "want a float tensor [3, height, width], the same size for every image"
     if not isinstance(pixels, torch.Tensor):
-        return TypeError(f"preprocess returned {type(pixels).__name__} for {id!r}; {wanted}.")
+        return TypeError(f"preprocess returned {type(pixels).__name__} for {id!r}; {wanted}")
     if not pixels.is_floating_point():
-        return TypeError(f"preprocess returned {pixels.dtype} for {id!r}; {wanted}.")
+        return TypeError(f"preprocess returned {pixels.dtype} for {id!r}; {wanted}")
     if pixels.ndim != 3 or pixels.shape[0] != 3:
-        return ValueError(f"preprocess returned {list(pixels.shape)} for {id!r}; {wanted}.")
+        return ValueError(f"preprocess returned {list(pixels.shape)} for {id!r}; {wanted}")
     if before and pixels.shape != before[0].shape:
         return _sizes_differ(id, pixels.shape, before[0].shape)
     return None
@@ -249,7 +249,7 @@ def _mistake_in(pixels: torch.Tensor, id: str, before: list[torch.Tensor]) -> Ex
 def _sizes_differ(id: str, seen: torch.Size, first: torch.Size) -> ValueError:
     return ValueError(
         f"preprocess returned {list(seen)} for {id!r} but {list(first)} for an image before it; "
-        "every image must come out the same size: resize and crop to the model's image size."
+        "want the same size for every image: resize and crop to the model's image size"
     )
 
 
@@ -282,6 +282,6 @@ class _EpochTally:
         shown = "; ".join(f"{row.id!r}: {row.reason}" for row in examples.itertuples())
         reasons = ", ".join(f"{n} {kind}" for kind, n in self.tried.counts.items())
         raise NoReadableImagesError(
-            f"None of the {len(self.tried)} images tried in {self.source_name} can be used "
-            f"({reasons}). For example {shown}."
+            f"none of the {len(self.tried)} images tried in {self.source_name} can be used "
+            f"({reasons}); want some that can, unlike {shown}"
         )

@@ -41,7 +41,7 @@ def images_by_index(
             continue
         if missing is None:
             raise ValueError(
-                f"{source.name} ended before image {index}; is it the source that was analysed?"
+                f"{source.name} ended before image {index}; want the source that was analysed"
             )
         missing[index] = f"{source.name} ended before it"
 

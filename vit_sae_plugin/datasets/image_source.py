@@ -90,7 +90,10 @@ class ImageSource(ABC):
     def labels(self) -> np.ndarray:
         """Each image's label, -1 for none: int64 ``[n_images]``. Map-style sources only."""
         if self.n_images is None:
-            raise TypeError(f"{self.name} is a stream: its labels are not known beforehand.")
+            raise TypeError(
+                f"{self.name} is a stream, whose labels are not known beforehand; want a source "
+                "whose images have a number"
+            )
         given = (self.record(index).label for index in range(self.n_images))
         return np.array([-1 if label is None else label for label in given], dtype=np.int64)
 
@@ -116,13 +119,13 @@ class ImageSource(ABC):
     def record(self, index: int) -> ImageRecord:
         """The record at ``index``, ``0 <= index < n_images``. Map-style sources only."""
         raise TypeError(
-            f"{self.name} is a stream: it has no record({index}), only records(start) in order."
+            f"{self.name} is a stream, which has no record({index}); want records(start), in order"
         )
 
     def records(self, start: int = 0) -> Iterator[ImageRecord]:
         """All records from position ``start`` on, in the source's order."""
         if self.n_images is None:
-            raise TypeError(f"{type(self).__name__} has no length: it must define records().")
+            raise TypeError(f"{type(self).__name__} has no n_images; want that, or records()")
         for index in range(start, self.n_images):
             yield self.record(index)
 
@@ -130,7 +133,7 @@ class ImageSource(ABC):
 def check_half(half: str) -> None:
     """Raise ValueError unless ``half`` is "base" or "novel"."""
     if half not in ("base", "novel"):
-        raise ValueError(f"classes is {half!r}; want 'base', 'novel' or 'all'.")
+        raise ValueError(f"classes is {half!r}; want 'base', 'novel' or 'all'")
 
 
 def fingerprint_of(parts: Iterable[str | bytes]) -> str:

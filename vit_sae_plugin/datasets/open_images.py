@@ -65,7 +65,8 @@ def open_images(images: Any, *, from_file: bool = False, **options: Any) -> Imag
     if isinstance(images, ImageSource):
         if options:
             raise ValueError(
-                f"{images.name} is opened already, so {sorted(options)} cannot change it."
+                f"{images.name} is opened already; want no options, but {sorted(options)} were "
+                "given"
             )
         return images
     if isinstance(images, (str, Path)):
@@ -80,8 +81,8 @@ def open_images(images: Any, *, from_file: bool = False, **options: Any) -> Imag
     if hasattr(images, "__len__") or isinstance(images, Image.Image):
         return ArrayImages(images, **options)
     raise TypeError(
-        f"Images cannot be taken from a {type(images).__name__}; wanted: a text ({FORMS}), a "
-        "datasets.Dataset, an array, or a list of arrays or PIL pictures."
+        f"images is a {type(images).__name__}; want a text ({FORMS}), a datasets.Dataset, an "
+        "array, or a list of arrays or PIL pictures"
     )
 
 
@@ -101,9 +102,9 @@ def check_source_from_file(text: str | Path) -> None:
         check_only_local_files(shards)
     except ValueError as error:
         raise ValueError(
-            f"The images {str(text)!r} are named in a file, not by you, and opening them would "
-            f"start a program: {error}. If you trust the file, name them yourself: --images on the "
-            "command line, or override_images=open_images(…) in code."
+            f"the images {str(text)!r} are named in a file, not by you, and opening them would "
+            f"start a program: {error}; if you trust the file, name them yourself: --images on the "
+            "command line, or override_images=open_images(…) in code"
         ) from None
 
 
@@ -128,7 +129,7 @@ def _open_kind(kind: str, place: str, text: str, options: dict[str, Any]) -> Ima
     if kind == "shapes":
         return ShapeScenes(**{"split": place or "train", "n_images": N_SHAPE_SCENES, **options})
     if not place:
-        raise ValueError(f"{text!r} names no images; forms: {FORMS}.")
+        raise ValueError(f"{text!r} names no images; want {FORMS}")
     if kind in BENCHMARK_SETS:
         path, _, split = place.rpartition(":")
         if not path or split not in ("train", "val", "test"):
@@ -141,7 +142,7 @@ def _open_kind(kind: str, place: str, text: str, options: dict[str, Any]) -> Ima
         return HuggingFaceImages(name, **{"split": split or None, **options})
     if kind == "" and not os.path.exists(place):
         raise FileNotFoundError(
-            f"There is no folder {place!r}, and it is none of the other forms: {FORMS}."
+            f"there is no folder {place!r}, and it is of no other form; want {FORMS}"
         )
     if is_saved_dataset(place):
         return HuggingFaceImages(place, **options)
@@ -169,11 +170,13 @@ def _split_options(kind: str, place: str, text: str) -> tuple[str, dict[str, Any
     options: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            raise ValueError(f"{text!r} has an option {name!r}; {kind} has {', '.join(known)}.")
+            raise ValueError(
+                f"{text!r} has an option {name!r}; want one of {kind}: {', '.join(known)}"
+            )
         try:
             options[name] = known[name](value)
         except ValueError as error:
-            raise ValueError(f"In {text!r}, {name}={value!r} cannot be read: {error}.") from None
+            raise ValueError(f"in {text!r} the option {name} is {value!r}: {error}") from None
     limits = {name: options.pop(name) for name in _LIMITS if name in options}
     if limits:
         options["limits"] = DecodingLimits(**limits)
@@ -182,7 +185,7 @@ def _split_options(kind: str, place: str, text: str) -> tuple[str, dict[str, Any
 
 def _yes_or_no(value: str) -> bool:
     if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise ValueError("write true or false")
+        raise ValueError("want true or false")
     return value.lower() in ("true", "1", "yes")
 
 

@@ -141,21 +141,19 @@ class ShapeScenes(ImageSource):
         fewest, most = (n_objects, n_objects) if isinstance(n_objects, int) else n_objects
         if not 1 <= fewest <= most <= MAX_OBJECTS:
             raise ValueError(
-                f"n_objects={n_objects!r}: give a number from 1 to {MAX_OBJECTS}, "
-                f"or a range of them such as (1, {MAX_OBJECTS})."
+                f"n_objects is {n_objects!r}; want a number from 1 to {MAX_OBJECTS}, "
+                f"or a range of them such as (1, {MAX_OBJECTS})"
             )
         if split not in SPLITS:
-            raise ValueError(
-                f"split={split!r}: the splits of shape scenes are {', '.join(SPLITS)}."
-            )
+            raise ValueError(f"split is {split!r}; want one of {', '.join(SPLITS)}")
         if n_images < 1:
-            raise ValueError(f"n_images={n_images}: a source holds at least one scene.")
+            raise ValueError(f"n_images is {n_images}; want 1 or more")
         if seed < 0:
-            raise ValueError(f"seed={seed}: give an integer that is not negative.")
+            raise ValueError(f"seed is {seed}; want 0 or more")
         if style not in get_args(Style):
-            raise ValueError(f"style={style!r}: the styles are {', '.join(get_args(Style))}.")
+            raise ValueError(f"style is {style!r}; want one of {', '.join(get_args(Style))}")
         if bias is not None and not 0 <= bias <= 1:
-            raise ValueError(f"bias={bias}: give a probability, from 0 to 1.")
+            raise ValueError(f"bias is {bias}; want a probability, from 0 to 1")
         self.n_images: int = n_images
         self.n_objects = (fewest, most)
         self.seed = seed
@@ -216,7 +214,9 @@ class ShapeScenes(ImageSource):
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.n_images:
-            raise IndexError(f"scene {index} of {self.name}, which has {self.n_images} images.")
+            raise IndexError(
+                f"index is {index}; want 0 to {self.n_images - 1}, those of {self.name}"
+            )
 
 
 def _scene_image(recipe: _Recipe, index: int) -> Image.Image:

@@ -63,7 +63,9 @@ class SelectedImages(ImageSource):
 
     def record(self, index: int) -> ImageRecord:
         if not 0 <= index < self.n_images:
-            raise IndexError(f"Index {index} is outside 0…{self.n_images - 1} of {self.name}.")
+            raise IndexError(
+                f"index is {index}; want 0 to {self.n_images - 1}, those of {self.name}"
+            )
         label = int(self._labels[index])
         record = self.source.record(int(self.indices[index]))
         return replace(record, index=index, label=label if label >= 0 else None)
@@ -97,7 +99,9 @@ def of_classes(source: ImageSource, classes: str) -> ImageSource:
     if classes == "all":
         return source
     if not source.class_names:
-        raise ValueError(f"{source.name} has no class names, so there are no halves of its classes")
+        raise ValueError(
+            f"{source.name} has no class names; want a source that has, for halves of its classes"
+        )
     labels = source.class_half(classes)
     indices = np.flatnonzero(np.isin(source.labels(), labels))
     return SelectedImages(source, indices, labels, f"{source.name}-{classes}")
@@ -137,7 +141,10 @@ def _draw(source: ImageSource, n_shots: int, generator: random.Random, name: str
         if label >= 0:
             of_label[label].append(index)
     if not of_label:
-        raise ValueError(f"no image of {source.name} has a label, so there are no classes")
+        raise ValueError(
+            f"no image of {source.name} has a label; want labelled images, {n_shots} or more a "
+            "class"
+        )
     label, fewest = min(((label, len(of_label[label])) for label in of_label), key=lambda x: x[1])
     if fewest < n_shots:
         shown = label if source.class_names is None else repr(source.class_names[label])

@@ -62,7 +62,7 @@ class WebDatasetImages(ImageSource):
     ) -> None:
         self.shards = _expanded([shards] if isinstance(shards, str) else shards)
         if not self.shards:
-            raise ValueError(f"No shards match {shards!r}.")
+            raise ValueError(f"no shards match {shards!r}; want names or patterns of .tar files")
         self.image_key = image_key
         self.label_keys = ("label", "cls") if label_key is None else (label_key,)
         self.class_names = None if class_names is None else [valid_text(n) for n in class_names]
@@ -140,7 +140,7 @@ class WebDatasetImages(ImageSource):
             return names.index(value)
         label = int(value)
         if label != float(value) or (names and label >= len(names)):
-            raise ValueError(f"{value!r} is no index of {len(names)} classes")
+            raise ValueError(f"class {value!r}; want an index of {len(names)} classes")
         return label if label >= 0 else None
 
 
@@ -149,15 +149,15 @@ def _expanded(shards: Sequence[str]) -> list[str]:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise ImportError(
-            "Reading WebDataset shards needs the webdataset library: "
-            "pip install 'vit-sae-plugin[webdataset]'."
+            "WebDataset shards want the webdataset library: "
+            "pip install 'vit-sae-plugin[webdataset]'"
         ) from error
     urls = []
     for shard in shards:
         try:
             urls += expand_urls(str(shard))
         except (AssertionError, ValueError) as error:  # a variable not set, braces not closed
-            raise ValueError(f"The shards {str(shard)!r} cannot be expanded: {error}.") from None
+            raise ValueError(f"the shards {str(shard)!r} can't be expanded: {error}") from None
     found: list[str] = []
     for url in urls:
         is_local = "://" not in url and not url.startswith("pipe:")

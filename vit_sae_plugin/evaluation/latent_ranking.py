@@ -84,7 +84,9 @@ class LatentRanking:
             ValueError: the images have no labels.
         """
         if not images.class_names:
-            raise ValueError(f"{images.name} has no labels, so there are no classes to rank for")
+            raise ValueError(
+                f"{images.name} has no labels; want labelled images, to rank for their classes"
+            )
         rule = make_aggregation(aggregation)
         levels = torch.zeros(len(images.class_names), attached.d_sae, dtype=torch.float64)
         n_images = torch.zeros(len(images.class_names), dtype=torch.int64)

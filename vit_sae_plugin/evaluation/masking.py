@@ -254,7 +254,7 @@ def check_splits(ranking: LatentRanking, images: ImageSource, allow_same_images:
         ValueError: they are the same, or their classes are not as many.
     """
     if not images.class_names:
-        raise ValueError(f"{images.name} has no labels, so nothing can be classified rightly")
+        raise ValueError(f"{images.name} has no labels; want labelled images, to classify")
     if len(images.class_names) != ranking.n_classes:
         raise ValueError(
             f"the ranking is of {ranking.n_classes} classes, but {images.name} has "

@@ -87,8 +87,8 @@ class ForwardRun:
             return value
         if name in self._fired:
             raise RuntimeError(
-                f"Hook {name!r} fires a second time in one forward pass: the model calls one "
-                "module more than once, so its hooks are ambiguous. Use separate modules."
+                f"hook {name!r} fires a second time in one forward pass, since the model calls one "
+                "module more than once; want a module for each call"
             )
         self._fired.add(name)
         with self.paused():
@@ -96,8 +96,8 @@ class ForwardRun:
         if not isinstance(result, Tensor) or result.shape != value.shape:
             seen = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(
-                f"A hook at {name!r} returned {seen}; it must return a tensor of shape "
-                f"{tuple(value.shape)}, or None to leave the value (or its edit in place)."
+                f"a hook at {name!r} returned {seen}; want a tensor of shape "
+                f"{tuple(value.shape)}, or None to leave the value (or its edit in place)"
             )
         return result
 
@@ -211,7 +211,7 @@ def _first_tensor(args: tuple, kwargs: dict) -> int | str:
     for key, value in kwargs.items():
         if isinstance(value, Tensor):
             return key
-    raise RuntimeError("A hooked module was called without a tensor argument.")
+    raise RuntimeError("a hooked module was called without a tensor argument; want one")
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def refuse_checkpointing(model: nn.Module) -> None:
         flags = (module.__dict__.get(f"{word}_checkpointing") for word in ("grad", "gradient"))
         if any(flags):
             raise RuntimeError(
-                f"Gradient checkpointing is on in {name or type(model).__name__!r}: the backward "
-                "pass would run its blocks again without the hooks. Turn it off, or work under "
-                "torch.no_grad()."
+                f"gradient checkpointing is on in {name or type(model).__name__!r}, whose backward "
+                "pass would run its blocks again without the hooks; want it off, or "
+                "torch.no_grad()"
             )

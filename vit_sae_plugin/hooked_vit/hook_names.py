@@ -44,12 +44,12 @@ class Reach(NamedTuple):
         before = name in ("hook_embed", "hook_pos_embed", "hook_full_embed")
         if start is not None and (before or (layer is not None and layer < start)):
             return (
-                f"lies in front of start_at_layer={start}: the forward pass begins with block "
-                f"{start}. Lower start_at_layer, or use a hook that is reached"
+                f"lies in front of start_at_layer={start}; want a lower start_at_layer, or a hook "
+                "that is reached"
             )
         return (
-            f"lies beyond stop_at_layer={stop}: the forward pass ends in front of block {stop}. "
-            "Raise stop_at_layer, or use a hook that is reached"
+            f"lies beyond stop_at_layer={stop}; want a higher stop_at_layer, or a hook that is "
+            "reached"
         )
 
 
@@ -82,15 +82,16 @@ def require_names(
             short = re.sub(r"^blocks\.\d+\.", "blocks.*.", name)
             reasons = missing_reasons or {}
             reason = reasons.get(name) or reasons.get(short)
-            why = f" This model has none: {reason}." if reason else ""
+            why = f" ({reason})" if reason else ""
             raise HookNameError(
-                f"There is no hook named {name!r}.{why} Near names: "
-                f"{', '.join(near_hooks(name, existing))}. All names: list(model.hook_dict)."
+                f"there is no hook {name!r}{why}; near names: "
+                f"{', '.join(near_hooks(name, existing))} (all: list(model.hook_dict))"
             )
         if not reach.reaches(name):
             reached = [other for other in existing if reach.reaches(other)]
             raise HookNameError(
-                f"Hook {name!r} {reach.why_not(name)}: {', '.join(near_hooks(name, reached))}."
+                f"hook {name!r} {reach.why_not(name)}; near names: "
+                f"{', '.join(near_hooks(name, reached))}"
             )
 
 
@@ -122,8 +123,8 @@ def select_names(
         if not chosen:
             raise HookNameError(
                 f"names_filter matches {len(matching)} hooks, of which none is reached "
-                f"(start_at_layer={reach.start_at_layer}, stop_at_layer={reach.stop_at_layer}). "
-                f"Some names: {', '.join(existing[:6])}, … All names: list(model.hook_dict)."
+                f"(start_at_layer={reach.start_at_layer}, stop_at_layer={reach.stop_at_layer}); "
+                f"some names: {', '.join(existing[:6])}, … (all: list(model.hook_dict))"
             )
         return chosen
     if isinstance(names_filter, str):

@@ -30,7 +30,7 @@ class StrictHookedRoot(HookedRootModule):
 
     def hook_tree(self) -> list[tuple[str, nn.Module]]:
         """The sub-modules that belong to the hook tree, by name."""
-        raise TypeError(f"{type(self).__name__} must say which of its modules are its hook tree.")
+        raise TypeError(f"{type(self).__name__} has no hook_tree(); want its modules by name")
 
     def setup(self) -> None:
         """List hook points anew. Called again whenever an SAE is put in place of one."""

@@ -250,8 +250,8 @@ class HookedViT(TextTower, StackedWeights, TowerPass):
         short = hook_name.rsplit(".", 1)[-1]
         if short in ("hook_attn_scores", "hook_pattern", "hook_scale"):
             raise ValueError(
-                f"{hook_name!r} holds {short.removeprefix('hook_')}, not vectors of one width; "
-                "SAEs train on the residual stream, the MLP, or q, k, v, z and result."
+                f"{hook_name!r} holds {short.removeprefix('hook_')}; want vectors of one width: "
+                "SAEs train on the residual stream, the MLP, or q, k, v, z and result"
             )
         per_head = {"hook_result": cfg.d_model, **dict.fromkeys(("hook_q", "hook_k"), cfg.d_head)}
         per_head |= dict.fromkeys(("hook_v", "hook_z"), cfg.d_head)

@@ -36,7 +36,7 @@ def select_output(output: Any, fields: tuple[str, ...]) -> Tensor:
         if isinstance(value, Tensor):
             return value
     raise UnsupportedTowerError(
-        f"The model returned {type(output).__name__} without "
-        f"{' or '.join(fields) or 'a tensor'}: it has no pooled image embedding. "
-        "stop_at_layer still gives the residual stream."
+        f"the model returned a {type(output).__name__}; want "
+        f"{' or '.join(fields) or 'a tensor'}, the pooled image embedding (stop_at_layer still "
+        "gives the residual stream)"
     )

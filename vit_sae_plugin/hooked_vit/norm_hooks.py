@@ -34,7 +34,7 @@ def attach_norm(scope: Scope, name: str, path: str) -> None:
         kind = norm_kind(norm)
         if kind is None:
             raise UnsupportedTowerError(
-                f"{name!r} is a {type(norm).__name__}; its hooks need a LayerNorm or an RMSNorm."
+                f"{name!r} is a {type(norm).__name__}; want a LayerNorm or an RMSNorm for its hooks"
             )
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()

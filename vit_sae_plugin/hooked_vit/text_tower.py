@@ -51,16 +51,15 @@ class TextTower:
         """
         if self.tower.text_method is None:
             raise ValueError(
-                f"{self.model_name!r} ({self.tower.family}) has no text tower; encode_text and "
-                "zero-shot classification need a model with one, such as an open_clip CLIP."
+                f"{self.model_name!r} ({self.tower.family}) has no text tower; want a model with "
+                "one, such as an open_clip CLIP, for encode_text and zero-shot classification"
             )
         if isinstance(text, str):
             text = [text]
         if isinstance(text, Sequence):
             if self.tokenizer is None:
                 raise ValueError(
-                    "Texts need a tokenizer and this model has none: give token ids, or pass "
-                    "tokenizer= to from_module."
+                    "this model has no tokenizer; want token ids, or tokenizer= of from_module"
                 )
             text = self.tokenizer(list(text))
         method = getattr(self.bare_model, self.tower.text_method)
@@ -148,7 +147,7 @@ def zero_shot_classifier(
         )
     for template in templates:
         if isinstance(template, str) and "{}" not in template:
-            raise ValueError(f"Template {template!r} has no '{{}}' to put the class name in.")
+            raise ValueError(f"template is {template!r}; want a '{{}}' in it, for the class name")
     prompts = [_fill(template, name) for name in class_names for template in templates]
     embeds = torch.cat(
         [

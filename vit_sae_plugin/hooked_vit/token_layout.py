@@ -49,7 +49,9 @@ class TokenLayout:
         numbers = [n for n, role in zip(self.patch_numbers, self.roles, strict=True) if n != -1]
         is_patch = [role == "patch" for role in self.roles]
         if is_patch != [number != -1 for number in self.patch_numbers]:
-            raise ValueError("patch_numbers must be −1 for just those tokens that are no patches")
+            raise ValueError(
+                f"patch_numbers are {numbers}; want −1 for just the tokens that are no patches"
+            )
         if len(set(numbers)) != len(numbers) or not all(0 <= n < n_patches for n in numbers):
             raise ValueError(
                 f"patch_numbers are {numbers}; want different ones in 0 to {n_patches - 1}, the "
@@ -165,8 +167,8 @@ class TokenLayout:
                 return self.select(positions)
         raise ValueError(
             f"the hook has {n_tokens} tokens; want {len(self)} as in the blocks, or "
-            f"{self.roles.count('patch')} patches. For images of another size than the model's "
-            "wrap it with image_size="
+            f"{self.roles.count('patch')} patches (for images of another size than the model's "
+            "wrap it with image_size=)"
         )
 
     def pooled(self) -> TokenLayout:

@@ -76,9 +76,9 @@ class AttentionDescription:
         kinds = [self.qkv is not None, self.packed is not None, None not in separate]
         if sum(kinds) != 1 or (any(separate) and None in separate):
             raise UnsupportedTowerError(
-                "An attention description needs exactly one of qkv, packed, or q, k and v "
-                f"together; got qkv={self.qkv!r}, packed={self.packed!r}, q={self.q!r}, "
-                f"k={self.k!r}, v={self.v!r}."
+                f"the attention description has qkv={self.qkv!r}, packed={self.packed!r}, "
+                f"q={self.q!r}, k={self.k!r}, v={self.v!r}; want exactly one of qkv, packed, or "
+                "q, k and v together"
             )
 
 
@@ -227,7 +227,7 @@ class TowerDescription:
         if roles is not None and len(roles) != self.n_prefix_tokens:
             raise UnsupportedTowerError(
                 f"prefix_roles names {len(roles)} tokens; want n_prefix_tokens="
-                f"{self.n_prefix_tokens}."
+                f"{self.n_prefix_tokens}"
             )
 
     def roles_in_front(self) -> tuple[TokenRole, ...]:

@@ -37,8 +37,8 @@ def check_tower(module: nn.Module, tower: TowerDescription) -> None:
             if first.split(" ")[0] != path:
                 raise UnsupportedTowerError(
                     f"{full!r} is the same module as {first.replace(' ', '.').rstrip('.')!r}: a "
-                    "module used in two places has no hooks of its own. Give each block its own "
-                    "modules (weights may be shared)."
+                    "module used in two places has no hooks of its own; want each block's own "
+                    "modules (weights may be shared)"
                 )
     for field in ("ln_final", "classifier"):
         path = getattr(tower, field)
@@ -74,8 +74,8 @@ def _module_at(module: nn.Module, path: str, field: str) -> nn.Module:
         return module.get_submodule(path)
     except AttributeError:
         raise UnsupportedTowerError(
-            f"The tower description says {field} is at {path!r}, but {type(module).__name__} has "
-            "no such module. See print(model) for its paths."
+            f"the tower description's {field} is {path!r}; want a module of "
+            f"{type(module).__name__} (print(model) shows their paths)"
         ) from None
 
 

@@ -141,8 +141,8 @@ class TowerPass(StrictHookedRoot):
     def _checked_pixels(self, pixels: Any) -> Tensor:
         if not isinstance(pixels, Tensor) or pixels.ndim != 4:
             raise ValueError(
-                f"pixels is {_shape_of(pixels)}; want a tensor [batch, channel, height, width]. "
-                "For a PIL image: model.preprocess(image).unsqueeze(0)"
+                f"pixels is {_shape_of(pixels)}; want a tensor [batch, channel, height, width] "
+                "(of a PIL image: model.preprocess(image).unsqueeze(0))"
             )
         if pixels.is_floating_point() and pixels.dtype != self.cfg.dtype:
             return pixels.to(self.cfg.dtype)
@@ -228,8 +228,8 @@ class TowerPass(StrictHookedRoot):
                     output = run.fire("hook_image_embed", output)
         if missed := run.missed():
             raise RuntimeError(
-                f"The forward pass never reached {', '.join(missed[:5])}: the model does not call "
-                "the modules that its tower description names."
+                f"the forward pass never reached {', '.join(missed[:5])}; want a tower description "
+                "that names modules the model calls"
             )
         return output
 
@@ -257,8 +257,8 @@ class TowerPass(StrictHookedRoot):
         """
         if self.tower.classifier is not None:
             raise ValueError(
-                "This model ends in a classifier, so model(pixels) are class logits; the pooled "
-                "embedding in front of it is the hook 'hook_image_embed'."
+                "this model ends in a classifier, so model(pixels) are class logits; want the hook "
+                "'hook_image_embed', the pooled embedding in front of it"
             )
         embeds = self(pixels)
         return nn.functional.normalize(embeds, dim=-1) if normalize else embeds

@@ -95,7 +95,9 @@ def export_neuronpedia(
     """
     attached = AttachedSAE(model, sae)
     if sae.cfg.d_sae != atlas.d_sae:
-        raise ValueError(f"the SAE has {sae.cfg.d_sae} latents, the atlas {atlas.d_sae}")
+        raise ValueError(
+            f"the atlas has {atlas.d_sae} latents; want {sae.cfg.d_sae}, those of the SAE"
+        )
     if latents is None:
         dead = atlas.latents["is_dead"].to_numpy(dtype=bool)
         chosen = [int(i) for i in np.flatnonzero(~dead)]

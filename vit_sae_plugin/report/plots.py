@@ -35,7 +35,7 @@ def plot_latents(atlas: LatentAtlas, *, latents: Sequence[int] | None = None) ->
     table = atlas.latents if latents is None else atlas.latents.loc[list(latents)]
     table = table[(table["frequency"] > 0) & (table["mean_activation"] > 0)]
     if table.empty:
-        raise ValueError("none of these latents is ever active, so there is nothing to plot")
+        raise ValueError("none of these latents is ever active; want some that are")
     figure = new_figure(6.4, 5.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5))
     axes = figure.add_subplot(grid[1, 0])
@@ -120,7 +120,7 @@ def plot_class_latents(
     if classes is None:
         classes = [int(c) for c in np.flatnonzero(atlas.class_n_images)]
     if not len(classes):
-        raise ValueError("this atlas has no image with a class label")
+        raise ValueError("this atlas has no image with a class label; want one of labelled images")
     if latents is None:
         chosen: dict[int, None] = {}
         for one in classes:

@@ -17,7 +17,7 @@ def check_b_dec_init_method(method: str) -> None:
     """Raise ValueError unless ``method`` is one of "geometric_median", "mean", "zeros"."""
     if method not in get_args(BDecInitMethod):
         raise ValueError(
-            f"b_dec_init_method={method!r} is unknown; choose one of "
+            f"b_dec_init_method is {method!r}; want one of "
             f"{', '.join(map(repr, get_args(BDecInitMethod)))}"
         )
 

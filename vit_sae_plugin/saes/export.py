@@ -50,8 +50,8 @@ def export_as_standard(sae: SAE[Any]) -> StandardSAE:
     architecture = sae.cfg.architecture()
     if architecture not in _RELU_ARCHITECTURES:
         raise ValueError(
-            f"a {architecture!r} SAE is no plain ReLU SAE and can't be exported as 'standard'; "
-            f"that works for {', '.join(_RELU_ARCHITECTURES)}"
+            f"architecture is {architecture!r}; want a plain ReLU SAE to export as 'standard': "
+            f"{', '.join(_RELU_ARCHITECTURES)}"
         )
     _refuse_soft_cap(sae)
     k = getattr(sae.cfg, "k", None)
@@ -80,23 +80,22 @@ def export_as_topk(sae: SAE[Any], k: int | None = None) -> TopKSAE:
     architecture = sae.cfg.architecture()
     if architecture not in _TOPK_ARCHITECTURES:
         raise ValueError(
-            f"a {architecture!r} SAE is no top-k SAE and can't be exported as 'topk'; that works "
-            f"for {', '.join(_TOPK_ARCHITECTURES)}"
+            f"architecture is {architecture!r}; want a top-k SAE to export as 'topk': "
+            f"{', '.join(_TOPK_ARCHITECTURES)}"
         )
     _refuse_soft_cap(sae)
     own_k = sae.cfg.k
     k = own_k if k is None else k
     if k is None:
         raise ValueError(
-            "this SAE keeps all positive latents (k=None); say how many 'topk' is to keep: "
+            "k is None, that is, all positive latents; want how many 'topk' is to keep, as in "
             "export_as_topk(sae, k=64)"
         )
     if not 1 <= k <= sae.cfg.d_sae:
-        raise ValueError(f"k={k} must lie between 1 and d_sae={sae.cfg.d_sae}")
+        raise ValueError(f"k is {k}; want 1 to d_sae, {sae.cfg.d_sae}")
     if architecture != "matryoshka_topk" and k != own_k:
         raise ValueError(
-            f"this {architecture!r} SAE was trained for k={own_k} and would compute something "
-            f"else with k={k}; leave k out"
+            f"k is {k}; want {own_k}, for which this {architecture!r} SAE was trained: leave k out"
         )
     plain = _plain_copy(sae, TopKSAE, TopKSAEConfig, k=k)
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
@@ -129,12 +128,12 @@ def save_exported(
     check_finite_weights(sae.state_dict(), "this SAE")
     if architecture == "standard":
         if k is not None:
-            raise ValueError(f"k={k} has no meaning for a 'standard' SAE; leave it out")
+            raise ValueError(f"k is {k}; want none for a 'standard' SAE")
         plain: SAE[Any] = export_as_standard(sae)
     elif architecture == "topk":
         plain = export_as_topk(sae, k)
     else:
-        raise ValueError(f"architecture={architecture!r}: choose 'standard' or 'topk'")
+        raise ValueError(f"architecture is {architecture!r}; want 'standard' or 'topk'")
 
     def write(new_folder: Path) -> None:
         plain.save_model(new_folder)

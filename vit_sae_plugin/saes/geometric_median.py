@@ -32,8 +32,8 @@ def geometric_median(rows: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, " d_in
     """
     if rows.ndim != 2 or rows.shape[0] == 0:
         raise ValueError(
-            f"geometric_median needs rows [n_rows, d_in] with n_rows >= 1, got shape "
-            f"{tuple(rows.shape)}; flatten the batch and token axes first"
+            f"rows are {list(rows.shape)}; want [n_rows, d_in] with n_rows 1 or more: flatten the "
+            f"batch and token axes first"
         )
     points = rows.to(torch.promote_types(rows.dtype, torch.float32))
     # Under autocast the weighted means would be bfloat16 products.

@@ -126,9 +126,7 @@ def refuse_unequal_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> None:
 
 def _check_k(k: int, d_sae: int) -> None:
     if not 1 <= k <= d_sae:
-        raise ValueError(
-            f"k={k} must lie between 1 and d_sae={d_sae}; k={d_sae} keeps all positive latents"
-        )
+        raise ValueError(f"k is {k}; want 1 to {d_sae}, which keeps all positive latents")
 
 
 def check_inference_settings(cfg: SAEConfig, k: int | None, soft_cap: float | None) -> None:
@@ -136,10 +134,10 @@ def check_inference_settings(cfg: SAEConfig, k: int | None, soft_cap: float | No
     if k is not None:
         _check_k(k, cfg.d_sae)
     if soft_cap is not None and not 0 < soft_cap < float("inf"):
-        raise ValueError(f"soft_cap={soft_cap} must be positive and finite; None means no cap")
+        raise ValueError(f"soft_cap is {soft_cap}; want a finite number above 0, or None: no cap")
     if cfg.normalize_activations in _FORBIDDEN_NORMALIZATIONS:
         raise ValueError(
-            f"normalize_activations={cfg.normalize_activations!r} keeps a batch's statistics only "
-            f"until it is first decoded, but this architecture decodes at several k; choose "
-            f"'none', 'expected_average_only_in' or 'covariance_whitening'"
+            f"normalize_activations is {cfg.normalize_activations!r}; want 'none', "
+            f"'expected_average_only_in' or 'covariance_whitening', which keep more than one "
+            f"batch's statistics: this architecture decodes at several k"
         )

@@ -84,13 +84,10 @@ class MatryoshkaTopKTrainingSAEConfig(TrainingSAEConfig):
         loss_weights(self.level_weights, self.levels())
         if self.reconstruction_loss not in ("mse", "nmse"):
             raise ValueError(
-                f"reconstruction_loss={self.reconstruction_loss!r} is unknown; choose 'mse' or "
-                f"'nmse'"
+                f"reconstruction_loss is {self.reconstruction_loss!r}; want 'mse' or 'nmse'"
             )
         if self.aux_loss_coefficient < 0:
-            raise ValueError(
-                f"aux_loss_coefficient={self.aux_loss_coefficient} must not be negative"
-            )
+            raise ValueError(f"aux_loss_coefficient is {self.aux_loss_coefficient}; want 0 or more")
 
     def levels(self) -> list[int]:
         """The k of each level."""

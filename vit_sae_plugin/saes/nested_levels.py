@@ -23,8 +23,7 @@ def doubling_k_list(k_start: int, d_sae: int) -> list[int]:
     """
     if not 1 <= k_start <= d_sae:
         raise ValueError(
-            f"k_start={k_start} must lie between 1 and d_sae={d_sae}: it is the k of the first "
-            f"level"
+            f"k_start is {k_start}; want 1 to d_sae, {d_sae}: the k of the first level"
         )
     k_list = []
     while k_start < d_sae:
@@ -36,22 +35,21 @@ def doubling_k_list(k_start: int, d_sae: int) -> list[int]:
 def check_k_list(k_list: Sequence[int], d_sae: int) -> None:
     """Raise ValueError unless ``k_list`` rises strictly from at least 1 to at most ``d_sae``."""
     if not k_list:
-        raise ValueError("k_list is empty; give the k of each level, such as [64, 128, 256]")
+        raise ValueError("k_list is empty; want the k of each level, such as [64, 128, 256]")
     if not all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in k_list):
-        raise ValueError(f"k_list={list(k_list)} must hold whole numbers, the smallest at least 1")
+        raise ValueError(f"k_list is {list(k_list)}; want whole numbers, each 1 or more")
     for smaller, larger in pairwise(k_list):
         if smaller >= larger:
             raise ValueError(
-                f"k_list={list(k_list)} must be strictly increasing, but {smaller} comes before "
-                f"{larger}"
+                f"k_list is {list(k_list)}, where {smaller} comes before {larger}; want rising "
+                "numbers"
             )
     if k_list[-1] > d_sae:
         raise ValueError(
-            f"k_list={list(k_list)} asks for k={k_list[-1]}, but there are only d_sae={d_sae} "
-            f"latents"
+            f"k_list is {list(k_list)}; want at most {d_sae}, the SAE's latents (d_sae)"
         )
     if len(k_list) > MAX_LEVELS:
-        raise ValueError(f"k_list has {len(k_list)} levels; at most {MAX_LEVELS} are possible")
+        raise ValueError(f"k_list has {len(k_list)} levels; want at most {MAX_LEVELS}")
 
 
 def loss_weights(level_weights: LevelWeights, k_list: Sequence[int]) -> list[float]:
@@ -73,15 +71,15 @@ def loss_weights(level_weights: LevelWeights, k_list: Sequence[int]) -> list[flo
         return [float(n_levels - i) for i in range(n_levels)]
     if isinstance(level_weights, str):
         raise ValueError(
-            f"level_weights={level_weights!r} is unknown; choose 'uniform', 'reverse' or a list "
-            f"of {n_levels} numbers"
+            f"level_weights is {level_weights!r}; want 'uniform', 'reverse' or a list of "
+            f"{n_levels} numbers"
         )
     weights = [float(weight) for weight in level_weights]
     if len(weights) != n_levels:
         raise ValueError(
-            f"level_weights has {len(weights)} numbers, but there are {n_levels} levels: "
+            f"level_weights has {len(weights)} numbers; want {n_levels}, one for each level: "
             f"{list(k_list)}"
         )
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise ValueError(f"level_weights={weights} must be finite, not negative, and not all zero")
+        raise ValueError(f"level_weights is {weights}; want finite numbers from 0 on, not all 0")
     return weights

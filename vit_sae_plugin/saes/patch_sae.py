@@ -123,20 +123,20 @@ class PatchTrainingSAEConfig(TrainingSAEConfig):
         check_b_dec_init_method(self.b_dec_init_method)
         if self.mse_normalization not in get_args(MSENormalization):
             raise ValueError(
-                f"mse_normalization={self.mse_normalization!r} is unknown; choose one of "
+                f"mse_normalization is {self.mse_normalization!r}; want one of "
                 f"{', '.join(map(repr, get_args(MSENormalization)))}"
             )
         for name in ("l1_coefficient", "l1_warm_up_steps", "cls_mse_coefficient"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+                raise ValueError(f"{name} is {getattr(self, name)}; want 0 or more")
         if self.relative_l1_coefficient is not None and not self.relative_l1_coefficient >= 0:
             raise ValueError(
-                f"relative_l1_coefficient={self.relative_l1_coefficient} must not be negative"
+                f"relative_l1_coefficient is {self.relative_l1_coefficient}; want 0 or more"
             )
         if self.decoder_init_norm != 1.0:
             raise ValueError(
-                f"decoder_init_norm={self.decoder_init_norm} cannot be had: the rows of a "
-                f"PatchSAE's decoder have norm 1.0 at each step; leave the setting out"
+                f"decoder_init_norm is {self.decoder_init_norm}; want 1.0, the norm of the rows of "
+                "a PatchSAE's decoder at each step"
             )
 
     @override
@@ -303,9 +303,9 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
             return error
         if error.ndim != 3:
             raise ValueError(
-                f"cls_mse_coefficient={self.cfg.cls_mse_coefficient} weights token 0 and needs "
-                f"input [batch, token, d_in], got shape {tuple(error.shape)}; rows of shuffled "
-                f"tokens don't say which is the class token, set it to 1"
+                f"cls_mse_coefficient is {self.cfg.cls_mse_coefficient} and the input is "
+                f"{list(error.shape)}; want [batch, token, d_in], whose token 0 it weights, or a "
+                f"coefficient of 1: rows of shuffled tokens don't say which is the class token"
             )
         weight = torch.ones(error.shape[1], 1, dtype=error.dtype, device=error.device)
         weight[0] = self.cfg.cls_mse_coefficient

@@ -356,14 +356,14 @@ class LatentAtlas:
         name = self.default_aggregation if aggregation is None else aggregation
         if name not in self.references:
             raise ValueError(
-                f"this atlas has no reference images under {name!r}, only under "
+                f"this atlas has no reference images under {name!r}; want one of "
                 f"{', '.join(map(repr, self.references))}"
             )
         return self.references[name]
 
     def _class_index(self, class_: int | str) -> int:
         if self.n_classes == 0:
-            raise ValueError("this atlas has no classes: no image that was analysed has a label")
+            raise ValueError("this atlas has no classes; want one of labelled images")
         if isinstance(class_, str):
             names: Sequence[str] = self.info.class_names or []
             found = [index for index, name in enumerate(names) if name == class_]

@@ -97,8 +97,8 @@ def read_names(path: str | Path, *, sae_sha256: str, d_sae: int) -> dict[int, La
         )
     if described.get("sae_sha256") != sae_sha256:
         raise ValueError(
-            f"the names in {path} are of the SAE {short(str(described.get('sae_sha256')))}, but "
-            f"this one is {short(sae_sha256)}"
+            f"the names in {path} are of the SAE {short(str(described.get('sae_sha256')))}; want "
+            f"names of this one, {short(sae_sha256)}"
         )
     entries = described.get("names")
     if not isinstance(entries, dict):

@@ -108,7 +108,9 @@ class Explanation:
             )
         found = (self.layout.patch_of_token == row * n_columns + column).nonzero().flatten()
         if len(found) == 0:
-            raise ValueError(f"this SAE doesn't read patch ({row}, {column})")
+            raise ValueError(
+                f"this SAE doesn't read patch ({row}, {column}); want one of its token selection"
+            )
         here = self.token == int(found[0])
         order = np.argsort(-self.activation[here], kind="stable")[:n_latents]
         return ShownList(
@@ -225,7 +227,7 @@ def explain_attached(
     name = atlas.default_aggregation if aggregation is None else aggregation
     if name not in atlas.info.aggregations:
         known = ", ".join(map(repr, atlas.info.aggregations))
-        raise ValueError(f"this atlas has no aggregation {name!r}, only {known}")
+        raise ValueError(f"this atlas has no aggregation {name!r}; want one of {known}")
     layout = attached.require_patches()
     image = decode_image(image)
     tokens = next(encode_images(attached, [image]))

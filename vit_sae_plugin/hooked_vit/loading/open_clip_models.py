@@ -66,9 +66,9 @@ def load_open_clip(
     except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         weights = "" if isinstance(chosen, bool) else f" with weights {chosen!r}"
         raise WeightsError(
-            f"open_clip cannot load {model_name!r}{weights}: {in_one_line(error)} (Weights are "
+            f"open_clip can't load {model_name!r}{weights}: {in_one_line(error)} (weights are "
             "downloaded once, which needs a network; pretrained= also takes a file, and "
-            "pretrained=False gives random weights.)"
+            "pretrained=False gives random weights)"
         ) from error
     safe = {} if trusted else _no_code_from(path, cache_dir)
     tokenizer = open_clip.get_tokenizer(path, cache_dir=cache_dir, **safe)
@@ -101,11 +101,11 @@ def _choose_weights(model_name: str, pretrained: str | bool | None) -> str | boo
     if model_name not in names:
         near = near_names(model_name, [*names, SHAPES_CLIP], n=6, cutoff=0.4)
         raise ModelNameError(
-            f"There is no open_clip model named {model_name!r}. Near names: "
-            f"{', '.join(near) or 'none is similar'}. All: open_clip.list_models(). "
-            f"Other kinds: {SHAPES_CLIP!r} (ships with this package), 'local-dir:folder', "
+            f"there is no open_clip model {model_name!r}; near names: "
+            f"{', '.join(near) or 'none is similar'} (all: open_clip.list_models()); "
+            f"other kinds: {SHAPES_CLIP!r} (ships with this package), 'local-dir:folder', "
             "'hf-hub:org/name' (open_clip), 'hf:org/name' (transformers), 'timm:name', or a folder "
-            "that vit-sae adapt made."
+            "that vit-sae adapt made"
         )
     if pretrained is False:
         return False
@@ -123,9 +123,9 @@ def _choose_weights(model_name: str, pretrained: str | bool | None) -> str | boo
     if pretrained.lower().replace("-", "_") not in tags and not Path(pretrained).is_file():
         near = near_names(pretrained, tags, n=6, cutoff=0.4)
         raise ModelNameError(
-            f"{model_name} has no weights tagged {pretrained!r} (and there is no such file). "
-            f"Near tags: {', '.join(near) or 'none is similar'}. "
-            f"All: {', '.join(tags) or 'none'}. Random weights: pretrained=False."
+            f"{model_name} has no weights tagged {pretrained!r} (and there is no such file); "
+            f"near tags: {', '.join(near) or 'none is similar'} "
+            f"(all: {', '.join(tags) or 'none'}); for random weights pretrained=False"
         )
     return pretrained
 
@@ -153,7 +153,7 @@ def _shapes_clip_folder() -> str:
     folder = files("vit_sae_plugin") / "shapes_clip"
     if not (folder / "open_clip_config.json").is_file():
         raise FileNotFoundError(
-            f"The packaged model {SHAPES_CLIP!r} is missing: {folder} has no "
-            "open_clip_config.json. The installation is incomplete; install the package again."
+            f"the packaged model {SHAPES_CLIP!r} is missing: {folder} has no "
+            "open_clip_config.json; install the package again"
         )
     return f"local-dir:{folder}"

@@ -38,27 +38,27 @@ def load_timm(
         from timm.data import create_transform, resolve_model_data_config
     except ImportError as error:
         raise ImportError(
-            f"'timm:{name}' needs timm: pip install 'vit-sae-plugin[timm]'."
+            f"'timm:{name}' wants timm: pip install 'vit-sae-plugin[timm]'"
         ) from error
 
     if isinstance(pretrained, str):
         raise ModelNameError(
-            f"pretrained={pretrained!r}: timm's weight tags are part of the name, as "
-            f"'timm:{name.partition('.')[0]}.{pretrained}'; pretrained is True or False."
+            f"pretrained is {pretrained!r}; want True or False: timm's weight tags are part of the "
+            f"name, as 'timm:{name.partition('.')[0]}.{pretrained}'"
         )
     if not timm.is_model(name.partition(".")[0]) and not name.startswith("hf-hub:"):
         near = ", ".join(near_names(name, timm.list_models(), n=6, cutoff=0.4))
         raise ModelNameError(
-            f"There is no timm model named {name!r}. Near names: {near or 'none is similar'}. "
-            "All: timm.list_models()."
+            f"there is no timm model {name!r}; near names: {near or 'none is similar'} "
+            "(all: timm.list_models())"
         )
     wants_weights = pretrained is not False
     try:
         module = timm.create_model(name, pretrained=wants_weights, cache_dir=cache_dir, **kwargs)
     except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"timm cannot load 'timm:{name}': {in_one_line(error)} (Weights are downloaded once, "
-            "which needs a network; pretrained=False gives random weights.)"
+            f"timm can't load 'timm:{name}': {in_one_line(error)} (weights are downloaded once, "
+            "which needs a network; pretrained=False gives random weights)"
         ) from error
     image_size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     args = {} if image_size is None else {"input_size": (3, *image_size)}

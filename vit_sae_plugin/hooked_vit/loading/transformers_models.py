@@ -94,11 +94,11 @@ def load_transformers(
         folder = Path(name).expanduser()
         beside = [path.name for path in folder.parent.glob("*") if (path / "config.json").exists()]
         likely = ", ".join(near_names(folder.name, beside, n=6, cutoff=0.4)) or "none is similar"
-        near = f" Models beside it: {likely}." if beside else ""
+        near = f" (models beside it: {likely})" if beside else ""
         raise ModelNameError(
-            f"transformers cannot load {name!r}: {str(error).splitlines()[0]}{near} "
-            "Give 'hf:org/name' as on the Hugging Face Hub, or 'hf:' and a folder made by "
-            "save_pretrained."
+            f"transformers can't load {name!r}: {str(error).splitlines()[0]}{near}; want "
+            "'hf:org/name' as on the Hugging Face Hub, or 'hf:' and a folder made by "
+            "save_pretrained"
         ) from error
     if module.config.model_type == "vit_mae":
         # Else it leaves out most patches of every image, at random.

@@ -52,7 +52,7 @@ def describe(model: nn.Module) -> TowerDescription:
         raise UnsupportedTowerError(f"there is no vision transformer to hook: {what}")
     raise UnsupportedTowerError(
         f"{type(model).__module__}.{type(model).__qualname__} is of no known family "
-        f"({', '.join(FAMILIES)}). For a vision transformer of your own pass "
+        f"({', '.join(FAMILIES)}); for a vision transformer of your own pass "
         "tower=TowerDescription(...), as examples/custom_vit.py shows; for a PEFT model pass "
-        "model.get_base_model(), whose layers are the adapted ones."
+        "model.get_base_model(), whose layers are the adapted ones"
     )

@@ -40,9 +40,9 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
     block = trunk.blocks[0]
     if type(block).forward is not Block.forward:
         raise UnsupportedTowerError(
-            f"This timm model is built of {type(block).__name__}; hooks need timm's sequential "
-            "pre-norm Block (parallel and post-norm blocks keep no stream between attention and "
-            "MLP that could be hooked)."
+            f"this timm model is built of {type(block).__name__}; want timm's sequential pre-norm "
+            "Block (parallel and post-norm blocks keep no stream between attention and MLP that "
+            "could be hooked)"
         )
     attention, missing = _describe_attention(block.attn)
     mlp_in, mlp_proj = describe_mlp(block.mlp)

@@ -14,6 +14,8 @@ import torch
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor, nn
 
+from vit_sae_plugin.atomic_files import write_text_atomically
+
 if TYPE_CHECKING:
     from sae_lens import SAE
 
@@ -179,6 +181,18 @@ def values_sha256(values: Mapping[str, Any]) -> str:
 def write_manifest(folder: Path) -> None:
     """Keep size and SHA-256 of a folder's files beside them, in ``manifest.json``."""
     (folder / MANIFEST).write_text(json.dumps(file_hashes(folder), indent=1), encoding="utf-8")
+
+
+def renew_in_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Take the hashes of some files anew, if the folder has a readable manifest.
+
+    Those of other files are kept, so that damage to them still shows.
+    """
+    manifest = read_manifest(folder)
+    if isinstance(manifest, dict):
+        written = [name for name in names if (folder / name).is_file()]
+        text = json.dumps(manifest | file_hashes(folder, written), indent=1)
+        write_text_atomically(folder / MANIFEST, text)
 
 
 def read_manifest(folder: Path) -> Any:

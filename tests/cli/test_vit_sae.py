@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -200,8 +201,17 @@ def test_a_settings_file_starts_no_program(run, photos, tmp_path, capsys):
         assert vit_sae("train", "--resume", resumed) == 2
         assert message in capsys.readouterr().err
     assert not proof.exists()
-    path.write_text(yaml.safe_dump(settings | {"dataset_path": pipe}))
-    assert vit_sae("train", "--config", path, "--images", photos) == 0
+    # a typed command is run: as training images in place of the file's, and as held-out ones
+    with tarfile.open(tmp_path / "held_out.tar", "w") as shard:
+        for picture in sorted(photos.glob("*/*.png")):
+            shard.add(picture, arcname=picture.name)
+    path.write_text(yaml.safe_dump(settings | {"dataset_path": pipe, "eval_every_n_steps": 1}))
+    held_out = f"wds:pipe:tee {proof} < {tmp_path / 'held_out.tar'}"
+    typed = ("--images", photos, "--eval-images", held_out)
+    assert vit_sae("train", "--config", path, *typed) == 0
+    assert proof.read_bytes() == (tmp_path / "held_out.tar").read_bytes()
+    metrics = pd.read_json(tmp_path / "out" / "metrics.jsonl", lines=True)
+    assert metrics["held_out_explained_variance"].notna().any()
 
 
 def test_embeddings_replace_a_preset_s_images_and_fit_its_model(tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from vit_sae_plugin.evaluation import EvaluationReport
+from vit_sae_plugin.fingerprints import find_file_damage, read_manifest, write_manifest
 from vit_sae_plugin.report.card import CardFigures, card_text, write_card
 
 
@@ -98,6 +99,19 @@ def test_a_run_s_settings_and_an_older_card(tmp_path):
     assert "cuda" not in text
     assert "older" not in text
     assert "not stated" in text  # the model
+
+
+def test_a_card_is_renewed_in_the_manifest_and_nothing_else_is(tmp_path):
+    (tmp_path / "README.md").write_text("older")
+    (tmp_path / "cfg.json").write_text("{}")
+    write_manifest(tmp_path)
+    write_card(tmp_path, make_sae())
+    assert find_file_damage(tmp_path, read_manifest(tmp_path)) is None
+    (tmp_path / "cfg.json").write_text("[]")
+    write_card(tmp_path, make_sae(model_name="ViT-B-16"))
+    assert find_file_damage(tmp_path, read_manifest(tmp_path)) == (
+        "the contents of cfg.json have changed"
+    )
 
 
 @pytest.mark.parametrize("name", ["hf-hub:laion/CLIP", "ViT-B-16"])

@@ -21,10 +21,13 @@ def explained_variance(sae: SAE, rows: torch.Tensor, k: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"aux_loss_coefficient": 0.1, "use_ghost_grads": True}, {"tied_weights": True}],
+    ("settings", "autocast"),
+    [
+        ({}, False),
+        ({"aux_loss_coefficient": 0.1, "use_ghost_grads": True}, True),
+        ({"tied_weights": True}, True),
+    ],
 )
-@pytest.mark.parametrize("autocast", [False, True])
 def test_trains_under_the_stock_trainer(settings, autocast):
     torch.manual_seed(0)
     cfg = MatryoshkaTopKTrainingSAEConfig(d_in=D_IN, d_sae=64, k_list=K_LIST, **settings)

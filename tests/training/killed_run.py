@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.training.small_run import small_config, small_images, small_model
 from vit_sae_plugin.training import ViTSAETrainingRunner
 
-N_STEPS = 60
+N_STEPS = 40
 
 
 def train(folder: Path, checkpoint_every_minutes: float) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-N_KILLS = 6
+N_KILLS = 4
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:

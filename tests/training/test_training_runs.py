@@ -101,7 +101,10 @@ def test_every_architecture_learns_and_loads_again(
     assert source.activations(model, pixels).shape == (1, 16, D_IN)
 
 
-@pytest.mark.parametrize("architecture", SAE_SETTINGS)
+@pytest.mark.parametrize(
+    "architecture",
+    ["standard", "gated", "batchtopk", "matryoshka_batchtopk", "patchsae", "topk_ghost"],
+)
 def test_interrupted_anywhere_a_run_ends_with_the_same_weights(
     architecture, runner_of, images, model, tmp_path
 ) -> None:

@@ -61,9 +61,9 @@ class ActivationSource:
     """Rows and columns of patches."""
     n_tokens: int | None = None
     """Tokens of an image in the blocks."""
-    image_size: int | list[int] | None = None
+    image_size: list[int] | None = None
     """Pixels the model takes."""
-    patch_size: int | list[int] | None = None
+    patch_size: list[int] | None = None
     """Pixels of a patch."""
     preprocessing: str | None = None
     """The model's preprocessing in words."""
@@ -107,8 +107,8 @@ class ActivationSource:
             n_prefix_tokens=cfg.n_prefix_tokens,
             grid=list(cfg.grid),
             n_tokens=cfg.n_tokens,
-            image_size=_plain(cfg.image_size),
-            patch_size=_plain(cfg.patch_size),
+            image_size=list(cfg.image_size),
+            patch_size=list(cfg.patch_size),
             preprocessing=describe_preprocessing(model.preprocess),
             model_weights=_weights_of(model),
         )
@@ -384,7 +384,3 @@ def _weights_of(model: HookedViT) -> str:
     if model.has_pretrained_weights is None:
         return "unknown weights"
     return describe_weights(model.model_name, model.from_pretrained_kwargs)
-
-
-def _plain(size: Any) -> int | list[int] | None:
-    return size if size is None or isinstance(size, int) else [int(side) for side in size]

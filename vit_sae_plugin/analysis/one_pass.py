@@ -3,16 +3,16 @@
 What it takes at ImageNet's size, for 49,152 latents, 1,000 classes and 1.28 million images, with
 three aggregations and ten reference images each. Nothing grows with the number of images.
 
-==========================================  =======================================  ==========
-class-level counts, 32-bit                  1,000 × 49,152 × 4 B                       197 MB
-co-activation sketches                      49,152 × 256 × 8 B                         101 MB
-reference images: keys, peak patches        3 × 49,152 × 10 × 12 B                      18 MB
-histograms, 64-bit                          49,152 × 72 × 8 B                           28 MB
-frequencies, sums, maxima                   49,152 × 44 B                                2 MB
-ids of reference images, at most            1.28 million × about 150 B                 192 MB
-latents being looked at (``_ENTRIES``)      2^24 × 4 B, three copies                   201 MB
-ViT-B/16 and its SAE                        (86 M + 75.5 M) × 4 B                      646 MB
-==========================================  =======================================  ==========
+| what | size | bytes |
+| --- | --- | --- |
+| class-level counts, 32-bit | 1,000 × 49,152 × 4 B | 197 MB |
+| co-activation sketches | 49,152 × 256 × 8 B | 101 MB |
+| reference images: keys, peak patches | 3 × 49,152 × 10 × 12 B | 18 MB |
+| histograms, 64-bit | 49,152 × 72 × 8 B | 28 MB |
+| frequencies, sums, maxima | 49,152 × 44 B | 2 MB |
+| ids of reference images, at most | 1.28 million × about 150 B | 192 MB |
+| latents being looked at (``_ENTRIES``) | 2^24 × 4 B, three copies | 201 MB |
+| ViT-B/16 and its SAE | (86 M + 75.5 M) × 4 B | 646 MB |
 
 That is 1.4 GB besides the Python process itself, on a machine of 24 GB.
 """
@@ -57,7 +57,7 @@ from vit_sae_plugin.training.interruption import InterruptRequest
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.hooked_vit import HookedViT, TokenLayout
 
 
 class AnalysisInterruptedError(KeyboardInterrupt):
@@ -235,46 +235,21 @@ def run_pass(
     if sae.W_dec.device.type == "cpu":
         # compiling takes seconds, of another processor while weights are hashed here
         threading.Thread(target=compile_kernels, daemon=True).start()
-    if settings["n_reference_images"] < 1:
-        raise ValueError(f"n_reference_images is {settings['n_reference_images']}; want 1 or more")
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; want 0 or more, or None")
-    if folder is not None:
-        check_atlas_folder(folder)
+    _check_settings(settings, threshold, folder)
     if aggregations is None:
         aggregations = default_rules(getattr(sae.cfg, "aggregation", None), threshold)
     rules = named_rules(aggregations, feed.layout.n_prefix_tokens)
-    facts = {
-        **feed.facts(),
-        "sae_sha256": sae_fingerprint(sae),
-        "architecture": sae.cfg.architecture(),
-        "d_in": sae.cfg.d_in,
-        "d_sae": sae.cfg.d_sae,
-        "n_tokens": len(feed.layout),
-        "grid": feed.layout.grid,
-        **settings,
-    }
+    facts = {**feed.facts(), **_facts_of(sae, feed.layout), **settings}
     # the first aggregation is the default, so their order counts
     asked = list(describe(rules).items())
     request = _as_json({**facts, "threshold": threshold, "aggregations": asked})
 
-    start = None
-    if folder is not None:
-        if overwrite:
-            remove_snapshot(folder)
-        start = read_snapshot(folder)
-        if start is not None:
-            _check_same(start.settings, {**request, "batch_size": batch_size}, folder)
-        elif holds_atlas(folder) and not overwrite:
-            _check_same(read_info(folder).request, request, folder)
-            if progress:
-                print(f"analyze: opening the finished atlas in {folder}", file=sys.stderr)
-            return LatentAtlas.load(folder)
-    is_new = start is None
-    if start is None:
-        typical = None if threshold is not None else typical_activation(feed.sample())
-        tau = threshold_of(typical) if threshold is None else float(threshold)
-        start = Snapshot({**request, "batch_size": batch_size}, tau, typical, 0, pd.DataFrame())
+    former = _former_work(folder, request, batch_size, overwrite)
+    if isinstance(former, LatentAtlas):
+        if progress:
+            print(f"analyze: opening the finished atlas in {folder}", file=sys.stderr)
+        return former
+    start = former or _new_start(feed, request, batch_size, threshold)
 
     built_rules = {name: built(rule, start.threshold) for name, rule in rules.items()}
     builder = AtlasBuilder(
@@ -289,7 +264,7 @@ def run_pass(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         delete_leftovers(folder)
-        if is_new:
+        if former is None:
             save_snapshot(folder, start)  # marks the folder as ours
         elif start.next_batch > 0:
             load_state(folder, builder)
@@ -315,6 +290,52 @@ def run_pass(
         atlas.save(folder)
         remove_snapshot(folder)
     return atlas
+
+
+def _check_settings(settings: dict[str, Any], threshold: float | None, folder: Path | None) -> None:
+    if settings["n_reference_images"] < 1:
+        raise ValueError(f"n_reference_images is {settings['n_reference_images']}; want 1 or more")
+    if threshold is not None and not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; want 0 or more, or None")
+    if folder is not None:
+        check_atlas_folder(folder)
+
+
+def _facts_of(sae: SAE[Any], layout: TokenLayout) -> dict[str, Any]:
+    return {
+        "sae_sha256": sae_fingerprint(sae),
+        "architecture": sae.cfg.architecture(),
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_sae,
+        "n_tokens": len(layout),
+        "grid": layout.grid,
+    }
+
+
+def _former_work(
+    folder: Path | None, request: dict[str, Any], batch_size: int, overwrite: bool
+) -> Snapshot | LatentAtlas | None:
+    """What the folder holds of this request: an unfinished pass, the atlas, or nothing."""
+    if folder is None:
+        return None
+    if overwrite:
+        remove_snapshot(folder)
+    unfinished = read_snapshot(folder)
+    if unfinished is not None:
+        _check_same(unfinished.settings, {**request, "batch_size": batch_size}, folder)
+        return unfinished
+    if not holds_atlas(folder) or overwrite:
+        return None
+    _check_same(read_info(folder).request, request, folder)
+    return LatentAtlas.load(folder)
+
+
+def _new_start(
+    feed: LatentFeed, request: dict[str, Any], batch_size: int, threshold: float | None
+) -> Snapshot:
+    typical = None if threshold is not None else typical_activation(feed.sample())
+    tau = threshold_of(typical) if threshold is None else float(threshold)
+    return Snapshot({**request, "batch_size": batch_size}, tau, typical, 0, pd.DataFrame())
 
 
 def _take_in_all(
@@ -365,11 +386,11 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(former: dict[str, Any] | None, now: dict[str, Any], folder: Path) -> None:
-    choice = "Choose another folder, or replace it with overwrite=True (--overwrite)"
+    choice = "choose another folder, or replace it with overwrite=True (--overwrite)"
     if former is None:
         raise ValueError(
             f"the atlas in {folder} is of an earlier release, which didn't keep what was asked "
-            f"for: open it by LatentAtlas.load. {choice}"
+            f"for: open it by LatentAtlas.load, or {choice}"
         )
     before, after = _flat(former), _flat(now)
     differing = [name for name in after if before.get(name) != after[name]]
@@ -378,7 +399,7 @@ def _check_same(former: dict[str, Any] | None, now: dict[str, Any], folder: Path
             f"{name}: {_brief(name, before.get(name))} there, {_brief(name, after[name])} now"
             for name in differing
         )
-        raise ValueError(f"{folder} belongs to another analysis ({details}). {choice}")
+        raise ValueError(f"{folder} belongs to another analysis ({details}); {choice}")
 
 
 def _flat(request: dict[str, Any]) -> dict[str, Any]:

@@ -108,9 +108,8 @@ class AttachedSAE:
     @torch.no_grad()
     def layout(self) -> TokenLayout:
         """Which of the tokens that the SAE reads is what."""
-        size = self.model.cfg.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        value = self.source.value(self.model, torch.zeros(1, 3, height, width))
+        pixels = torch.zeros(1, 3, *self.model.cfg.image_size)
+        value = self.source.value(self.model, pixels)
         return self.source.layout(self.model.cfg, value)
 
     @property

@@ -98,6 +98,7 @@ def _resumed_runner(args: argparse.Namespace) -> ViTSAETrainingRunner:
         args.resume,
         None if args.images is None else open_images(args.images),
         model,
+        override_eval_images=args.eval_images,  # typed, so it may be a command
         **{name: value for name, value in changes.items() if value is not None},
     )
 
@@ -202,7 +203,12 @@ def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETra
     cfg = ViTSAERunnerConfig.from_dict(
         complete_settings(settings, d_in=d_in, n_rows_per_epoch=n_rows)
     )
-    return ViTSAETrainingRunner(cfg, override_images=images, override_model=model)
+    return ViTSAETrainingRunner(
+        cfg,
+        override_images=images,
+        override_model=model,
+        override_eval_images=args.eval_images,  # typed, so it may be a command
+    )
 
 
 def _rows_per_epoch(model: Any, images: Any, settings: dict[str, Any]) -> int | None:

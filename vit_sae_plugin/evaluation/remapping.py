@@ -40,7 +40,7 @@ class LatentSets:
 
 
 class RemappingCondition(NamedTuple):
-    """One way to run an image. The index of [`RemappingResult.table`][], but for ``draw``."""
+    """One way to run an image. The index of ``RemappingResult.table``, but for ``draw``."""
 
     model: str
     """Whose blocks above the SAE run: ``"plain"`` or ``"adapted"``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.fingerprints import renew_in_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +61,9 @@ class CardFigures:
 def write_card(folder: str | Path, sae: SAE[Any], figures: CardFigures | None = None) -> Path:
     """Write the card of an SAE into its folder; an older card is replaced.
 
+    Where the folder has a manifest, the hashes of the card and its picture in it are renewed; those
+    of all other files stay as they are.
+
     Args:
         folder: the SAE's folder. ``runner_cfg.json`` in it tells how it was trained.
         sae: the SAE.
@@ -71,6 +75,7 @@ def write_card(folder: str | Path, sae: SAE[Any], figures: CardFigures | None = 
     folder = Path(folder)
     text = card_text(sae, folder, figures)
     write_text_atomically(folder / CARD_FILE, text)
+    renew_in_manifest(folder, (CARD_FILE, PICTURE_FILE))
     return folder / CARD_FILE
 
 

@@ -138,7 +138,7 @@ def write_report(
     def write(aside: Path) -> None:
         has_patches = attached.layout.has("patch")
         # small pictures are shown enlarged, where JPEG's blocks would stand out
-        extension = "png" if max(_pair(model.cfg.image_size)) <= 96 else "jpg"
+        extension = "png" if max(model.cfg.image_size) <= 96 else "jpg"
         _lay_out(aside)
         explained = ExplainedImages(aside, atlas, image_source, attached, extension, answers)
         if has_patches:
@@ -281,7 +281,3 @@ def _weights(model: HookedViT, atlas: LatentAtlas) -> str:
 def _title(atlas: LatentAtlas, weights: str) -> str:
     metadata = atlas.info.sae_metadata
     return f"{metadata.get('model_name') or 'Latents'} ({weights}), {metadata.get('hook_name')}"
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size

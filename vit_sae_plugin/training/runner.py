@@ -73,6 +73,7 @@ class ViTSAETrainingRunner:
             one whose loading takes more than plain settings is only taken from here.
         override_sae: train this SAE instead of a new one.
         override_store: train on these rows, and load neither model nor images.
+        override_eval_images: use these instead of ``cfg.eval_dataset_path``.
 
     Raises:
         ValueError: a setting doesn't fit the model (unknown hook, other width) or this machine;
@@ -88,6 +89,7 @@ class ViTSAETrainingRunner:
         override_model: HookedViT | None = None,
         override_sae: TrainingSAE[Any] | None = None,
         override_store: RowStore | None = None,
+        override_eval_images: Any = None,
     ) -> None:
         if isinstance(override_images, HookedViT):
             raise TypeError(
@@ -122,7 +124,11 @@ class ViTSAETrainingRunner:
             self.store = store_of_images(cfg, self.model, self.images)
         self.eval_images: ImageSource | None = None
         if cfg.eval_every_n_steps > 0:
-            self.eval_images = open_images(cfg.eval_dataset_path, from_file=True)
+            self.eval_images = (
+                open_images(cfg.eval_dataset_path, from_file=True)
+                if override_eval_images is None
+                else open_images(override_eval_images)
+            )
         if self.eval_images is not None and self.model is None:
             raise ValueError(
                 f"eval_every_n_steps is {cfg.eval_every_n_steps}, but without a model there are no "
@@ -140,13 +146,15 @@ class ViTSAETrainingRunner:
         override_images: Any = None,
         override_model: HookedViT | None = None,
         override_store: RowStore | None = None,
+        override_eval_images: Any = None,
         **changes: Any,
     ) -> ViTSAETrainingRunner:
         """The runner of a run that was stopped; its ``run`` goes on from the last checkpoint.
 
         Args:
             run_folder: the run's folder.
-            override_images, override_model, override_store: as the run began with.
+            override_images, override_model, override_store, override_eval_images: as the run
+                began with.
             changes: settings that may differ from the run's: devices, workers, what is logged.
 
         Raises:
@@ -154,7 +162,13 @@ class ViTSAETrainingRunner:
             ValueError: a change that would alter the result.
         """
         cfg = load_config(Path(run_folder), **changes)
-        return cls(cfg, override_images, override_model, override_store=override_store)
+        return cls(
+            cfg,
+            override_images,
+            override_model,
+            override_store=override_store,
+            override_eval_images=override_eval_images,
+        )
 
     def run(self) -> TrainingSAE[Any]:
         """Train, save, and return the SAE.

@@ -1,19 +1,16 @@
 """The folder an atlas is saved in, format version 2.
 
-======================================  ===========================================================
-``atlas.json``                          schema version, hashes of model, SAE, data and of the files
-                                        below, settings
-``latents.parquet``                     one row for each latent: ``LatentAtlas.latents``
-``images.parquet``                      index, id and label of every reference image
-``reference_images.safetensors``        ``<aggregation>/image``, ``/value``, ``/peak_patch``,
-                                        each ``[d_sae, k]``; −1 and NaN are missing
-``histograms.safetensors``              ``counts [d_sae, n_bins]``, ``edges [n_bins + 1]``
-``class_counts.safetensors``            ``counts [n_classes, d_sae]``, ``n_images [n_classes]``
-``partners.safetensors``                ``coactive/latent``, ``/score``, ``similar/latent``, …
-``skipped_images.csv``                  images that could not be read
-``names.json``                          names and notes of latents, where they have any; see
-                                        ``vit_sae_plugin.analysis.atlas.latent_names``
-======================================  ===========================================================
+- ``atlas.json``: schema version, hashes of model, SAE, data and of the files below, settings
+- ``latents.parquet``: one row for each latent: ``LatentAtlas.latents``
+- ``images.parquet``: index, id and label of every reference image
+- ``reference_images.safetensors``: ``<aggregation>/image``, ``/value``, ``/peak_patch``, each
+  ``[d_sae, k]``; −1 and NaN are missing
+- ``histograms.safetensors``: ``counts [d_sae, n_bins]``, ``edges [n_bins + 1]``
+- ``class_counts.safetensors``: ``counts [n_classes, d_sae]``, ``n_images [n_classes]``
+- ``partners.safetensors``: ``coactive/latent``, ``/score``, ``similar/latent``, …
+- ``skipped_images.csv``: images that could not be read
+- ``names.json``: names and notes of latents, where they have any; see
+  ``vit_sae_plugin.analysis.atlas.latent_names``
 
 ``atlas.json`` is written last; where its hashes don't fit the files, writing was cut off.
 """

@@ -39,7 +39,7 @@ class ClassLevels:
     """Above which a token counts."""
     quality: pd.DataFrame
     """How well the SAE reconstructs each model: index ``model`` and ``tokens``, columns as of
-    [`ReconstructionTotals.compute`][]."""
+    ``ReconstructionTotals.compute``."""
 
     def tokens_per_image(self, half: int | None = None) -> Float[np.ndarray, "2 n_classes d_sae"]:
         """Tokens above the threshold in a mean image of each class; NaN without images."""

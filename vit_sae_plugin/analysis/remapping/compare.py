@@ -62,7 +62,7 @@ def compare_models(
         plain: the model that the SAE was trained on.
         adapted: the model after adaptation, of the same family and sizes.
         sae: any SAELens SAE.
-        images: labelled images to score, as [`open_images`][] takes them.
+        images: labelled images to score, as ``open_images`` takes them.
         ranking: other labelled images of the same classes to find latents on. None: ``images`` are
             divided, every other image of each class to find latents on and the rest to score.
         n_images: how many to score, a sample fixed by ``seed``. None: all.
@@ -71,9 +71,9 @@ def compare_models(
             that learnt its own uses those.
         heads: classifiers of the plain and of the adapted model's output, for models without text.
         ks: how many of a class's first latents are compared.
-        low, high: bounds of [`classify_changes`][], as shares of a class's images.
+        low, high: bounds of ``classify_changes``, as shares of a class's images.
         threshold: τ, above which a latent is active in a token. Default: on the SAE's scale, see
-            [`count_class_levels`][].
+            ``count_class_levels``.
         n_draws: sets of random latents for each change, as controls.
         source: hook and tokens, for an SAE whose metadata don't name them.
         batch_size_images: images that go through the lower blocks together.

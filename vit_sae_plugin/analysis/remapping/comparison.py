@@ -28,7 +28,7 @@ FALLEN = 0.05
 
 @dataclass
 class ModelComparison:
-    """A plain and an adapted model, seen through one SAE. Made by [`compare_models`][]."""
+    """A plain and an adapted model, seen through one SAE. Made by ``compare_models``."""
 
     levels: ClassLevels
     """Class-level latents in both."""
@@ -96,7 +96,7 @@ class ModelComparison:
         return pd.DataFrame(columns, index=self._classes())
 
     def overlap_by_class(self) -> pd.DataFrame:
-        """[`overlap_of_top`][] of the two models, for each class and k."""
+        """``overlap_of_top`` of the two models, for each class and k."""
         table = overlap_of_top(*self.levels.tokens_per_image(), ks=self.ks)
         names = [self.class_names[label] for label in table.index.get_level_values("label")]
         return table.set_index(pd.Index(names, name="class"), append=True).swaplevel()
@@ -148,7 +148,7 @@ class ModelComparison:
         return pd.DataFrame(columns, index=pd.RangeIndex(len(names), name="latent"))
 
     def stream_change(self, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """See [`shares_of_change`][]."""
+        """See ``shares_of_change``."""
         return shares_of_change(self.effects.changes, confidence, seed)
 
     def summary(

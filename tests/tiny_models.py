@@ -296,6 +296,24 @@ def tiny_timm_beit(seed: int = 0):
         return _roughened(Beit(**TIMM, num_classes=5, init_values=0.5, use_rel_pos_bias=True))
 
 
+def tiny_timm_relpos(seed: int = 0):
+    """timm with biases of relative position and no positions added; its class token has a bias of
+    its own."""
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+
+    with _seeded(seed):
+        return _roughened(
+            VisionTransformerRelPos(
+                **TIMM,
+                num_classes=5,
+                global_pool="token",
+                init_values=1.0,
+                class_token=True,
+                rel_pos_type="bias",
+            )
+        )
+
+
 def tiny_transformers_dinov3(seed: int = 0, use_gated_mlp: bool = False):
     """A transformers ``DINOv3ViTModel`` with 2 registers."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
@@ -426,6 +444,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm_eva02": tiny_timm_eva02,
     "timm_dinov3": tiny_timm_dinov3,
     "timm_beit": tiny_timm_beit,
+    "timm_relpos": tiny_timm_relpos,
     "transformers_dinov3": tiny_transformers_dinov3,
     "transformers_dinov3_gated": lambda: tiny_transformers_dinov3(use_gated_mlp=True),
     "transformers_beit": tiny_transformers_beit,

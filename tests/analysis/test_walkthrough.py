@@ -16,8 +16,8 @@ def test_every_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = HookedViT.from_pretrained("shapes-clip")
     torch.manual_seed(0)
-    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=256))
-    sae.b_enc.data = -2 * torch.rand(256) - 1
+    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=640))
+    sae.b_enc.data = -2 * torch.rand(640) - 1
     source = ActivationSource.from_model(model, "blocks.2.hook_resid_post")
     for key, value in source.to_metadata().items():
         sae.cfg.metadata[key] = value

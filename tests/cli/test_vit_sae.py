@@ -59,6 +59,7 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     monkeypatch.setattr(demo, "HELD_OUT", "shapes:test?n_images=100&n_objects=1")
     monkeypatch.setattr(demo, "N_EVALUATED", 50)
     monkeypatch.setattr(demo, "N_EXPLAINED", 5)
+    monkeypatch.setattr(demo, "N_LATENTS_OF_EACH", 2)
     for _ in range(2):
         code = vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 5120)
         assert code == 0

@@ -14,7 +14,7 @@ from vit_sae_plugin.datasets import ShapeScenes
 
 
 def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60):
-    settings = ["--n-training-images", 240, "--n-held-out-images", n_held_out, "--epochs", 6]
+    settings = ["--n-training-images", 600, "--n-held-out-images", n_held_out, "--epochs", 5]
     settings += ["--expansion-factor", 1, "--output-path", folder, "--families", *families]
     settings += ["--seeds", *seeds]
     monkeypatch.setattr(frontier, "N_VALIDATION", 20)

@@ -15,8 +15,8 @@ def test_every_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = HookedViT.from_pretrained("shapes-clip")
     torch.manual_seed(0)
-    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=256))
-    sae.b_enc.data = -2 * torch.rand(256) - 1
+    sae = PatchSAE(PatchSAEConfig(d_in=model.cfg.d_model, d_sae=640))
+    sae.b_enc.data = -2 * torch.rand(640) - 1
     ActivationSource.from_model(model, "blocks.2.hook_resid_post").stamp(sae, model)
     sae.save_model("demo-results/run/sae")
     page = PAGE.read_text(encoding="utf-8")

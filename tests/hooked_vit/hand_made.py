@@ -249,6 +249,9 @@ def timm_by_hand(model: Any, classifies: bool) -> HandMade:
                 bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
             q, k, v = thirds(attn.qkv.weight, bias)
         gated = hasattr(module.mlp, "fc1_g")
+        table = getattr(
+            getattr(attn, "rel_pos", None) or attn, "relative_position_bias_table", None
+        )
         return Block(
             ln1=module.norm1,
             q=q,
@@ -267,12 +270,9 @@ def timm_by_hand(model: Any, classifies: bool) -> HandMade:
             k_norm=getattr(attn, "k_norm", _same),
             inner_norm=getattr(attn, "norm", _same),
             turn=timm_turn(model),
-            bias=relative_bias(attn.relative_position_bias_table, model.patch_embed.grid_size)
-            if kind == "Beit"
-            else None,
+            bias=None if table is None else relative_bias(table, model.patch_embed.grid_size),
         )
 
-    kind = type(model).__name__
     tokens = (getattr(model, f"{name}_token", None) for name in ("cls", "dist", "reg"))
     prefix = [token for token in tokens if token is not None]
     late = getattr(model, "no_embed_class", False)
@@ -281,7 +281,7 @@ def timm_by_hand(model: Any, classifies: bool) -> HandMade:
         patch_embed=model.patch_embed,
         prefix=[] if late else prefix,
         prefix_without_position=prefix if late else [],
-        positions=model.pos_embed,
+        positions=getattr(model, "pos_embed", None),
         ln_pre=getattr(model, "norm_pre", _same),
         blocks=[block(module) for module in model.blocks],
         ln_final=model.norm if isinstance(model.norm, nn.LayerNorm) else model.fc_norm,

@@ -39,6 +39,7 @@ AFTER = ["ln_final.hook_scale", "ln_final.hook_normalized", "hook_image_embed"]
 MISSING = {
     "open_clip_coca": AFTER[:2],
     "timm_dinov3": ["hook_pos_embed"],
+    "timm_relpos": ["hook_pos_embed"],
     "transformers_dinov3": ["hook_pos_embed"],
     "transformers_dinov3_gated": ["hook_pos_embed"],
     "transformers_beit": ["hook_pos_embed"],

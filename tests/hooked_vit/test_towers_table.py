@@ -53,6 +53,7 @@ MODELS = {
     "timm_eva02": "timm `Eva`: EVA02 (rotary)",
     "timm_dinov3": "timm `Eva`: DINOv3 (rotary)",
     "timm_beit": "timm `Beit`: BEiT, BEiT v2",
+    "timm_relpos": "timm `VisionTransformerRelPos` (`vit_relpos_*`)",
     "torchvision": "torchvision `VisionTransformer` (`vit_b_16`)",
 }
 """What each tested family stands for, in the order of the table."""
@@ -77,10 +78,10 @@ FOOT = """
 ends in two (distilled DeiTs) it is the class token's, so an edit moves half of the logits. MAE's
 encoder by itself leaves out patches at random and shuffles the others at each call; here it gets
 all of them, in row-major order, by its argument `noise`. Scores and patterns of rotary towers and
-of BEiT are taken where the model calls `softmax` or `scaled_dot_product_attention`, so `hook_q` and
-`hook_k` are in front of the rotation, and attention by other kernels (flash attention called
-directly) has no pattern. Query heads that share keys have no hooks inside of attention; nor have
-gated (`timm`) and differential attention.
+of those with biases of relative position (BEiT, `vit_relpos_*`) are taken where the model calls
+`softmax` or `scaled_dot_product_attention`, so `hook_q` and `hook_k` are in front of the rotation,
+and attention by other kernels (flash attention called directly) has no pattern. Query heads that
+share keys have no hooks inside of attention; nor have gated (`timm`) and differential attention.
 
 TransformerLens's own bridges of ViT and DeiT (`TransformerBridge.boot_transformers`) are wrapped as
 the models inside of them.

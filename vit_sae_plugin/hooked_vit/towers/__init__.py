@@ -28,6 +28,7 @@ FAMILIES = {
     "timm_vit": "timm",
     "timm_eva": "timm",
     "timm_beit": "timm",
+    "timm_relpos": "timm",
     "torchvision_vit": "torchvision",
 }
 """File in this folder to the library whose models it describes."""

@@ -99,7 +99,7 @@ def describe_around(
         embedding=EmbeddingDescription(
             patch_embed=f"{at}patch_embed",
             prefix=tuple(f"{at}{name}" for name in tokens),
-            pos_embed=None if trunk.pos_embed is None else f"{at}pos_embed",
+            pos_embed=None if getattr(trunk, "pos_embed", None) is None else f"{at}pos_embed",
             embedded=f"{at}{embedded}",
         ),
         ln_final=f"{at}{norms[0]}" if norms else None,

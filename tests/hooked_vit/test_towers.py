@@ -234,7 +234,9 @@ def test_a_model_without_positions_has_no_hook_for_them():
 def test_a_path_that_leads_nowhere_is_named(open_clip_case: Case):
     tower = open_clip_case.hooked.tower
     wrong = replace(tower, block=replace(tower.block, ln2="norm2"))
-    with pytest.raises(UnsupportedTowerError, match=r"ln2 is '.*\.0\.norm2'; want a module of CLIP"):
+    with pytest.raises(
+        UnsupportedTowerError, match=r"ln2 is '.*\.0\.norm2'; want a module of CLIP"
+    ):
         HookedViT.from_module(tiny_open_clip(), tower=wrong)
     with pytest.raises(UnsupportedTowerError, match="leads to a Conv2d; want a ModuleList"):
         HookedViT.from_module(tiny_open_clip(), tower=replace(tower, blocks="visual.conv1"))

@@ -42,7 +42,11 @@ class EncodedPicture:
         n_rows, n_columns = grid
         side = min(size, self.side) / max(n_rows, n_columns)
         pixels = max(1, round(n_columns * side)), max(1, round(n_rows * side))
-        self.region.crop(self.image, pixels).save(path, quality=90, subsampling=0, optimize=True)
+        picture = self.region.crop(self.image, pixels)
+        if path.suffix == ".png":
+            picture.save(path)  # optimized it would be 8 % smaller, at ten times the work
+        else:
+            picture.save(path, quality=90, subsampling=0, optimize=True)
 
 
 def encoded_pictures(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from string import Template
 
@@ -15,6 +13,7 @@ from PIL import Image
 
 from vit_sae_plugin.analysis.html_pieces import data_uri
 from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.report.page_pieces import INK, html_table, inline_svg, page_file
 
 
 @dataclass
@@ -71,13 +70,13 @@ def write_demo_page(
         commands: shell commands to go on with, shown at the end.
     """
     path = Path(path)
-    page = Template(_file("demo_page.html")).substitute(
+    page = Template(page_file("demo_page.html")).substitute(
         title=html.escape(title),
         summary="".join(f"<p>{html.escape(text)}</p>" for text in summary),
         curves=_curves_svg(curves),
-        reconstruction=_table(reconstruction),
-        splicing=_table(splicing),
-        style=_file("site/site.css") + _file("demo_page.css"),
+        reconstruction=html_table(reconstruction),
+        splicing=html_table(splicing),
+        style=page_file("site/site.css") + page_file("demo_page.css"),
         report=html.escape(report),
         n_in_report=f"{n_in_report:,}",
         strip="".join(_picture(card.images[0]) for group in groups[:1] for card in group.latents),
@@ -90,13 +89,8 @@ def write_demo_page(
     return path
 
 
-def _file(name: str) -> str:
-    return resources.files("vit_sae_plugin.report").joinpath(name).read_text(encoding="utf-8")
-
-
 def _curves_svg(curves: pd.DataFrame) -> str:
     """The four curves as one inline SVG whose lines and text take the page's colours."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
@@ -107,12 +101,11 @@ def _curves_svg(curves: pd.DataFrame) -> str:
         ("n_dead_latents", "Dead latents", False),
     ]
     figure = Figure(figsize=(11.2, 2.5), layout="constrained")
-    FigureCanvasSVG(figure)
     millions = curves["n_tokens"] / 1e6
     for axis, (column, name, logarithmic) in zip(figure.subplots(1, 4), panels, strict=True):
         axis.plot(millions, curves[column], color="#2f6fde", linewidth=1.6)
-        axis.set_title(name, fontsize=9.5, loc="left", color="#808890")
-        axis.set_xlabel("million tokens", fontsize=8, color="#808890")
+        axis.set_title(name, fontsize=9.5, loc="left", color=INK)
+        axis.set_xlabel("million tokens", fontsize=8, color=INK)
         if logarithmic and (curves[column] > 0).all():
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(ScalarFormatter())
@@ -120,37 +113,11 @@ def _curves_svg(curves: pd.DataFrame) -> str:
         else:
             top = float(curves[column].max())
             axis.set_ylim(0, 1 if column == "explained_variance" else max(top * 1.08, 1))
-        axis.tick_params(labelsize=8, colors="#808890", length=2)
+        axis.tick_params(labelsize=8, colors=INK, length=2)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color("#808890")
-        axis.grid(True, color="#808890", alpha=0.18, linewidth=0.6)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def _table(frame: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(_words(column))}</th>" for column in frame.columns)
-    rows = "".join(
-        f"<tr><th>{html.escape(_words(name))}</th>"
-        + "".join(f"<td>{html.escape(_number(value))}</td>" for value in row)
-        + "</tr>"
-        for name, row in zip(frame.index, frame.itertuples(index=False), strict=True)
-    )
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _words(name: object) -> str:
-    return str(name).replace("_", " ")
-
-
-def _number(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    number = float(value)  # type: ignore[arg-type]
-    return f"{number:,.0f}" if number.is_integer() and abs(number) >= 10 else f"{number:.4g}"
+        axis.spines[["left", "bottom"]].set_color(INK)
+        axis.grid(True, color=INK, alpha=0.18, linewidth=0.6)
+    return inline_svg(figure)
 
 
 def _group(group: LatentGroup, report: str) -> str:

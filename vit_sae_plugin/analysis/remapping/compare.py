@@ -130,7 +130,9 @@ def compare_models(
         "seed": seed,
     }
     effects = _score(pair, study, images, n_images, batch_size_images, n_workers, seed, progress)
-    comparison = ModelComparison(levels, effects, names, low, high, tuple(ks), settings)
+    comparison = ModelComparison(
+        pair, images, levels, effects, names, low, high, tuple(ks), settings
+    )
     for note in comparison.notes:
         warnings.warn(note, stacklevel=2)
     return comparison

@@ -17,6 +17,8 @@ from vit_sae_plugin.analysis.remapping.latent_changes import (
     classify_changes,
     overlap_of_top,
 )
+from vit_sae_plugin.attached_sae.attached_pair import AttachedPair
+from vit_sae_plugin.datasets import ImageSource
 from vit_sae_plugin.evaluation.bootstrap import bootstrap_mean
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.remapping import RemappingResult
@@ -30,6 +32,10 @@ FALLEN = 0.05
 class ModelComparison:
     """A plain and an adapted model, seen through one SAE. Made by ``compare_models``."""
 
+    pair: AttachedPair
+    """The SAE on both models."""
+    images: ImageSource
+    """Those that were scored; ``effects.index`` are their numbers."""
     levels: ClassLevels
     """Class-level latents in both."""
     effects: RemappingResult

@@ -435,6 +435,8 @@ def _add_analyze(commands) -> None:
         "vit-sae analyze runs/rows/sae --embeddings rows.npy --images photos/",
         "vit-sae analyze runs/photos/sae --images photos/ --aggregations max,mean "
         "--n-reference-images 20",
+        "vit-sae analyze runs/photos/sae --images test/ --ranking-images train/ --compare "
+        "adapted/maple",
         note="An analysis that was interrupted goes on where it was when the same command is given "
         "again, and\na finished one is opened rather than made again; --overwrite starts afresh.",
     )
@@ -531,6 +533,26 @@ def _add_analyze(commands) -> None:
         "--neuronpedia",
         metavar="FOLDER",
         help="also write features and activations in the shape of Neuronpedia's files there",
+    )
+    compare = command.add_argument_group("two models (instead of an atlas)")
+    compare.add_argument(
+        "--compare",
+        metavar="ADAPTED",
+        help="set this model, such as a folder of 'vit-sae adapt', beside the one that the SAE was "
+        "trained on: which latents of each class rise and fall, and how much of the gain hangs on "
+        "them; tables and a page go to --output-path (default: 'comparison' in the SAE's folder)",
+    )
+    compare.add_argument(
+        "--ranking-images",
+        metavar="SOURCE",
+        help="labelled images to find the latents on, others than --images (default: every other "
+        "one of --images)",
+    )
+    compare.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="zero-shot prompt templates of the plain model: a file with one a line and {} for the "
+        "class name, 'openai', or 'shapes'",
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 

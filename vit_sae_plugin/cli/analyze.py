@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     """Analyse, save the atlas, and write the report if one is asked for."""
     from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder
 
+    if args.compare is not None:
+        from vit_sae_plugin.cli.compare import run as run_comparison
+
+        return run_comparison(args)
     _check(args)
     report_options = _report_options(args)
     if args.names is not None and not Path(args.names).is_file():
@@ -65,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise where options don't go together."""
+    for name in ("ranking_images", "templates"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --compare ADAPTED")
     if args.embeddings is None:
         if args.images is None:
             raise ValueError("want --images SOURCE or --embeddings FILE to look at")

@@ -68,15 +68,14 @@ def comparison_facts(comparison: ModelComparison) -> dict[str, str]:
     row = comparison.summary().iloc[0]
     effects = comparison.effects.table()
     before, after = row["accuracy_plain"], row["accuracy_adapted"]
+    changes = (row["high"], row["low_to_high"], row["high_to_low"])
     facts = {
-        "accuracy, plain to adapted": f"{before:.1%} → {after:.1%}",
-        "latents of a class that stay high": f"{row['high']:.1f}",
-        "rise": f"{row['low_to_high']:.1f}",
-        "fall": f"{row['high_to_low']:.1f}",
+        "accuracy, plain → adapted": f"{before:.1%} → {after:.1%}",
+        "a class's latents: stay, rise, fall": " / ".join(f"{one:.1f}" for one in changes),
     }
     for name, key in (
         ("of the gain, risen latents held", ("adapted", "held", "risen", True)),
-        ("of the gain, only latents used before", ("adapted", "only", "used", True)),
+        ("of it, only latents used before", ("adapted", "only", "used", True)),
     ):
         share = effects.loc[key, "share_of_gain"]
         facts[name] = "–" if np.isnan(share) else f"{share:.0%}"
@@ -136,7 +135,7 @@ def comparison_sections(comparison: ModelComparison, *, n_images: int = 6) -> li
         Section(
             "In the form of the paper's tables",
             "Latents of a mean class, and accuracy.",
-            f'<div class="tables">{html_table(comparison.summary().round(3))}</div>',
+            f'<div class="tables">{html_table(paper_table(comparison.summary()))}</div>',
         ),
     ]
 
@@ -149,12 +148,32 @@ def _images_section(comparison: ModelComparison, n_images: int) -> list[Section]
     return [
         Section(
             "Image by image",
-            "The latents active in both models (masks: plain, then adapted), and those of one of "
-            "them alone, the strongest first; below its number, the class in which a latent is "
-            "active most. First the images that only the adapted model names.",
+            "The latents active in both models (where: plain, then adapted), and those of one of "
+            "them alone; first those that are strong here and seldom active elsewhere. Below its "
+            "number, the class in which a latent is active most. First come images that only the "
+            "adapted model names.",
             pictures,
         )
     ]
+
+
+def paper_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """``ModelComparison.summary()``, of one comparison or several, for people to read."""
+    counts = {
+        "high": "stays high",
+        "high_to_low": "high → low",
+        "low_to_high": "low → high",
+        "low_to_high_by_chance": "by chance",
+    }
+    table = summary[list(counts)].map(lambda value: f"{value:.1f}").rename(columns=counts)
+    for model in ("plain", "adapted"):
+        table[f"{model} accuracy"] = [f"{value:.1%}" for value in summary[f"accuracy_{model}"]]
+    table["Δ"] = [
+        f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        for mean, low, high in summary[["delta", "delta_low", "delta_high"]].to_numpy(float)
+    ]
+    table["images"] = [f"{value:,.0f}" for value in summary["n_images"]]
+    return table
 
 
 def _short(comparison: ModelComparison) -> str:

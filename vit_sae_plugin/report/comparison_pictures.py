@@ -12,9 +12,10 @@ from jaxtyping import Float
 from PIL import Image
 
 from vit_sae_plugin.analysis.html_pieces import data_uri
-from vit_sae_plugin.analysis.pictures.heatmap import Heatmap, highlight
+from vit_sae_plugin.analysis.pictures.heatmap import Heatmap
 from vit_sae_plugin.analysis.pictures.heatmaps import encode_images
-from vit_sae_plugin.analysis.pictures.seen_region import SeenRegions
+from vit_sae_plugin.analysis.pictures.overlays import tint
+from vit_sae_plugin.analysis.pictures.seen_region import Region, SeenRegions
 from vit_sae_plugin.analysis.remapping.comparison import ModelComparison
 from vit_sae_plugin.datasets.image_lookup import images_by_index
 
@@ -33,8 +34,8 @@ class ComparedImage:
     correct: tuple[bool, bool]
     """Whether the plain and the adapted model name it."""
     latents: dict[str, list[tuple[int, list[Image.Image]]]]
-    """Group to its strongest latents: the index, and the image bright where it is active, in the
-    plain model, the adapted one, or both."""
+    """Group to its most telling latents: the index, and the image coloured where it is active, in
+    the plain model, the adapted one, or both."""
     n_latents: dict[str, int]
     """How many latents a group has in all."""
 
@@ -66,17 +67,21 @@ def compare_images(
 ) -> list[ComparedImage]:
     """The latents of some scored images in both models.
 
-    A latent is in a model if any token is above the comparison's threshold.
+    A latent is in a model if any token is above the comparison's threshold. Those come first that
+    tell most of this image: their activation × the logarithm of 1 ÷ the share of all images in
+    which they are active.
 
     Args:
         comparison: of the two models.
         positions: which of them, as places in ``comparison.effects``.
-        n_latents: shown of each group, the most active first.
+        n_latents: shown of each group.
     """
     pair = comparison.pair
     layout = pair.plain.require_patches()
     at_index = {int(comparison.effects.index[at]): at for at in positions}
     found = dict(images_by_index(comparison.images, at_index))
+    frequency = comparison.levels.frequency().mean((0, 1))
+    rarity = -np.log(frequency.clip(1e-3, 1))
     regions = SeenRegions(pair.plain.model.require_preprocess())
     results = {}
     for index, picture in found.items():
@@ -89,7 +94,7 @@ def compare_images(
         latents, counts = {}, {}
         members = (on[0] & on[1], on[0] & ~on[1], ~on[0] & on[1])
         for group, member, shown in zip(GROUPS, members, ((0, 1), (0,), (1,)), strict=True):
-            strength = np.where(member, totals.max(0), -1)
+            strength = np.where(member, totals.max(0) * rarity, -1)
             order = np.argsort(-strength, kind="stable")[: min(n_latents, int(member.sum()))]
             latents[group] = [
                 (
@@ -135,10 +140,10 @@ def compared_image_html(one: ComparedImage, comparison: ModelComparison) -> str:
 
 
 def _masked(
-    picture: Image.Image, latent: int, grid: Float[np.ndarray, "row column"], region: object
+    picture: Image.Image, latent: int, grid: Float[np.ndarray, "row column"], region: Region
 ) -> Image.Image:
-    shown = Heatmap(picture, latent, grid, region)  # type: ignore[arg-type]
-    return highlight(shown, size=shown.size_of_region(_SIZE))
+    shown = Heatmap(picture, latent, grid, region)
+    return tint(shown, size=shown.size_of_region(_SIZE), smooth=False, opacity=0.85)
 
 
 def _image(image: Image.Image) -> str:

@@ -23,7 +23,8 @@ def inline_svg(figure: Figure) -> str:
     """A figure as SVG to put into a page, without a background."""
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    unwanted = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=unwanted)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 

@@ -14,11 +14,12 @@ from vit_sae_plugin.datasets import ShapeScenes
 
 
 def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60):
-    settings = ["--n-training-images", 600, "--n-held-out-images", n_held_out, "--epochs", 5]
+    settings = ["--n-training-images", 240, "--n-held-out-images", n_held_out, "--epochs", 6]
     settings += ["--expansion-factor", 1, "--output-path", folder, "--families", *families]
     settings += ["--seeds", *seeds]
     monkeypatch.setattr(frontier, "N_VALIDATION", 20)
     monkeypatch.setattr(frontier, "KS", (2, 8))
+    monkeypatch.setattr(frontier, "BATCH_SIZE", 128)
     top_k = dataclasses.replace(frontier.FAMILIES["TopK"], values=(2, 8))
     monkeypatch.setitem(frontier.FAMILIES, "TopK", top_k)
     monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, settings)])

@@ -530,6 +530,17 @@ def _add_analyze(commands) -> None:
         help="read names and notes of latents, saved from a report, into the atlas",
     )
     command.add_argument(
+        "--tree",
+        action="store_true",
+        help="also find which latents are special cases of which, for a page of the report",
+    )
+    command.add_argument(
+        "--tree-k",
+        type=int,
+        metavar="K",
+        help="count only each token's K strongest latents for the tree, as MSAE's levels do",
+    )
+    command.add_argument(
         "--neuronpedia",
         metavar="FOLDER",
         help="also write features and activations in the shape of Neuronpedia's files there",

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 _CHECKED = ("explain", "n_explained", "n_explained_references", "n_latents", "masking")
-_ONLY_IMAGES = ("n_workers", "explain", "n_explained", "n_explained_references", "neuronpedia")
+_ONLY_IMAGES = (
+    "n_workers",
+    "explain",
+    "n_explained",
+    "n_explained_references",
+    "neuronpedia",
+    "tree",
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +59,12 @@ def run(args: argparse.Namespace) -> int:
     atlas = _analyzed(args, model, sae, images, rows, folder)
     if args.names is not None:
         atlas.read_names(args.names)
+    if args.tree:
+        from vit_sae_plugin.concepts.latent_tree import latent_tree
+
+        settings = {"k": args.tree_k, "batch_size_images": args.batch_size_images}
+        tree = latent_tree(model, sae, images, n_workers=args.n_workers, progress=True, **settings)
+        tree.save(folder)
     print(atlas)
     print(f"\nThe atlas is in {folder}; read it by LatentAtlas.load({str(folder)!r})")
     if args.report is not None:
@@ -72,6 +85,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("ranking_images", "templates"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} goes with --compare ADAPTED")
+    if args.tree_k is not None and not args.tree:
+        raise ValueError("--tree-k goes with --tree")
     if args.embeddings is None:
         if args.images is None:
             raise ValueError("want --images SOURCE or --embeddings FILE to look at")

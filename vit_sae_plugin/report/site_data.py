@@ -17,6 +17,7 @@ from PIL import ImageColor
 from vit_sae_plugin.analysis import LatentAtlas, LatentName
 from vit_sae_plugin.analysis.atlas.latent_tables import Partners
 from vit_sae_plugin.analysis.pictures.overlays import COLORS
+from vit_sae_plugin.concepts.latent_tree import LatentTree
 from vit_sae_plugin.report.patch_masks import mask_string, preview_grid, preview_string
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 
@@ -56,6 +57,7 @@ def index_data(
     weights: str,
     has_patches: bool,
     has_masking: bool,
+    has_tree: bool,
     extension: str,
     latents_in_a_file: int,
     previews_in_a_file: int,
@@ -90,6 +92,7 @@ def index_data(
         "dead": np.flatnonzero(atlas.latents["is_dead"].to_numpy()).tolist(),
         "has_patches": has_patches,
         "has_masking": has_masking,
+        "has_tree": has_tree,
         "colours": [list(ImageColor.getrgb(colour)) for colour in COLORS],
         "grid": list(info.grid),
         "preview_grid": list(preview_grid(info.grid)),
@@ -119,6 +122,23 @@ def index_data(
         },
         "measures": {
             str(name): _column(atlas.columns[name].loc[list(latents)]) for name in atlas.columns
+        },
+    }
+
+
+def tree_data(tree: LatentTree) -> dict[str, Any]:
+    """What the page of the tree shows: of each latent that has a parent which, and how closely."""
+    has = tree.table[tree.table["parent"].notna()]
+    parents = {int(parent) for parent in has["parent"]}
+    active = tree.table.loc[sorted(parents | set(has.index)), "n_active"]
+    return {
+        "settings": tree.settings,
+        "active": {str(latent): int(n) for latent, n in active.items()},
+        "latents": {
+            str(latent): {"parent": int(p), "p_parent": number(above), "p_child": number(below)}
+            for latent, p, above, below in zip(
+                has.index, has["parent"], has["p_parent"], has["p_child"], strict=True
+            )
         },
     }
 

@@ -23,6 +23,7 @@ from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae
 from vit_sae_plugin.atomic_files import delete_leftovers, write_into_folder
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.attached_sae.attribution import Score
+from vit_sae_plugin.concepts.latent_tree import TREE_FILE, LatentTree
 from vit_sae_plugin.datasets import ImageSource, UnreadableImageError, open_images
 from vit_sae_plugin.datasets.image_decoding import decode_image
 from vit_sae_plugin.fingerprints import model_fingerprint, short
@@ -34,7 +35,13 @@ from vit_sae_plugin.report.masking_data import masking_data
 from vit_sae_plugin.report.reference_masks import ReferenceMasks
 from vit_sae_plugin.report.reference_pictures import write_reference_pictures
 from vit_sae_plugin.report.report_folder import check_report_options
-from vit_sae_plugin.report.site_data import index_data, latent_details, previews, write_data
+from vit_sae_plugin.report.site_data import (
+    index_data,
+    latent_details,
+    previews,
+    tree_data,
+    write_data,
+)
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -62,6 +69,7 @@ def write_report(
     logit: int | str | Score | None = None,
     templates: str | Path | Sequence[Template] | None = None,
     masking: str | Path | None = None,
+    tree: LatentTree | None = None,
     title: str | None = None,
     thumbnail_size: int = 192,
     source: ActivationSource | None = None,
@@ -96,6 +104,8 @@ def write_report(
         templates: prompt templates around a class's name, as `evaluate_sae` takes them.
         masking: a masking study of this SAE, for a page of its own: the folder that
             ``vit-sae eval --suite masking`` or `masking_report(…).save` wrote.
+        tree: of this SAE's latents, for a page of its own. None: the one saved beside the atlas,
+            or no such page.
         title: heading of the report. None: the model, its weights in words, and the hook.
         thumbnail_size: longer side of the pictures, in pixels.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
@@ -121,6 +131,7 @@ def write_report(
     )
     _check_belongs_together(atlas, image_source, model, sae)
     named = _latent_names(atlas, names)
+    tree = _tree_of(atlas, tree)
     attached = AttachedSAE(model, sae, source)
     shown = _shown_latents(atlas, latents, n_latents)
     shows_all = latents is None and n_latents is None
@@ -176,6 +187,7 @@ def write_report(
             weights=weights,
             has_patches=has_patches,
             has_masking=study is not None,
+            has_tree=tree is not None,
             extension=extension,
             latents_in_a_file=LATENTS_IN_A_FILE,
             previews_in_a_file=PREVIEWS_IN_A_FILE,
@@ -183,6 +195,8 @@ def write_report(
         write_data(aside / "data/atlas.js", "atlas", index)
         if study is not None:
             write_data(aside / "data/masking.js", "masking", study)
+        if tree is not None:
+            write_data(aside / "data/tree.js", "tree", tree_data(tree))
 
     folder = Path(folder)
     delete_leftovers(folder)
@@ -253,6 +267,23 @@ def _asked_for(explain: Sequence[Any], atlas: LatentAtlas) -> list[int | Image.I
             raise ValueError(f"image {index} can't be explained: {reasons[index]}")
         chosen.append(index)
     return chosen
+
+
+def _tree_of(atlas: LatentAtlas, tree: LatentTree | None) -> LatentTree | None:
+    if tree is not None:
+        if tree.sae_sha256 != atlas.info.sae_sha256:
+            raise ValueError(
+                f"the tree is of the SAE {short(tree.sae_sha256)}, but the atlas was made from "
+                f"{short(atlas.info.sae_sha256)}"
+            )
+        return tree
+    if atlas.folder is None or not (atlas.folder / TREE_FILE).is_file():
+        return None
+    try:
+        return LatentTree.load(atlas.folder, atlas.info.sae_sha256)
+    except ValueError as error:
+        warnings.warn(f"the report has no tree: {error}", stacklevel=3)
+        return None
 
 
 def _latent_names(

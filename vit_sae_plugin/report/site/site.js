@@ -242,8 +242,8 @@ const report = (() => {
   }
 
   function navigation(atlas, here) {
-    const pages = [["index.html", "Latents"], ["explain.html", "Images"], ["masking.html", "Masking"]];
-    const shown = { "explain.html": atlas.explained.length > 0, "masking.html": atlas.has_masking };
+    const pages = [["index.html", "Latents"], ["explain.html", "Images"], ["tree.html", "Tree"], ["masking.html", "Masking"]];
+    const shown = { "explain.html": atlas.explained.length > 0, "tree.html": atlas.has_tree, "masking.html": atlas.has_masking };
     document.querySelector(".bar").append(
       here === "index.html" ? "" : el("a", { class: "home", href: "index.html" }, atlas.title),
       ...pages.filter(([file]) => shown[file] ?? true).map(([file, name]) =>

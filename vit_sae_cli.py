@@ -517,7 +517,7 @@ def _add_analyze(commands) -> None:
     report.add_argument(
         "--templates",
         metavar="NAME",
-        help="prompt templates around class names for --logit, as for eval",
+        help="prompt templates around class names for --logit or --compare, as for eval",
     )
     report.add_argument(
         "--masking",
@@ -558,12 +558,6 @@ def _add_analyze(commands) -> None:
         metavar="SOURCE",
         help="labelled images to find the latents on, others than --images (default: every other "
         "one of --images)",
-    )
-    compare.add_argument(
-        "--templates",
-        metavar="FILE",
-        help="zero-shot prompt templates of the plain model: a file with one a line and {} for the "
-        "class name, 'openai', or 'shapes'",
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 

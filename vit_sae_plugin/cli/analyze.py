@@ -82,9 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise where options don't go together."""
-    for name in ("ranking_images", "templates"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} goes with --compare ADAPTED")
+    if args.ranking_images is not None:
+        raise ValueError("--ranking-images goes with --compare ADAPTED")
     if args.tree_k is not None and not args.tree:
         raise ValueError("--tree-k goes with --tree")
     if args.embeddings is None:

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from sae_lens import SAE
 
 from tests.cli.command import vit_sae
 
@@ -41,6 +42,25 @@ def test_masking_from_images_and_from_an_atlas(sae, tmp_path, capsys):
     of_atlas = pd.read_csv(tmp_path / "a" / "masking.csv")
     kept_too = of_atlas[(of_atlas["mask"] == "on") & (of_atlas["k"] == 64)]
     assert kept_too["accuracy"].to_list() == kept["accuracy"].to_list()
+
+    # the atlas of another SAE ranks latents that are not these
+    other = tmp_path / "other"
+    changed = SAE.load_from_disk(str(sae))
+    changed.b_dec.data += 0.01
+    changed.save_model(other)
+    elsewhere = ("eval", other, "--suite", "masking", "--images", TEST, "--ks", "1")
+    assert vit_sae(*elsewhere, "--atlas", atlas, "--output-path", tmp_path / "o") == 2
+    assert "the atlas was made from the SAE" in capsys.readouterr().err
+
+    # the report with the study's page, and what made the model's answers
+    report = ("analyze", sae, "--images", TRAIN, "--output-path", atlas, "--report")
+    shown = ("--masking", tmp_path / "a", "--logit", "predicted", "--explain", "3")
+    few = ("--n-latents", 5, *shown)
+    assert vit_sae(*report, tmp_path / "r", *few) == 0
+    assert (tmp_path / "r/data/masking.js").is_file()
+    assert '"answer":' in (tmp_path / "r/data/explain/00000.js").read_text()
+    assert vit_sae(*report, tmp_path / "n", "--masking", tmp_path) == 2
+    assert "holds no evaluation.json" in capsys.readouterr().err
 
 
 def test_ranking_on_the_images_that_are_scored_must_be_asked_for(sae, tmp_path, capsys):

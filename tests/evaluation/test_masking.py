@@ -180,7 +180,7 @@ def test_an_interrupted_study_goes_on(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_is_refused_before_anything_runs(model):
+def test_what_does_not_fit_is_refused_before_anything_runs(model, monkeypatch):
     sae, images = tiny_sae(model, HOOK), Pictures(6)
     good = {"ranking": _ranking(48), "templates": TEMPLATES}
     cases = [
@@ -198,6 +198,24 @@ def test_what_does_not_fit_is_refused_before_anything_runs(model):
             wrong = wrong | {"allow_same_images": wrong["ranking"].n_images == 2}
         with pytest.raises(ValueError, match=re.escape(message)):
             masking_study(model, sae, images, **good | wrong)
+    # with images to count on, all but a class without any is refused before one is looked at
+    monkeypatch.setattr(LatentRanking, "from_images", None)
+    for wrong, message in cases:
+        if "ranking" not in wrong or message.startswith("ranked"):
+            fresh = {"ranking": Pictures(6, seed=5), "templates": TEMPLATES}
+            with pytest.raises(ValueError, match=re.escape(message)):
+                masking_study(model, sae, images, **fresh | wrong)
+    two = Pictures(6, ("cat", "dog"), seed=5)
+    with pytest.raises(ValueError, match="ranking is of 2 classes, but pictures has 3"):
+        masking_study(model, sae, images, ranking=two, templates=TEMPLATES)
+    narrow = StandardSAE(StandardSAEConfig(d_in=8, d_sae=48))
+    narrow.cfg.metadata.hook_name = HOOK
+    with pytest.raises(ValueError, match="is 32 wide, but the SAE's d_in is 8"):
+        masking_study(model, narrow, images, **good)
+    elsewhere = tiny_sae(model, HOOK)
+    elsewhere.cfg.metadata.hook_name = "blocks.9.hook_resid_post"
+    with pytest.raises(ValueError, match=r"no hook named 'blocks\.9\.hook_resid_post'"):
+        masking_study(model, elsewhere, images, **good)
     blind = tiny_hooked_vit(tokenizer=None)
     with pytest.raises(ValueError, match=r"tiny has no tokenizer.*pass head="):
         masking_study(blind, tiny_sae(blind, HOOK), images, **good)

@@ -139,15 +139,7 @@ class MaskingStudy:
                 f"the ranking is of {ranking.d_sae} latents, but the SAE has {attached.d_sae}; "
                 "want one made with this SAE"
             )
-        if unknown := set(rankings) - set(RANKINGS):
-            raise ValueError(f"rankings holds {sorted(unknown)}; want some of {RANKINGS}")
-        if not ks or min(ks) < 1:
-            raise ValueError(f"ks is {tuple(ks)}; want numbers of latents from 1 on")
-        if n_draws < 1 or not error_terms:
-            raise ValueError(
-                f"n_draws is {n_draws} and error_terms {tuple(error_terms)}; want 1 or more draws, "
-                "and False, True or both"
-            )
+        check_conditions(ks, rankings, n_draws, error_terms)
         self.attached = attached
         self.head = head
         self.ks = sorted({min(k, attached.d_sae) for k in ks})
@@ -247,26 +239,66 @@ class MaskingStudy:
         return self.attached.decode(latents)
 
 
-def check_splits(ranking: LatentRanking, images: ImageSource, allow_same_images: bool) -> None:
+def check_conditions(
+    ks: Sequence[int], rankings: Sequence[str], n_draws: int, error_terms: Sequence[bool]
+) -> None:
+    """Refuse conditions that there are not.
+
+    Raises:
+        ValueError: an unknown ranking, a ``k`` below 1, no draw, or nothing to do.
+    """
+    if unknown := set(rankings) - set(RANKINGS):
+        raise ValueError(f"rankings holds {sorted(unknown)}; want some of {RANKINGS}")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks is {tuple(ks)}; want numbers of latents from 1 on")
+    if n_draws < 1 or not error_terms:
+        raise ValueError(
+            f"n_draws is {n_draws} and error_terms {tuple(error_terms)}; want 1 or more draws, "
+            "and False, True or both"
+        )
+
+
+def check_splits(
+    ranking: LatentRanking | ImageSource, images: ImageSource, allow_same_images: bool
+) -> None:
     """Refuse to rank and score on the same images, unless that is asked for.
+
+    Args:
+        ranking: the order of latents, or the images to count it on.
+        images: those to score.
+        allow_same_images: it is asked for.
 
     Raises:
         ValueError: they are the same, or their classes are not as many.
     """
     if not images.class_names:
         raise ValueError(f"{images.name} has no labels; want labelled images, to classify")
-    if len(images.class_names) != ranking.n_classes:
+    if isinstance(ranking, LatentRanking):
+        n_classes, fingerprint = ranking.n_classes, ranking.fingerprint
+    else:
+        n_classes, fingerprint = len(ranking.class_names or ()), ranking.fingerprint()
+    if n_classes != len(images.class_names):
         raise ValueError(
-            f"the ranking is of {ranking.n_classes} classes, but {images.name} has "
+            f"the ranking is of {n_classes} classes, but {images.name} has "
             f"{len(images.class_names)}; want the same classes in the same order"
         )
-    if not allow_same_images and ranking.fingerprint == images.fingerprint():
+    if not allow_same_images and fingerprint == images.fingerprint():
         raise ValueError(
             f"latents would be ranked and scored on the same images, {images.name}, which flatters "
             "them; want two splits, or allow_same_images=True"
         )
-    if missing := [images.class_names[at] for at in np.flatnonzero(ranking.n_images == 0)]:
+
+
+def check_every_class(ranking: LatentRanking, images: ImageSource) -> LatentRanking:
+    """The ranking, if each class had images to rank latents by.
+
+    Raises:
+        ValueError: one had none.
+    """
+    names = images.class_names or ()
+    if missing := [names[at] for at in np.flatnonzero(ranking.n_images == 0)]:
         raise ValueError(
             f"{len(missing)} classes have no image to rank latents by, among them {missing[0]!r}; "
             "want images of every class"
         )
+    return ranking

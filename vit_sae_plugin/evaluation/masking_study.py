@@ -17,7 +17,15 @@ from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.latent_ranking import RANKINGS, LatentRanking
-from vit_sae_plugin.evaluation.masking import KS, Head, MaskingResult, MaskingStudy, check_splits
+from vit_sae_plugin.evaluation.masking import (
+    KS,
+    Head,
+    MaskingResult,
+    MaskingStudy,
+    check_conditions,
+    check_every_class,
+    check_splits,
+)
 from vit_sae_plugin.evaluation.prompts import Template, named_templates
 from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint
 
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from vit_sae_plugin.activations import ActivationSource
+    from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
 
 _UNFINISHED = "unfinished-masking.npz"
@@ -88,14 +97,26 @@ def masking_study(
     images = open_images(images)
     attached = AttachedSAE(model, sae, source)
     names = list(class_names if class_names is not None else images.class_names or ())
-    ranking = _as_ranking(ranking, attached, batch_size_images, n_workers, progress)
-    check_splits(ranking, images, allow_same_images)
-    if len(names) != ranking.n_classes:
+    check_conditions(ks, rankings, n_draws, error_terms)
+    counted = _ranking_or_images(ranking, attached)
+    check_splits(counted, images, allow_same_images)
+    if len(names) != len(images.class_names or ()):
         raise ValueError(
-            f"class_names has {len(names)} names; want {ranking.n_classes}, one for each label"
+            f"class_names has {len(names)} names; want {len(images.class_names or ())}, one for "
+            "each label"
         )
     if head is None:
         head = zero_shot_head(model, names, templates, renormalize_average)
+    if not isinstance(counted, LatentRanking):
+        counted = LatentRanking.from_images(
+            attached,
+            counted,
+            batch_size_images=batch_size_images,
+            n_workers=n_workers,
+            progress=progress,
+            description="ranking",
+        )
+    ranking = check_every_class(counted, images)
     study = MaskingStudy(
         attached,
         ranking,
@@ -189,27 +210,25 @@ def zero_shot_head(
     return head
 
 
-def _as_ranking(
-    ranking: Any, attached: AttachedSAE, batch_size_images: int, n_workers: int, progress: bool
-) -> LatentRanking:
+def _ranking_or_images(ranking: Any, attached: AttachedSAE) -> LatentRanking | ImageSource:
+    """The ranking, of an atlas too; or the images to count it on."""
     if isinstance(ranking, LatentRanking):
         return ranking
-    if hasattr(ranking, "class_counts"):
-        atlas_sae, sae = ranking.info.sae_sha256, sae_fingerprint(attached.sae)
-        if atlas_sae != sae:
-            raise ValueError(
-                f"the atlas was made from the SAE {atlas_sae[:8]}, but this one is {sae[:8]}; use "
-                "the atlas that was made from it"
-            )
-        return LatentRanking.from_atlas(ranking)
-    return LatentRanking.from_images(
-        attached,
-        open_images(ranking),
-        batch_size_images=batch_size_images,
-        n_workers=n_workers,
-        progress=progress,
-        description="ranking",
-    )
+    if not hasattr(ranking, "class_counts"):
+        return open_images(ranking)
+    atlas_sae, sae = ranking.info.sae_sha256, sae_fingerprint(attached.sae)
+    if atlas_sae != sae:
+        raise ValueError(
+            f"the atlas was made from the SAE {atlas_sae[:8]}, but this one is {sae[:8]}; use "
+            "the atlas that was made from it"
+        )
+    atlas_model, model = ranking.info.model_sha256, model_fingerprint(attached.model)
+    if atlas_model is not None and atlas_model != model:
+        raise ValueError(
+            f"the atlas was made from the model {atlas_model[:8]}, but this one is {model[:8]}; "
+            "use the atlas that was made from it"
+        )
+    return LatentRanking.from_atlas(ranking)
 
 
 class _Progress:

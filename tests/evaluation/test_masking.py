@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(model, monkeypatch):
         masking_study(model, narrow, images, **good)
     elsewhere = tiny_sae(model, HOOK)
     elsewhere.cfg.metadata.hook_name = "blocks.9.hook_resid_post"
-    with pytest.raises(ValueError, match=r"no hook named 'blocks\.9\.hook_resid_post'"):
+    with pytest.raises(ValueError, match=r"no hook 'blocks\.9\.hook_resid_post'"):
         masking_study(model, elsewhere, images, **good)
     blind = tiny_hooked_vit(tokenizer=None)
     with pytest.raises(ValueError, match=r"tiny has no tokenizer.*pass head="):

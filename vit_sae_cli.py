@@ -128,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_adapt(commands)
     _add_eval(commands)
     _add_frontier(commands)
     _add_analyze(commands)
@@ -243,6 +244,87 @@ def _add_train(commands) -> None:
         metavar="FIELD=VALUE",
         help="set any other field of ViTSAERunnerConfig, or of the SAE's own config with "
         "'sae.FIELD', such as --set sae.l1_coefficient=1e-4; may be repeated",
+    )
+
+
+def _add_adapt(commands) -> None:
+    command = _command(
+        commands,
+        "adapt",
+        "adapt a CLIP to the classes of a few labelled images (MaPLe, CoOp, VPT, LoRA, linear "
+        "probe)",
+        "vit-sae adapt --images 'shapes:train?style=outline&n_images=3000' --model shapes-clip "
+        "--preset shapes --method vpt --output-path runs/vpt",
+        "vit-sae adapt --images dtd:data/dtd:train --eval-images dtd:data/dtd:test --model "
+        "ViT-B-16 --method maple --output-path runs/maple-dtd",
+        "vit-sae adapt --checkpoint model.pth.tar-5 --model ViT-B-16 --output-path runs/maple",
+        note="The folder is a model's name from then on: 'vit-sae train --model runs/maple'. An "
+        "adaptation that\nwas interrupted goes on where it was when the same command is given "
+        "again.",
+    )
+    command.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help="labelled images to learn from; shots and half are chosen from them: " + _IMAGES_HELP,
+    )
+    command.add_argument(
+        "--eval-images",
+        metavar="SOURCE",
+        help="labelled images on which accuracy is measured, before and after: among base classes, "
+        "among novel ones, and the harmonic mean",
+    )
+    _add_model(command, " (default: ViT-B-16)")
+    command.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="take the prompts from this file of MaPLe's or CoOp's own code, and train nothing",
+    )
+    command.add_argument(
+        "--method",
+        metavar="NAME",
+        help="maple (prompts in both towers; the default), coop (in the text tower), vpt (in the "
+        "vision tower), lora (low-rank changes of the vision tower), linear_probe",
+    )
+    command.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="where the other settings come from: published (the default), or shapes, for small "
+        "models such as shapes-clip",
+    )
+    command.add_argument(
+        "--shots", type=int, metavar="N", help="images a class to learn from (default: 16)"
+    )
+    command.add_argument(
+        "--half",
+        metavar="HALF",
+        help="learn from the classes called base (the default), novel, or from all",
+    )
+    command.add_argument("--epochs", type=int, metavar="N", help="passes over these images")
+    command.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    command.add_argument("--seed", type=int, metavar="N", help="default: 1")
+    command.add_argument(
+        "--n-workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode images (default: 0, in the main one)",
+    )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument(
+        "--output-path", required=True, metavar="FOLDER", help="the adapted model's folder"
+    )
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew, where the folder holds an adaptation, or an unfinished one",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set any other field of AdaptationConfig, such as --set n_prompts=4 or "
+        "--set depth=3; may be repeated",
     )
 
 

@@ -4,7 +4,7 @@ from vit_sae_plugin.adaptation.accuracy import accuracy_of_halves, class_accurac
 from vit_sae_plugin.adaptation.adapt import adapt, load_adapted
 from vit_sae_plugin.adaptation.config import METHODS, AdaptationConfig
 from vit_sae_plugin.adaptation.official_checkpoints import load_checkpoint
-from vit_sae_plugin.adaptation.saved_model import AdaptationFileError
+from vit_sae_plugin.adaptation.saved_model import AdaptationFileError, read_config
 
 __all__ = [
     "METHODS",
@@ -15,4 +15,5 @@ __all__ = [
     "class_accuracy",
     "load_adapted",
     "load_checkpoint",
+    "read_config",
 ]

@@ -179,6 +179,7 @@ class AdaptationConfig:
         names = [entry.name for entry in fields(cls)]
         for name in values:
             _check_name("setting", name, names)
+        _check_name("method", values.get("method", cls.method), METHODS)
         check_values(values, cls)
         return cls(**values)
 

@@ -36,10 +36,10 @@ def check_vision_prompts(module: nn.Module, tower: TowerDescription) -> None:
     path = _BEFORE_BLOCKS.get(tower.family)
     if path is None or not _has_module(module, path):
         problem = f"this package doesn't know where they enter it (it does of {_known()})"
-    elif tower.pooling != "class":
-        problem = "its embedding isn't that of a class token, so they would be pooled with patches"
     elif tower.block.attention is not None and tower.block.attention.intercepted:
         problem = "its attention gives every token a place on the grid, and they have none"
+    elif tower.pooling != "class":
+        problem = "its embedding isn't that of a class token, so they would be pooled with patches"
     if problem is not None:
         raise UnsupportedTowerError(
             f"prompt tokens can't be put into this model ({tower.family}): {problem}; want an "

@@ -83,6 +83,8 @@ def test_which_images_of_a_class_are_drawn_does_not_depend_on_the_half() -> None
 def test_halves_of_shape_scenes_share_all_shapes_and_colours() -> None:
     scenes = ShapeScenes(300)
     base, novel = of_classes(scenes, "base"), of_classes(scenes, "novel")
+    drawn = of_classes(few_shot(scenes, 1), "base")  # the halves are still those of the scenes
+    assert drawn.class_names == base.class_names
     assert base.n_images + novel.n_images == 300
     assert not set(base.class_names) & set(novel.class_names)
     for half in (base, novel):

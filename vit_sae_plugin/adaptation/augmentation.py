@@ -59,6 +59,10 @@ class AugmentedImages(ImageSource):
         """The source's."""
         return self.source.labels_frame()
 
+    def class_half(self, half: str) -> list[int]:
+        """The source's."""
+        return self.source.class_half(half)
+
     def fingerprint(self) -> str:
         """Over the source's and all settings."""
         settings = (self.image_size, self.crop_scale, self.flip, self.seed, self.epoch)

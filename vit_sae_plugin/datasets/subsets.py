@@ -79,6 +79,10 @@ class SelectedImages(ImageSource):
         frame["label"] = self._labels
         return frame
 
+    def class_half(self, half: str) -> list[int]:
+        """The source's own halves, unless the classes are chosen ones."""
+        return self.source.class_half(half) if self.classes is None else super().class_half(half)
+
     def fingerprint(self) -> str:
         """Over the source's, the choice and the new labels."""
         return fingerprint_of(

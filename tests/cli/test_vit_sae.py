@@ -44,7 +44,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         assert f"\n    {command} " in done.stdout
 
 
-def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeypatch):
+def test_the_demo_writes_its_page_over_an_earlier_one(tmp_path, capsys, monkeypatch):
     from functools import partial
 
     from vit_sae_plugin import analysis, training
@@ -60,9 +60,11 @@ def test_the_demo_writes_its_page_and_can_be_run_again(tmp_path, capsys, monkeyp
     monkeypatch.setattr(demo, "N_EVALUATED", 50)
     monkeypatch.setattr(demo, "N_EXPLAINED", 5)
     monkeypatch.setattr(demo, "N_LATENTS_OF_EACH", 2)
-    for _ in range(2):
-        code = vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 5120)
-        assert code == 0
+    for part in ("run/config.yaml", "report/images/old.png", "atlas/old"):  # of an earlier demo
+        (tmp_path / "demo" / part).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "demo" / part).touch()
+    assert vit_sae("demo", "--output-path", tmp_path / "demo", "--training-tokens", 5120) == 0
+    assert not list((tmp_path / "demo").rglob("old*"))
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count('class="latent"') > 0
     assert "data:image/png;base64," in page

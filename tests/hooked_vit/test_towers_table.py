@@ -83,6 +83,10 @@ of those with biases of relative position (BEiT, `vit_relpos_*`) are taken where
 and attention by other kernels (flash attention called directly) has no pattern. Query heads that
 share keys have no hooks inside of attention; nor have gated (`timm`) and differential attention.
 
+Of the 279 models of timm 1.0.31 in the modules `vision_transformer`, `vision_transformer_relpos`,
+`vision_transformer_hybrid`, `eva`, `beit` and `deit`, 266 are recognised; the other 13 have blocks
+with norms behind what is added, or with attention and MLP side by side.
+
 TransformerLens's own bridges of ViT and DeiT (`TransformerBridge.boot_transformers`) are wrapped as
 the models inside of them.
 

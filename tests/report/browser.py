@@ -35,7 +35,6 @@ class Browser:
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
             *("--hide-scrollbars", "--no-first-run", "--disable-background-networking"),
             *("--disable-component-update", "--disable-sync", f"--user-data-dir={profile}"),
-            *("--disable-extensions", "--disable-gpu-rasterization", "--in-process-gpu"),
             f"--window-size={size[0]},{size[1]}",
         ):
             options.add_argument(argument)

@@ -92,7 +92,7 @@ def test_a_tree_is_kept_and_damage_is_noticed(tree, tmp_path):
     again = LatentTree.load(tmp_path, tree.sae_sha256)
     pd.testing.assert_frame_equal(again.table, tree.table)
     assert again.settings == tree.settings
-    with pytest.raises(ValueError, match=r"is of the SAE .*, but this one is"):
+    with pytest.raises(ValueError, match=r"is of the SAE .*; want a tree of this one"):
         LatentTree.load(tmp_path, "0" * 64)
     described = json.loads(path.read_text())
     child = next(latent for latent, row in described["latents"].items() if row[0] is not None)

@@ -40,7 +40,7 @@ def class_accuracy(
         ValueError: the images have no class names or no labels, or the model knows others.
     """
     if not images.class_names:
-        raise ValueError(f"{images.name} has no class names, so nothing can be called right")
+        raise ValueError(f"{images.name} has no class names; want a source that has")
     chosen = templates if templates is not None else (list(images.templates) or None)
     weights = model.zero_shot_classifier(
         images.class_names, named_templates(chosen, model.model_name)
@@ -59,7 +59,7 @@ def class_accuracy(
         n_images += int(labelled.sum())
         n_correct += int((answers == batch.label)[labelled].sum())
     if n_images == 0:
-        raise ValueError(f"no image of {images.name} has a label")
+        raise ValueError(f"no image of {images.name} has a label; want labelled images")
     return n_correct / n_images
 
 

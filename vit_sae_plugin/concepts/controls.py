@@ -72,5 +72,5 @@ def _sample(attached: AttachedSAE, images: Any, seed: int) -> tuple[Float[Tensor
         if n_rows >= _N_ROWS:
             break
     if not rows:
-        raise ValueError("no image can be read, so there are no activations to make a control of")
+        raise ValueError("no image can be read; want one or more, to make a control of")
     return torch.cat(rows)[:_N_ROWS], n_active / n_rows

@@ -117,9 +117,11 @@ def _linearized(
     """A central difference, small beside the stream."""
     model, hook = attached.model, attached.hook_name_out
     if not hook.endswith(".hook_resid_post"):
-        raise ValueError(f"kind 'linearized' needs an SAE of a block's output, not of {hook}")
+        raise ValueError(
+            f"kind is 'linearized' and the SAE's hook {hook}; want the output of a block"
+        )
     if images is None:
-        raise ValueError("kind 'linearized' needs images to take mean activations of")
+        raise ValueError("kind is 'linearized' and images None; want images, for mean activations")
     layer = layer_of(hook)
     assert layer is not None
     total, n = None, 0
@@ -129,7 +131,7 @@ def _linearized(
         total = part.sum(0) if total is None else total + part.sum(0)
         n += len(part)
     if total is None:
-        raise ValueError(f"{walk.images.name} gave no readable image")
+        raise ValueError(f"{walk.images.name} gave no readable image; want one or more")
     mean = (total / n)[None]
     step = _STEP * mean.norm(dim=-1).mean()
     found = []

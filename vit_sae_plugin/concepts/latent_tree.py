@@ -107,7 +107,7 @@ class LatentTree:
             raise ValueError(f"{path} holds no tree of latents: {error!r}") from None
         if found != sae_sha256:
             raise ValueError(
-                f"the tree in {path} is of the SAE {short(found)}, but this one is "
+                f"the tree in {path} is of the SAE {short(found)}; want a tree of this one, "
                 f"{short(sae_sha256)}"
             )
         parents = set(table["parent"].dropna().astype(int))

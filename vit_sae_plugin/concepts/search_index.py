@@ -139,7 +139,9 @@ def _info(folder: Path) -> dict[str, Any]:
         kept = info.pop("sha256")
         version = info["format_version"]
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no search index ({INDEX_FILE} is missing)") from None
+        raise ValueError(
+            f"{folder} holds no search index ({INDEX_FILE} is missing); make one"
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ValueError(f"{path} is damaged; make the search index anew") from None
     if version != FORMAT_VERSION:
@@ -212,7 +214,7 @@ def build_index(
         ]
         n += len(batch.ids)
     if n == 0:
-        raise ValueError(f"{images.name} gave no readable image, so there is nothing to search")
+        raise ValueError(f"{images.name} gave no readable image; want one or more to search")
     row, latent, value = (torch.cat(parts) for parts in (rows, latents, values))
     order = latent.argsort(stable=True)
     counts = torch.bincount(latent, minlength=attached.d_sae)

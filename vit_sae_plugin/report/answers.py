@@ -28,7 +28,7 @@ class Answers:
         attached: the SAE on its model.
         atlas: its classes are those that may be predicted.
         logit: ``"predicted"``, the class that the model would choose; or what
-            [`vit_sae_plugin.analysis.explain`][] takes, the same for each picture.
+            ``vit_sae_plugin.analysis.explain`` takes, the same for each picture.
         templates: prompt templates around a class's name.
 
     Raises:

@@ -204,7 +204,9 @@ def _class_names(
     """The names, if both sources have these classes with images, and are not the same images."""
     for source in (images, ranking):
         if not source.class_names:
-            raise ValueError(f"{source.name} has no labels, so there are no classes to compare")
+            raise ValueError(
+                f"{source.name} has no labels; want labelled images, whose classes are compared"
+            )
     n_classes = len(images.class_names or ())
     names = list(class_names if class_names is not None else images.class_names or ())
     if len(names) != n_classes:

@@ -64,7 +64,7 @@ def bootstrap_mean(
     means, resampled = [], []
     for units in _strata(strata, len(values)):
         means.append(columns[units].mean(0))
-        resampled.append(_resampled_means(columns[units], n_resamples, generator))
+        resampled.append(resampled_means(columns[units], n_resamples, generator))
     mean = np.mean(means, axis=0)
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail], axis=0)
@@ -99,7 +99,7 @@ def bootstrap_ratio(
     columns = np.stack([above.reshape(len(above), -1), below.reshape(len(below), -1)], axis=2)
     flat = columns.reshape(len(above), -1)
     generator = np.random.default_rng(seed)
-    resampled = _resampled_means(flat, n_resamples, generator).reshape(n_resamples, -1, 2)
+    resampled = resampled_means(flat, n_resamples, generator).reshape(n_resamples, -1, 2)
     mean = columns.mean(0)
     tail = (1 - confidence) / 2
     least, most = np.quantile(resampled[..., 1], [tail, 1 - tail], axis=0)
@@ -147,7 +147,7 @@ def _strata(strata: Sequence[object] | None, n: int) -> list[np.ndarray]:
     return [np.array(of_stratum) for of_stratum in units.values()]
 
 
-def _resampled_means(
+def resampled_means(
     columns: Float[np.ndarray, "units columns"], n_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "n_resamples columns"]:
     """How often each unit is drawn, times its values: no resample is ever copied out."""

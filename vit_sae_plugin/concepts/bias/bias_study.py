@@ -201,9 +201,7 @@ def bias_study(
         images,
         head,
         shown,
-        controls=like_latents(
-            latents.mean, shown, suspects.tolist(), np.random.default_rng([seed, 1])
-        ),
+        controls=like_latents(latents.mean, shown, np.random.default_rng([seed, 1])),
         factors=factors,
         class_names=class_names,
         **walk,
@@ -280,7 +278,7 @@ def _suppressions(
         ways.append(Suppression("concepts", tuple(first)))
         for draw in range(n_draws):
             generator = np.random.default_rng([seed, draw])
-            like = like_latents(latents.mean, first, suspects, generator)
+            like = like_latents(latents.mean, first, generator)
             ways.append(Suppression("random latents", like, draw))
         if attached.is_transcoder:
             continue  # what it reads are not the neurons that it writes

@@ -51,9 +51,9 @@ def group_differences(
     """Features that differ between the values of an attribute within a class, ranked.
 
     Classes and attribute may be correlated in the images, so each is looked at with the other held
-    fixed: what the attribute explains of a feature's variance within classes, and what the class
-    explains within values of the attribute (the gain in explained variance, less what chance
-    gives: ε² of Kelley 1935). A feature whose class tells more than its attribute belongs to the
+    fixed: a feature is described by an effect of its class plus one of its attribute, and what
+    leaving either out costs is that one's share of the variance (less what chance gives: ε² of
+    Kelley 1935). A feature whose class tells more than its attribute belongs to the
     task, and is ranked behind all others.
 
     Args:
@@ -68,7 +68,7 @@ def group_differences(
         - ``value``, ``effect``, ``low``, ``high``: the attribute's value whose images differ most
           from the others of their class, by how many standard deviations within groups, with a
           95 % interval (normal approximation);
-        - ``attribute_share``, ``class_share``: the two shares of variance;
+        - ``attribute_share``, ``class_share``: of the variance that the other leaves;
         - ``p_value``, ``q_value``: F test of the attribute within classes, and its correction for
           the number of features (Benjamini and Hochberg 1995);
         - ``suspect``: differs (``q_value < alpha``) and doesn't belong to the task;
@@ -80,21 +80,23 @@ def group_differences(
     shape = (len(groups.class_names), len(groups.values))
     n = moments.n.reshape(shape)
     sums = moments.sum.reshape(*shape, -1)
-    squares = moments.sum_of_squares.reshape(*shape, -1)
+    squares = moments.sum_of_squares.sum(0)
 
-    rest = _residual(n, sums, squares)
-    of_class = _residual(n.sum(1), sums.sum(1), squares.sum(1))
-    of_value = _residual(n.sum(0), sums.sum(0), squares.sum(0))
-    n_groups, n_classes, n_values = (int((x > 0).sum()) for x in (n, n.sum(1), n.sum(0)))
-    free = max(n.sum() - n_groups, 1)
+    both, n_both = _explained(n, sums, (0, 1))
+    of_class, n_classes = _explained(n, sums, (0,))
+    of_value, n_values = _explained(n, sums, (1,))
+    free = max(n.sum() - n_both, 1)
+    rest = np.maximum(squares - both, 0)
+    rest[rest <= 1e-12 * squares] = 0  # rounding
     noise = rest / free
-    attribute_share = _share(of_class, rest, n_groups - n_classes, noise)
-    class_share = _share(of_value, rest, n_groups - n_values, noise)
+    attribute_share = _share(both - of_class, squares - of_class, n_both - n_classes, noise)
+    class_share = _share(both - of_value, squares - of_value, n_both - n_values, noise)
 
-    degrees = max(n_groups - n_classes, 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(noise > 0, (of_class - rest) / degrees / noise, np.inf)
-    p_value = np.where(of_class > 0, f_distribution.sf(ratio, degrees, free), 1.0)
+    degrees = max(n_both - n_classes, 1)
+    ratio = np.divide(
+        (both - of_class) / degrees, noise, out=np.full_like(noise, np.inf), where=noise > 0
+    )
+    p_value = np.where(attribute_share > 0, f_distribution.sf(ratio, degrees, free), 1.0)
     q_value = false_discovery_control(p_value)
 
     effect, error = _effects(n, sums, noise, free)
@@ -122,16 +124,22 @@ def group_differences(
     return table.iloc[order]
 
 
-def _residual(n: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Sum of squares about the groups' own means, of each feature."""
-    axes = tuple(range(n.ndim))
-    about_mean = squares - sums**2 / np.maximum(n, 1)[..., None]
-    return np.maximum(about_mean, 0).sum(axes)
+def _explained(
+    n: np.ndarray, sums: np.ndarray, factors: tuple[int, ...]
+) -> tuple[np.ndarray, int]:
+    """Sum of squares that class (0), value (1), or the sum of an effect of each explains of each
+    feature, its overall mean included; and how many numbers that model has."""
+    cells = np.indices(n.shape).reshape(2, -1)
+    design = np.hstack([np.eye(n.shape[factor])[cells[factor]] for factor in factors])
+    weighted = design.T @ sums.reshape(len(design), -1)
+    gram = design.T @ (n.reshape(-1, 1) * design)
+    solved = np.linalg.pinv(gram, hermitian=True) @ weighted
+    return (solved * weighted).sum(0), int(np.linalg.matrix_rank(gram, hermitian=True))
 
 
-def _share(without: np.ndarray, full: np.ndarray, degrees: int, noise: np.ndarray) -> np.ndarray:
-    gain = without - full - degrees * noise
-    return np.divide(np.maximum(gain, 0), without, out=np.zeros_like(gain), where=without > 0)
+def _share(gain: np.ndarray, whole: np.ndarray, degrees: int, noise: np.ndarray) -> np.ndarray:
+    gain = np.maximum(gain - degrees * noise, 0)
+    return np.divide(gain, whole, out=np.zeros_like(gain), where=whole > 0)
 
 
 def _effects(

@@ -15,7 +15,6 @@ from vit_sae_plugin.attached_sae import AttachedSAE, UpperRun
 from vit_sae_plugin.attached_sae.interventions import remove, scale
 
 if TYPE_CHECKING:
-    from vit_sae_plugin.attached_sae.interventions import LatentEdit
     from vit_sae_plugin.datasets import ImageSource
 
 
@@ -34,20 +33,45 @@ class Suppression:
     means: tuple[float, ...] = ()
     """What neurons are set to: for a neuron, zero means nothing."""
 
-    def apply(self, attached: AttachedSAE, run: UpperRun) -> Float[Tensor, "batch token d_out"]:
-        """What stands where the SAE writes."""
-        if not self.features:
-            return run.target_btd
-        if self.kind == "neurons":
-            acts_btd = run.target_btd.clone()
-            acts_btd[..., list(self.features)] = torch.tensor(self.means).to(acts_btd)
-            return acts_btd
-        return attached.reconstruct(
-            run.acts_btd, self._edit(), use_error_term=True, target_btd=run.target_btd
-        )
 
-    def _edit(self) -> LatentEdit:
-        return scale(self.features, self.factor) if self.factor else remove(self.features)
+class _ChangedRun:
+    """A batch of images at the SAE's place, under one suppression after another.
+
+    The decoder is affine: what some latents add to the reconstruction is a product with their rows
+    of it. So latents are encoded once, and only those that are suppressed are kept.
+    """
+
+    def __init__(self, attached: AttachedSAE, pixels: Tensor, latents: Sequence[int]):
+        self.attached = attached
+        self.run = UpperRun(attached, pixels)
+        self.matrix = attached.rows.decoder_matrix()
+        self.place = {latent: at for at, latent in enumerate(latents)}
+        if self.matrix is not None and latents:
+            parts = attached.encode_parts(self.run.acts_btd)
+            self.values = torch.cat([part[..., latents] for _, part in parts])
+            self.rows = self.matrix[list(latents)]
+
+    def output(self, way: Suppression) -> Float[Tensor, "batch d_embed"]:
+        return self.run.output(self._acts(way)).float().cpu()
+
+    def _acts(self, way: Suppression) -> Float[Tensor, "batch token d_out"]:
+        target = self.run.target_btd
+        if not way.features:
+            return target
+        if way.kind == "neurons":
+            acts_btd = target.clone()
+            acts_btd[..., list(way.features)] = torch.tensor(way.means).to(acts_btd)
+            return acts_btd
+        if self.matrix is None:
+            return self.attached.reconstruct(
+                self.run.acts_btd,
+                scale(way.features, way.factor) if way.factor else remove(way.features),
+                use_error_term=True,
+                target_btd=target,
+            )
+        places = [self.place[latent] for latent in way.features]
+        part = self.values[..., places] @ self.rows[places]
+        return target - (1 - way.factor) * part.to(target)
 
 
 @torch.no_grad()
@@ -70,14 +94,12 @@ def embeddings_under(
     Returns:
         Outputs on the CPU in float32, and each image's position in the source.
     """
+    of_latents = (way.features for way in suppressions if way.kind != "neurons")
+    latents = sorted({latent for features in of_latents for latent in features})
     outputs, positions = [], []
     for batch in attached.walk(images, **walk):
-        run = UpperRun(attached, batch.pixels)
-        outputs.append(
-            torch.stack(
-                [run.output(way.apply(attached, run)).float().cpu() for way in suppressions]
-            )
-        )
+        run = _ChangedRun(attached, batch.pixels, latents)
+        outputs.append(torch.stack([run.output(way) for way in suppressions]))
         positions.append(batch.index)
     if not outputs:
         raise ValueError(f"no image of {images.name} could be read; want some")
@@ -87,7 +109,6 @@ def embeddings_under(
 def like_latents(
     mean: Float[np.ndarray, " d_sae"],
     chosen: Sequence[int],
-    ranked: Sequence[int],
     generator: np.random.Generator,
     n_nearest: int = 20,
 ) -> tuple[int, ...]:
@@ -96,11 +117,10 @@ def like_latents(
     Args:
         mean: mean activation of each latent.
         chosen: the latents to find a like for.
-        ranked: latents that are not to be drawn.
         generator: of the draws.
         n_nearest: a like is one of that many latents, the nearest in mean activation.
     """
-    free = np.setdiff1d(np.flatnonzero(mean > 0), [*chosen, *ranked])
+    free = np.setdiff1d(np.flatnonzero(mean > 0), chosen)
     drawn: list[int] = []
     for latent in chosen:
         if len(free) == 0:

@@ -378,6 +378,8 @@ def _add_eval(commands) -> None:
         "vit-sae eval runs/photos/sae --images photos/",
         "vit-sae eval runs/rows/sae --embeddings held_out.npy",
         "vit-sae eval runs/photos/sae --images test/ --suite masking --ranking-images train/",
+        "vit-sae eval runs/birds/sae --images waterbirds:data:test --suite bias --attribute place "
+        "--fit-images waterbirds:data:train",
         "vit-sae eval runs/photos/sae --images test/ --suite concepts --control frozen=runs/f/sae",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
@@ -393,11 +395,11 @@ def _add_eval(commands) -> None:
     )
     command.add_argument(
         "--suite",
-        choices=["splice", "msae", "masking", "concepts", "stability"],
+        choices=["splice", "msae", "masking", "concepts", "stability", "bias"],
         help="splice: the measures of PatchSAE (default with --images); msae: those of the "
         "Matryoshka paper (default with --embeddings); masking: which latents decide a class; "
         "concepts: whether latents mean something, beside neurons and random latents; stability: "
-        "which latents another SAE has too",
+        "which latents another SAE has too; bias: which concepts mislead a classifier",
     )
     command.add_argument(
         "--probe-images",
@@ -420,8 +422,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--atlas",
         metavar="FOLDER",
-        help="masking: or an atlas that 'analyze' made of such images; concepts, stability: the "
-        "SAE's atlas, to keep each latent's measures in, which the next report shows",
+        help="masking: or an atlas that 'analyze' made of such images; bias: the SAE's atlas, whose "
+        "names are shown; concepts, stability: to keep each latent's measures in, which the next report shows",
     )
     command.add_argument(
         "--ks", metavar="K,…", help="masking: numbers of latents kept and removed, such as 1,5,10"
@@ -458,6 +460,35 @@ def _add_eval(commands) -> None:
         help="stability: by the cosine of decoder rows (default), or by correlation over --images",
     )
     command.add_argument(
+        "--attribute",
+        metavar="NAME",
+        help="bias: what groups the images besides their class, such as place or Male",
+    )
+    command.add_argument(
+        "--fit-images", metavar="SOURCE", help="bias: labelled images to fit a linear probe on"
+    )
+    command.add_argument(
+        "--find-images",
+        metavar="SOURCE",
+        help="bias: images to find concepts on (default: --fit-images); without --fit-images the "
+        "classifier is zero-shot",
+    )
+    command.add_argument(
+        "--reference-images",
+        metavar="SOURCE",
+        help="bias: images without the bias, to fit the probe on that shows what can be reached",
+    )
+    command.add_argument(
+        "--elsewhere-images",
+        metavar="SOURCE",
+        help="bias: other labelled images, whose zero-shot accuracy shows what mending costs there",
+    )
+    command.add_argument(
+        "--refit",
+        action="store_true",
+        help="bias: fit the probe anew on images with the concepts suppressed, too",
+    )
+    command.add_argument(
         "--allow-same-images",
         action="store_true",
         help="masking: rank and score on the same images, which flatters the ranking",
@@ -472,7 +503,7 @@ def _add_eval(commands) -> None:
         "--output-path",
         metavar="FOLDER",
         help="where the CSV and JSON go (default: 'evaluation', or for masking, "
-        "concepts and stability the name of the suite, in the SAE's folder)",
+        "concepts, stability and bias the name of the suite, in the SAE's folder)",
     )
 
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit_sae_plugin.cli.bias_suite import bias_suite, check_bias_options
 from vit_sae_plugin.cli.devices import chosen_device
 from vit_sae_plugin.cli.output_folders import check_output_folder
 from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae, weights_flag
@@ -30,10 +31,21 @@ _ONLY_OF_SUITE = {
     "masking": ("ranking_images", "ks", "allow_same_images"),
     "concepts": ("control", "encoder", "encoder_embeddings", "groups"),
     "stability": ("other", "match_by"),
+    "bias": (
+        *("attribute", "fit_images", "find_images"),
+        *("reference_images", "elsewhere_images", "refit"),
+    ),
 }
-_WITH_ATLAS = ("masking", "concepts", "stability")
+_WITH_ATLAS = ("masking", "concepts", "stability", "bias")
 _ONLY_IMAGES = ("images", "model", "pretrained", "n_images", "n_workers", "templates")
-_BATCH_SIZE_IMAGES = {"splice": 64, "msae": 64, "masking": 8, "concepts": 64, "stability": 32}
+_BATCH_SIZE_IMAGES = {
+    "splice": 64,
+    "msae": 64,
+    "masking": 8,
+    "concepts": 64,
+    "stability": 32,
+    "bias": 32,
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,6 +101,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             "--suite masking ranks latents; want one of --ranking-images SOURCE and --atlas FOLDER"
         )
+    if args.suite == "bias":
+        check_bias_options(args)
     if args.encoder is not None and args.encoder_embeddings is not None:
         raise ValueError("give either --encoder or --encoder-embeddings, not both")
     if args.save_latents is not None and Path(args.save_latents).exists():
@@ -150,6 +164,8 @@ def _on_images(
         )
     elif args.suite == "concepts":
         report = _concept_suite(model, sae, images, args, device, walk)
+    elif args.suite == "bias":
+        report = bias_suite(model, sae, images, args, folder, _named_atlas(args, sae))
     else:
         report = evaluate_sae(model, sae, images, templates=args.templates, **walk)
     report.save(folder)

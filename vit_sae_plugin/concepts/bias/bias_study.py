@@ -115,16 +115,19 @@ def bias_study(
     fit_source = None if fit_images is None else open_images(fit_images)
     find_source = fit_source if find_images is None else open_images(find_images)
     if find_source is None:
-        raise ValueError("want fit_images or find_images: concepts are found on images of their own")
+        raise ValueError(
+            "want fit_images or find_images: concepts are found on images of their own"
+        )
     if find_source.fingerprint() == images.fingerprint():
         raise ValueError(
             f"concepts would be found and scored on the same images, {images.name}; want two splits"
         )
     if refit and fit_source is None:
         raise ValueError("refit wants fit_images, to fit the probe on anew")
+    numbers_trimmed(ns, attached.d_sae)
+    _check_classes(images, find_source, fit_source, reference_images)
     found_groups = Groups.of(find_source, attribute)
     groups = Groups.of(images, attribute, found_groups.values)
-    _check_classes(images, find_source, fit_source, reference_images)
     groups.require_members(groups.group, images.name)
     reference_source = None if reference_images is None else open_images(reference_images)
     walk = {
@@ -158,9 +161,7 @@ def bias_study(
             attached, reference_source, [_NOTHING], weight_decay, walk
         )
 
-    embeds, positions = embeddings_under(
-        attached, images, ways, **walk, description="suppressing"
-    )
+    embeds, positions = embeddings_under(attached, images, ways, **walk, description="suppressing")
     label, group = groups.label[positions], groups.group[positions]
     groups.require_members(group, images.name)
     answers = [head(part) for part in embeds]
@@ -185,9 +186,7 @@ def bias_study(
         there = open_images(elsewhere_images)
         values = _elsewhere(attached, there, ways, templates, walk)
         by_way = dict(zip(rows, values, strict=False))
-        mending["elsewhere"] = [
-            by_way.get((*row[:3], False), by_way[rows[0]]) for row in rows
-        ]
+        mending["elsewhere"] = [by_way.get((*row[:3], False), by_way[rows[0]]) for row in rows]
     by_group = pd.DataFrame(
         accuracy.by_group,
         index=pd.Index([groups.name(at) for at in range(groups.n_groups)], name="group"),
@@ -322,5 +321,3 @@ def _label(row: tuple[str, int, int, bool]) -> str:
     kind, n, draw, refitted = row
     text = kind if n == 0 else f"{kind} {n}"
     return text + (f" #{draw}" if kind == "random latents" else "") + (", refitted" * refitted)
-
-

@@ -28,7 +28,9 @@ class GroupMoments:
         self.sum = np.zeros((n_groups, n_features))
         self.sum_of_squares = np.zeros((n_groups, n_features))
 
-    def add(self, values: Float[Tensor, "images features"], group: Int[np.ndarray, " images"]) -> None:
+    def add(
+        self, values: Float[Tensor, "images features"], group: Int[np.ndarray, " images"]
+    ) -> None:
         """Add images."""
         values, index = values.cpu().double(), torch.from_numpy(group)
         torch.from_numpy(self.sum).index_add_(0, index, values)
@@ -124,9 +126,7 @@ def group_differences(
     return table.iloc[order]
 
 
-def _explained(
-    n: np.ndarray, sums: np.ndarray, factors: tuple[int, ...]
-) -> tuple[np.ndarray, int]:
+def _explained(n: np.ndarray, sums: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """Sum of squares that class (0), value (1), or the sum of an effect of each explains of each
     feature, its overall mean included; and how many numbers that model has."""
     cells = np.indices(n.shape).reshape(2, -1)

@@ -77,9 +77,11 @@ def strength_curves(
         right = (after[len(latents) :] == label).mean(0).T
         parts.append(_rows("(any)", factors, moved, right))
         index.append("random latents")
-    return pd.concat(dict(zip(index, parts, strict=True)), names=["latent"]).set_index(
-        ["factor", "class"], append=True
-    ).droplevel(1)
+    return (
+        pd.concat(dict(zip(index, parts, strict=True)), names=["latent"])
+        .set_index(["factor", "class"], append=True)
+        .droplevel(1)
+    )
 
 
 def _curve(

@@ -422,8 +422,9 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--atlas",
         metavar="FOLDER",
-        help="masking: or an atlas that 'analyze' made of such images; bias: the SAE's atlas, whose "
-        "names are shown; concepts, stability: to keep each latent's measures in, which the next report shows",
+        help="masking: or an atlas that 'analyze' made of such images; bias: the SAE's atlas, for "
+        "its names; concepts, stability: to keep each latent's measures in, which the next report "
+        "shows",
     )
     command.add_argument(
         "--ks", metavar="K,…", help="masking: numbers of latents kept and removed, such as 1,5,10"

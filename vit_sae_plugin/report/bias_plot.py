@@ -70,10 +70,12 @@ def _draw_accuracy(axes: Axes, mending: pd.DataFrame, column: str) -> None:
             axes.axhline(height, color="#777777", linestyle=style, linewidth=0.9, zorder=0)
             axes.annotate(
                 "as it is" if kind == "none" else kind,
-                (0.02, height),
+                (0.99, height),
                 xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
+                xytext=(0, -3 if kind == "none" else 3),
                 textcoords="offset points",
+                ha="right",
+                va="top" if kind == "none" else "bottom",
                 fontsize=7.5,
                 color="#555555",
             )

@@ -67,7 +67,7 @@ def main() -> None:
 
 @torch.no_grad()
 def best_attribute(model: HookedViT, sae: SAE, images: ShapeScenes) -> pd.DataFrame:
-    """Which attribute of a scene's object explains most of each latent's variance, and its share."""
+    """Which attribute of a scene explains most of each latent's variance, and how much."""
     things = [images.scene(at) for at in range(images.n_images)]
     attributes = {
         name: pd.Categorical([getattr(thing.objects[0], name) for thing in things]).codes
@@ -101,7 +101,7 @@ def table(mending: pd.DataFrame) -> str:
     columns += ["mended", "mended_low", "mended_high", "elsewhere"]
     rows = mending[columns].groupby(level=["suppressed", "n"], sort=False).mean()
     lines = [
-        "| suppressed | n | worst group | mean | mean's cost | worst group's loss mended | elsewhere |",
+        "| suppressed | n | worst group | mean | its cost | worst group's loss mended | elsewhere |",
         "| --- | ---: | --- | ---: | --- | --- | ---: |",
     ]
     for (kind, n), row in rows.iterrows():

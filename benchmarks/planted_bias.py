@@ -101,7 +101,7 @@ def table(mending: pd.DataFrame) -> str:
     columns += ["mended", "mended_low", "mended_high", "elsewhere"]
     rows = mending[columns].groupby(level=["suppressed", "n"], sort=False).mean()
     lines = [
-        "| suppressed | n | worst group | mean | its cost | worst group's loss mended | elsewhere |",
+        "| suppressed | n | worst group | mean | its cost | its loss mended | elsewhere |",
         "| --- | ---: | --- | ---: | --- | --- | ---: |",
     ]
     for (kind, n), row in rows.iterrows():

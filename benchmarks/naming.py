@@ -85,6 +85,7 @@ def directions_by_route(
             images,
             source=attached.source,
             aggregations=["max"],
+            n_reference_images=args.n_reference_images,
             progress=False,
         )
         found["measured-shift"] = measured_shift(attached, atlas, images)
@@ -105,7 +106,7 @@ def judged(candidates: Candidates, truth: pd.DataFrame, names: np.ndarray | None
         candidates.vocabulary.is_same_or_broader(name, concept)
         for name, concept in zip(names, truth["concept"], strict=True)
     ]
-    clearness = candidates.clearness[truth.index.to_numpy(), 0].numpy()
+    clearness = candidates.clearness[:, 0].numpy()[truth.index.to_numpy()]
     return clearness, np.array(right)
 
 
@@ -184,8 +185,8 @@ def judge_all(args: argparse.Namespace) -> pd.DataFrame:
                 args.output.mkdir(parents=True, exist_ok=True)
                 by_latent = truth.assign(
                     word=names,
-                    score=candidates.score[truth.index.to_numpy(), 0].numpy(),
-                    margin=candidates.margin[truth.index.to_numpy(), 0].numpy(),
+                    score=candidates.score[:, 0].numpy()[truth.index.to_numpy()],
+                    margin=candidates.margin[:, 0].numpy()[truth.index.to_numpy()],
                     clearness=clearness,
                     is_right=right,
                 )
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--n-truth-images", type=int, default=1200)
     parser.add_argument("--min-patches", type=int, default=40, help="active ones, of both halves")
     parser.add_argument("--vocabulary", default="shapes")
+    parser.add_argument("--n-reference-images", type=int, default=5, help="for measured-shift")
     routes = ["image-conditioned", "measured-shift", "direct"]
     parser.add_argument("--routes", nargs="+", default=routes, choices=routes)
     parser.add_argument("--output", type=Path, help="folder for the tables")

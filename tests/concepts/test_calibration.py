@@ -8,29 +8,28 @@ import pytest
 from vit_sae_plugin.concepts.calibration import threshold_against_null, threshold_for_precision
 
 
-def test_one_wrong_name_is_always_counted_in():
-    clearness = np.arange(12, 0, -1.0)
-    # all right: nine suffice for 0.9, since (0 + 1) ÷ (9 + 1) = 0.1
-    assert threshold_for_precision(clearness, np.ones(12, bool), 0.9).clearness == 1
-    assert threshold_for_precision(clearness[:9], np.ones(9, bool), 0.9).clearness == 4
-    assert threshold_for_precision(clearness[:8], np.ones(8, bool), 0.9).clearness == math.inf
-    # the fifth is wrong: (1 + 1) ÷ (n + 1) is never 0.1 among twelve, and 0.2 from nine on
-    wrong = np.arange(12) != 4
-    assert threshold_for_precision(clearness, wrong, 0.9).clearness == math.inf
-    assert threshold_for_precision(clearness, wrong, 0.8).clearness == 1
+def test_a_lower_bound_reaches_the_stated_precision():
+    clearness = np.arange(15, 0, -1.0)
+    # all right: n ÷ (n + z²) with z² = 1.642 at 90 % reaches 0.9 at n = 15, but not at 14
+    assert threshold_for_precision(clearness, np.ones(15, bool), 0.9).clearness == 1
+    assert threshold_for_precision(clearness[:14], np.ones(14, bool), 0.9).clearness == math.inf
+    # at 80 % it is 0.708, which takes 7
+    assert threshold_for_precision(clearness[:7], np.ones(7, bool), 0.9, 0.8).clearness == 9
+    assert threshold_for_precision(clearness[:6], np.ones(6, bool), 0.9, 0.8).clearness == math.inf
 
 
 def test_the_threshold_falls_before_where_names_go_wrong():
     clearness = np.arange(30, 0, -1.0)
     right = np.arange(30) < 12  # the twelve clearest
-    threshold = threshold_for_precision(clearness, right, 0.9)
-    assert threshold.clearness == 19  # the twelfth; with the thirteenth 2 ÷ 14 is above 0.1
+    threshold = threshold_for_precision(clearness, right, 0.9, 0.8)
+    assert threshold.clearness == 19  # the twelfth; 12 of 13 have the bound 0.837
     assert threshold.n_calibration == 30
+    assert threshold_for_precision(clearness, right, 0.8, 0.8).clearness == 18  # of 14: 0.761
 
 
-def test_equal_and_silent_latents():
-    right = np.array([True] * 10 + [False])
-    assert threshold_for_precision(np.full(11, 2.0), right, 0.9).clearness == math.inf
+def test_equal_and_unclear_latents():
+    right = np.array([True] * 20 + [False] * 2)
+    assert threshold_for_precision(np.full(22, 2.0), right, 0.9).clearness == math.inf
     assert threshold_for_precision(np.zeros(20), np.ones(20, bool), 0.9).clearness == math.inf
 
 
@@ -55,6 +54,7 @@ def test_false_names_come_at_the_stated_rate():
     ("call", "complaint"),
     [
         (lambda: threshold_for_precision([1.0], [True], 1.0), "precision is 1.0"),
+        (lambda: threshold_for_precision([1.0], [True], 0.9, 0), "confidence is 0"),
         (lambda: threshold_for_precision([], []), "one truth for each of some latents"),
         (lambda: threshold_for_precision([np.nan], [True]), "holds NaN"),
         (lambda: threshold_against_null([1.0], 0), "false_naming_rate is 0"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.cli.command import vit_sae
 from tests.concepts.word_saes import SCENES, WORDS, attached_word_sae, word_sae
@@ -104,14 +105,26 @@ def test_an_image_finds_itself_and_then_what_it_is_changed_to(attached, scenes, 
     assert same.contributions.sum(axis=1).to_list() == pytest.approx(
         same.by_concepts["score"].to_list(), abs=1e-6
     )
-    changed = search_by_image(attached, index, picture, NAMES, "red:-1, red ring:-1, blue:1", n=4)
+    changed = search_by_image(attached, index, picture, NAMES, "red:-1, red ring:-1, blue:3", n=4)
     blue = [scenes.class_names[label].startswith("blue") for label in changed.by_concepts["label"]]
     assert sum(blue) >= 3
-    assert changed.contributions["red"].eq(0).all()
-    assert (changed.contributions["blue"] > 0).any()
+    strength = levels / levels.amax(0).clamp(min=1e-9)
+    found = changed.by_concepts["image_index"].to_list()
+    assert changed.contributions["blue"].to_list() == pytest.approx(
+        (3 * strength[found, 1]).tolist(), abs=5e-3
+    )
+    assert changed.contributions["red"].to_list() == pytest.approx(
+        (-strength[found, 0]).tolist(), abs=2e-3
+    )
+    assert changed.contributions.sum(axis=1).to_list() == pytest.approx(
+        changed.by_concepts["score"].to_list(), abs=1e-6
+    )
     assert changed.by_cosine["image_index"].to_list() == same.by_cosine["image_index"].to_list()
-    with pytest.raises(ValueError, match="activates no latent that is left"):
-        search_by_image(attached, index, picture, NAMES, ",".join(f"{w}:-1" for w in WORDS))
+    dark = Image.new("RGB", (64, 64))
+    with pytest.raises(ValueError, match="an image activates no latent"):
+        search_by_image(attached, index, dark, NAMES)
+    blue = search_by_image(attached, index, dark, NAMES, "blue", n=1).by_concepts
+    assert blue["image_index"].iloc[0] == levels[:, 1].argmax()
 
 
 def test_an_index_comes_back_from_disk(attached, index, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,26 @@ class NamingThreshold:
 
 
 def threshold_for_precision(
-    clearness: Float[ArrayLike, " n"], is_right: Bool[ArrayLike, " n"], precision: float = 0.9
+    clearness: Float[ArrayLike, " n"],
+    is_right: Bool[ArrayLike, " n"],
+    precision: float = 0.9,
+    confidence: float = 0.9,
 ) -> NamingThreshold:
     """The lowest threshold above which names are right often enough.
 
-    Of the calibration latents that pass it, with one wrong name added, at most a share of
-    ``1 − precision`` is wrong. The added one makes up for the threshold being chosen on the same
-    latents (as in conformal risk control, Angelopoulos et al., arXiv 2208.02814), so that a few
-    lucky latents alone are never enough: at 0.9 it takes nine right ones.
+    That is where the lower bound on the share of right names (Wilson 1927, one-sided) among the
+    calibration latents that pass is at least ``precision``. The bound makes up for a few lucky
+    latents, and for the threshold being chosen on those it is judged by; not wholly for the latter,
+    so judge names on other latents.
 
     Args:
         clearness: of each calibration latent's best word.
         is_right: whether that word is right.
         precision: the share of names that are to be right.
+        confidence: of the bound.
 
     Raises:
-        ValueError: no latents, different lengths, NaN, or a precision that is no share.
+        ValueError: no latents, different lengths, NaN, or a setting that is no share.
     """
     clearness, is_right = np.asarray(clearness, dtype=float), np.asarray(is_right, dtype=bool)
     if clearness.shape != is_right.shape or clearness.ndim != 1 or not len(clearness):
@@ -56,18 +61,25 @@ def threshold_for_precision(
             "and one truth for each of some latents"
         )
     _check(clearness)
-    if not 0 < precision < 1:
-        raise ValueError(f"precision is {precision}; want a share between 0 and 1")
+    for name, value in (("precision", precision), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} is {value}; want a share between 0 and 1")
     order = np.argsort(-clearness, kind="stable")
     values = clearness[order]
-    wrong = np.cumsum(~is_right[order])
-    passing = np.arange(1, len(values) + 1)
-    good = (wrong + 1) / (passing + 1) <= 1 - precision + 1e-12
-    # latents of equal clearness pass together, and silent ones never
+    n = np.arange(1, len(values) + 1)
+    good = _wilson_lower(np.cumsum(is_right[order]) / n, n, confidence) >= precision
+    # latents of equal clearness pass together, and unclear ones never
     good &= np.append(values[1:] < values[:-1], True) & (values > 0)
     at = np.flatnonzero(good)
     threshold = float(values[at[-1]]) if len(at) else math.inf
-    return NamingThreshold(threshold, f"precision {precision:g} on known truth", len(values))
+    rule = f"precision {precision:g} on known truth, at {confidence:.0%} confidence"
+    return NamingThreshold(threshold, rule, len(values))
+
+
+def _wilson_lower(share: np.ndarray, n: np.ndarray, confidence: float) -> np.ndarray:
+    z = NormalDist().inv_cdf(confidence)
+    spread = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (share + z**2 / (2 * n) - spread) / (1 + z**2 / n)
 
 
 def threshold_against_null(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from vit_sae_plugin.attached_sae import AttachedSAE
 
-_SHOWN_REASONS = 6
+OTHERS = "everything else alike"
+_SHOWN_REASONS, _LEAST_REASON = 6, 0.01
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,14 @@ def search_by_image(
     n: int = 12,
     said: str = "an image",
 ) -> SearchResult:
-    """Images that show what another shows, with concepts raised or suppressed.
+    """Images that show what another shows, with more of some concepts and less of others.
 
-    Images are compared by the cosine of their latents' strengths, each weighted by how rare the
-    latent is, ``ln(1 + images ÷ images that activate it)``, so that what all images show counts
-    little. In the query a concept of weight w > 0 is raised to w times its largest activation on
-    any image, and one of weight −w lowered by the share w, so −1 takes it out. What a concept adds
-    to the score is its latents' part in that cosine. The plain search goes by the embedding of the
-    image as it is.
+    The score is likeness plus the sum over the changed concepts of weight times strength, the
+    strength being that of :func:`search_by_concepts`. Likeness is the cosine of the latents'
+    strengths, each weighted by how rare the latent is, ``ln(1 + images ÷ images that activate
+    it)``, so that what all images show counts little. Latents of the changed concepts are left out
+    of it, so that a picture's own red doesn't pull towards red where less of it is wanted. The
+    plain search goes by the embedding of the image as it is.
 
     Args:
         attached: the SAE on its model.
@@ -123,7 +124,7 @@ def search_by_image(
 
     Raises:
         ValueError: the index is of another model or SAE; the changes can't be read; the image
-            activates none of the latents that are left.
+            activates no latent, and there are no changes.
     """
     index.check_belongs(attached)
     concepts = parse_query(changes, names, index.d_sae) if changes.strip() else ()
@@ -131,39 +132,32 @@ def search_by_image(
     pixels = attached.model.require_preprocess()(image)[None].to(cfg.device, cfg.dtype)
     acts_btd, embed = activations_and_embeddings(attached, pixels)
     levels = image_levels(attached.encode(acts_btd), index.info["level"])[0].float().cpu()
-    rarity, scale, norms = _weights(index)
-    strength = torch.where(scale > 0, levels / scale.clamp(min=1e-30), 0.0).clamp(max=1.0)
-    for concept in concepts:
-        own = torch.tensor(concept.latents)
-        if concept.weight > 0:
-            strength[own] = strength[own].clamp(min=concept.weight) * (scale[own] > 0)
-        else:
-            strength[own] = strength[own] * max(0.0, 1 + concept.weight)
-    query = strength * rarity
-    if not query.any():
+    changed = sorted({latent for concept in concepts for latent in concept.latents})
+    rarity, scale, norms = _weights(index, changed)
+    query = torch.where(scale > 0, levels / scale.clamp(min=1e-30), 0.0).clamp(max=1.0) * rarity
+    if not query.any() and not concepts:
         raise ValueError(
-            f"{said} activates no latent that is left after the changes; want other changes"
+            f"{said} activates no latent, so nothing is like it by concepts; want another image, "
+            "or concepts"
         )
-    query = query / query.norm()
-    parts = _parts(index, query, rarity, norms, names, concepts)
-    scores = torch.zeros(len(index))
-    for _, part in parts:
-        scores += part
-    changed = [concept.name for concept in concepts]
-    # of the others those that matter most for what is found
+    likeness = _likeness(index, functional.normalize(query, dim=0), rarity, norms, names)
+    wanted = [(c.name, c.weight * _strength(index, c.latents)) for c in concepts]
+    scores = torch.stack([part for _, part in (*wanted, *likeness.items())]).sum(0)
+    # of what is alike, the named concepts that matter most for what is found
     best = scores.topk(min(n, len(scores))).indices
-    others = [(name, part) for name, part in parts if name not in changed and name]
-    others.sort(key=lambda one: -float(one[1][best].mean()))
-    shown = [one for one in parts if one[0] in changed]
-    shown += others[: max(0, _SHOWN_REASONS - len(shown))]
+    adds = {name: float(part[best].mean()) for name, part in likeness.items() if name}
+    least = _LEAST_REASON * float(scores[best].abs().mean())
+    named = sorted((name for name in adds if adds[name] >= least), key=lambda name: -adds[name])
+    n_shown = max(0, _SHOWN_REASONS - len(wanted))
+    shown = wanted + [(name, likeness[name]) for name in named[:n_shown]]
     columns = [name for name, _ in shown]
     shown_parts = torch.stack([part for _, part in shown], dim=1) if shown else None
 
     def contributions(rows: Tensor) -> tuple[Tensor, list[str]]:
         if shown_parts is None:
-            return scores[rows, None], ["unnamed latents"]
+            return scores[rows, None], [OTHERS]
         rest = scores[rows] - shown_parts[rows].sum(1)
-        return torch.cat([shown_parts[rows], rest[:, None]], dim=1), [*columns, "all others"]
+        return torch.cat([shown_parts[rows], rest[:, None]], dim=1), [*columns, OTHERS]
 
     asked = f"like {said}" + "".join(f", {one.name} {one.weight:+g}" for one in concepts)
     result = _result(index, asked, scores, embed.cpu(), n, contributions, concepts)
@@ -197,35 +191,29 @@ def _text_query(
     return functional.normalize((text * weights).sum(1), dim=0)[None]
 
 
-def _weights(index: SearchIndex) -> tuple[Tensor, Tensor, Tensor]:
-    """Each latent's rarity and largest activation; each image's length in those weights."""
+def _weights(index: SearchIndex, left_out: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Each latent's rarity (0 for those left out) and largest activation; each image's length."""
     counts = index.start.diff()
     latent = torch.repeat_interleave(torch.arange(index.d_sae), counts)
     value = index.value.float()
     scale = torch.zeros(index.d_sae).scatter_reduce_(0, latent, value, "amax")
     rarity = torch.where(counts > 0, torch.log1p(len(index) / counts.clamp(min=1)), 0.0)
+    rarity[list(left_out)] = 0
     weighted = value / scale[latent] * rarity[latent]
     squared = torch.zeros(len(index)).index_add_(0, index.image.long(), weighted.square())
     return rarity, scale, squared.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _parts(
-    index: SearchIndex,
-    query: Tensor,
-    rarity: Tensor,
-    norms: Tensor,
-    names: Mapping[int, str],
-    concepts: Sequence[WeightedConcept],
-) -> list[tuple[str, Float[Tensor, " n_images"]]]:
+def _likeness(
+    index: SearchIndex, query: Tensor, rarity: Tensor, norms: Tensor, names: Mapping[int, str]
+) -> dict[str, Float[Tensor, " n_images"]]:
     """What the latents of each name add to every image's cosine; those without one under ``""``."""
-    group_of = {latent: concept.name for concept in concepts for latent in concept.latents}
-    groups: dict[str, Tensor] = {concept.name: torch.zeros(len(index)) for concept in concepts}
+    groups = {"": torch.zeros(len(index))}
     for latent in query.nonzero().flatten().tolist():
         rows, values = index.entries(latent)
-        group = group_of.get(latent) or names.get(latent, "")
-        part = groups.setdefault(group, torch.zeros(len(index)))
+        part = groups.setdefault(names.get(latent, ""), torch.zeros(len(index)))
         part[rows] += query[latent] * rarity[latent] * values / norms[rows]
-    return list(groups.items())
+    return groups
 
 
 def _result(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vit_sae_plugin.analysis.html_pieces import data_uri
 from vit_sae_plugin.atomic_files import write_text_atomically
+from vit_sae_plugin.concepts.search import OTHERS
 from vit_sae_plugin.datasets.image_lookup import images_by_index
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 # told apart also by those who don't see red and green alike (Okabe and Ito)
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7a5195", "#6b6b6b")
 _REST_COLOR = "#b9b4a8"
-_REST = ("all others", "unnamed latents", "")
 _BAR, _GAP, _WIDTH = 6, 3, 130
 
 
@@ -68,7 +68,7 @@ def write_search_page(
             "Framed: found by this search alone."
         ),
         legend="".join(
-            f'<span><i style="background:{color}"></i>{html.escape(name or "unnamed")}</span>'
+            f'<span><i style="background:{color}"></i>{html.escape(name)}</span>'
             for name, color in colors.items()
         ),
         by_concepts=_said_by_concepts(result),
@@ -107,13 +107,13 @@ class _Cards:
     def _card(
         self, rank: Any, row: pd.Series, parts: pd.Series, other: int, other_name: str, n: int
     ) -> str:
-        place = f"number {other:,} by {other_name}"
+        place = f"no. {other:,} by {other_name}"
         only = " only" if other > n else ""
         picture = self._pictures.get(int(row["image_index"]))
         shown = (
             f'<img src="{picture}" alt="">' if picture else '<span class="gone">not readable</span>'
         )
-        score = f"score {row['score']:.2f} &middot; cosine {row['cosine']:.3f}"
+        score = f"{row['score']:.2f} &middot; cosine {row['cosine']:.2f}"
         return (
             f'<figure class="image{only}" title="{html.escape(str(row["id"]))}">{shown}'
             f'<b><span class="rank">{rank}</span>&ensp;{html.escape(self._name(row))}</b>'
@@ -141,13 +141,13 @@ class _Cards:
             drawn.append(
                 f'<rect x="{start:.1f}" y="{at * (_BAR + _GAP)}" width="{length:.1f}" '
                 f'height="{_BAR}" rx="1.5" fill="{self._colors[str(name)]}">'
-                f"<title>{html.escape(str(name) or 'unnamed')}: {float(value):+.3f}</title></rect>"
+                f"<title>{html.escape(str(name))}: {float(value):+.3f}</title></rect>"
             )
         return f'<svg class="bars" viewBox="0 0 {_WIDTH} {height}">{"".join(drawn)}</svg>'
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:
-    named = [name for name in names if name not in _REST]
+    named = [name for name in names if name != OTHERS]
     colors = dict(zip(named, (_COLORS * (len(named) // len(_COLORS) + 1)), strict=False))
     return {name: colors.get(name, _REST_COLOR) for name in names}
 
@@ -178,8 +178,8 @@ def _latents(latents: Sequence[int]) -> str:
 def _said_by_concepts(result: SearchResult) -> str:
     if result.is_by_image:
         return (
-            "Images whose latents are most like the picture's, with the changes made; each latent "
-            "counts by how rare it is."
+            "Likeness of latents to the picture's, each counting by how rare it is, plus the "
+            "weights times how strongly the changed concepts are active."
         )
     return (
         "Each image's score: the weights times how strongly its latents of these names are active, "

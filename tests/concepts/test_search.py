@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from tests.cli.command import vit_sae
 from tests.concepts.word_saes import SCENES, WORDS, attached_word_sae, word_sae
@@ -120,11 +119,15 @@ def test_an_image_finds_itself_and_then_what_it_is_changed_to(attached, scenes, 
         changed.by_concepts["score"].to_list(), abs=1e-6
     )
     assert changed.by_cosine["image_index"].to_list() == same.by_cosine["image_index"].to_list()
-    dark = Image.new("RGB", (64, 64))
+    all_changed = ",".join(f"{word}:-1" for word in WORDS)  # so that nothing is left to be alike
+    least = search_by_image(attached, index, picture, NAMES, all_changed, n=2)
+    assert least.by_concepts["score"].to_list() == pytest.approx(
+        (-strength.sum(1)).topk(2).values.tolist(), abs=2e-3
+    )
+    nothing = {"start": torch.zeros(8, dtype=torch.long), "image": index.image[:0]}
+    silent = SearchIndex(**{**vars(index), **nothing, "value": index.value[:0]})
     with pytest.raises(ValueError, match="an image activates no latent"):
-        search_by_image(attached, index, dark, NAMES)
-    blue = search_by_image(attached, index, dark, NAMES, "blue", n=1).by_concepts
-    assert blue["image_index"].iloc[0] == levels[:, 1].argmax()
+        search_by_image(attached, silent, picture, NAMES)
 
 
 def test_an_index_comes_back_from_disk(attached, index, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import vit_sae_cli
 from vit_sae_plugin.analysis import analyze
 from vit_sae_plugin.cli import eval as eval_command
+from vit_sae_plugin.concepts import build_index, name_latents, search_by_concepts
 from vit_sae_plugin.evaluation import evaluate_sae, localize, save_latents
 from vit_sae_plugin.evaluation.masking_study import masking_study
 from vit_sae_plugin.report import write_report
@@ -18,6 +19,8 @@ FUNCTIONS = {
     "eval": [save_latents],
     "export": [save_exported],
     "frontier": [evaluate_sae],
+    "name": [name_latents],
+    "search": [build_index, search_by_concepts],
 }
 PASSED_ON_ONLY_IF_GIVEN = {"n_explained"}
 

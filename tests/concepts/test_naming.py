@@ -116,3 +116,5 @@ def test_the_command_names_an_atlas_and_an_sae(folder, capsys):
     assert "needs an atlas" in capsys.readouterr().err
     assert vit_sae("name", sae, *words, "--kind", "point") == 2
     assert "--kind goes with --route direct" in capsys.readouterr().err
+    assert vit_sae("name", folder, *words, "--model", "shapes-clip", "--pretrained", "none") == 2
+    assert "use the model that it was made from" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from vit_sae_plugin.analysis import LatentAtlas
     from vit_sae_plugin.analysis.atlas.atlas_folder import holds_atlas
     from vit_sae_plugin.analysis.atlas.latent_names import NAMES_FILE
-    from vit_sae_plugin.analysis.atlas.same_sae import check_same_sae, warn_of_another_model
+    from vit_sae_plugin.analysis.atlas.same_sae import check_same_model, check_same_sae
     from vit_sae_plugin.attached_sae import AttachedSAE
     from vit_sae_plugin.concepts.naming import keep_names, name_latents
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         check_same_sae(atlas, sae)
     model = load_model(sae, args, device)
     if atlas is not None:
-        warn_of_another_model(atlas, model)
+        check_same_model(atlas, model)
     naming = name_latents(
         AttachedSAE(model, sae),
         args.images,

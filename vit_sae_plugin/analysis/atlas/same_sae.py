@@ -34,6 +34,21 @@ def check_same_sae(atlas: LatentAtlas, sae: SAE[Any]) -> None:
         )
 
 
+def check_same_model(atlas: LatentAtlas, model: HookedViT) -> None:
+    """Raise unless an atlas was made from this model, or from rows without one.
+
+    Raises:
+        ValueError: it was made from a model with other weights, or in another precision.
+    """
+    made_from = atlas.info.model_sha256
+    found = known_model_fingerprint(model)
+    if made_from not in (None, found):
+        raise ValueError(
+            f"the atlas was made from {atlas.info.model_in_words} [{short(made_from)}], but this "
+            f"model is {model.model_name} [{short(found)}]; use the model that it was made from"
+        )
+
+
 def warn_of_another_model(atlas: LatentAtlas, model: HookedViT) -> None:
     """Warn if an atlas was made from a model with other weights."""
     made_from = atlas.info.model_sha256

@@ -64,6 +64,7 @@ def test_a_hook_shows_what_the_next_layer_reads(adapted):
         stream = adapted(pixels, stop_at_layer=layer)
         assert torch.equal(stream, cache[here])
         torch.testing.assert_close(adapted(stream, start_at_layer=layer), output)
+    torch.testing.assert_close(adapted(pixels, output_only=True), output)
     last = adapted(pixels, stop_at_layer=adapted.cfg.n_layers)
     torch.testing.assert_close(adapted.embed_residual(last), output)
 

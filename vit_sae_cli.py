@@ -341,7 +341,8 @@ def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
     command.add_argument(
         "--model",
         metavar="NAME",
-        help="an open_clip name (ViT-B-16), 'hf:ORG/NAME', 'timm:NAME', or 'shapes-clip'" + default,
+        help="an open_clip name (ViT-B-16), 'hf:ORG/NAME', 'timm:NAME', 'shapes-clip', or a folder "
+        "that 'adapt' made" + default,
     )
     command.add_argument(
         "--pretrained",

@@ -93,7 +93,7 @@ def adapt(
     }
     if (folder / CONFIG_FILE).exists() and not overwrite:
         _check_same(folder, read_config(folder), identity)
-        return load_adapted(folder, base=model)
+        return load_adapted(folder, base=model, device=device)
     loaded, insertion = inserted(model, full, class_names)
     if device is not None:
         loaded.module.to(device)
@@ -111,7 +111,7 @@ def adapt(
 
     write_into_folder(folder, write, last=CONFIG_FILE)
     training.remove_snapshot(folder / _UNFINISHED)
-    return load_adapted(folder, base=model)
+    return load_adapted(folder, base=model, device=device)
 
 
 def load_adapted(

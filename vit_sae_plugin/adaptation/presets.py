@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "text_init": "a photo of a",
             "lr": 0.02,
             "batch_size_images": 32,
-            "epochs": 20,
+            "epochs": 10,
         },
         "vpt": {**_MAPLE_LOOP, **_PLAIN, "n_prompts": 4, "depth_share": 1.0, "lr": 0.0025},
         "lora": {
@@ -74,9 +74,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lora_alpha": 8.0,
             "lr": 1e-3,
             "batch_size_images": 32,
-            "epochs": 20,
+            "epochs": 12,
         },
-        "linear_probe": {**_SGD, **_PLAIN, "lr": 0.02, "batch_size_images": 32, "epochs": 20},
+        "linear_probe": {**_SGD, **_PLAIN, "lr": 0.02, "batch_size_images": 32, "epochs": 10},
     },
 }
 """Preset to method to settings. ``depth_share`` is ``depth`` as a share of the tower's blocks."""

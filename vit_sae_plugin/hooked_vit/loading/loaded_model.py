@@ -56,6 +56,9 @@ def describe_weights(model_name: str, from_pretrained_kwargs: Mapping[str, Any])
     Returns:
         Such as ``"openai weights"``, ``"pretrained weights"`` or ``"random weights"``.
     """
+    loader = loader_of(model_name)
+    if loader is not None:
+        return f"{loader.kind} weights"
     pretrained = from_pretrained_kwargs.get("pretrained")
     if pretrained is None:
         # Before weights were always recorded, an open_clip name alone meant random ones.

@@ -392,7 +392,13 @@ def _add_eval(commands) -> None:
         "--templates",
         metavar="FILE",
         help="zero-shot prompt templates: a file with one a line and {} for the class name, "
-        "'openai' (its 80, the default), or 'shapes'",
+        "'openai' (its 80, the default), 'shapes', or 'own' (those of a benchmark data set)",
+    )
+    command.add_argument(
+        "--published-average",
+        action="store_true",
+        help="masking: leave a class's average over templates as it is, as the published code does "
+        "(default: scaled to length 1)",
     )
     command.add_argument(
         "--suite",
@@ -405,7 +411,8 @@ def _add_eval(commands) -> None:
     command.add_argument(
         "--probe-images",
         metavar="SOURCE",
-        help="msae: labelled training images to fit the linear probe on",
+        help="labelled training images to fit a linear probe on. msae: of the rows that the SAE "
+        "reads; masking: of the model's output, instead of the zero-shot classifier",
     )
     command.add_argument(
         "--captions", metavar="FILE", help="msae: also measure the embeddings of these, one a line"

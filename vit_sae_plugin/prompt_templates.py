@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_sae_plugin.datasets.shape_captions import OPENINGS, article
+
+if TYPE_CHECKING:
+    from vit_sae_plugin.datasets import ImageSource
 
 Template = str | Callable[[str], str]
 
@@ -45,12 +49,21 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
 
 
 def named_templates(
-    name: str | Path | Sequence[Template] | None, model_name: str | None = None
+    name: str | Path | Sequence[Template] | None,
+    model_name: str | None = None,
+    images: ImageSource | None = None,
 ) -> tuple[Template, ...]:
-    """``"openai"``, ``"shapes"``, a file, or templates themselves.
+    """``"openai"``, ``"shapes"``, ``"own"``, a file, or templates themselves.
 
-    None: those in the words that the model was trained on, ``"shapes"`` for ``shapes-clip`` and
-    ``"openai"`` for all others.
+    Args:
+        name: ``"own"`` are those that the images' authors classify them with. None: those in the
+            words that the model was trained on, ``"shapes"`` for ``shapes-clip`` and ``"openai"``
+            for all others.
+        model_name: of the model that reads them.
+        images: whose own templates are meant.
+
+    Raises:
+        ValueError: no template, one without exactly one ``{}``, or images without any of their own.
     """
     if name is None:
         name = "shapes" if model_name == "shapes-clip" else "openai"
@@ -58,6 +71,14 @@ def named_templates(
         return openai_templates()
     if name == "shapes":
         return shape_scene_templates()
+    if name == "own":
+        if images is None or not images.templates:
+            raise ValueError(
+                "templates is 'own', which only benchmark data sets have"
+                + (f", and not {images.name}" if images is not None else "")
+                + "; want 'openai', 'shapes' or a file"
+            )
+        return tuple(images.templates)
     if isinstance(name, str | Path):
         return read_templates(name)
     if not name:

@@ -43,6 +43,12 @@ def test_masking_from_images_and_from_an_atlas(sae, tmp_path, capsys):
     kept_too = of_atlas[(of_atlas["mask"] == "on") & (of_atlas["k"] == 64)]
     assert kept_too["accuracy"].to_list() == kept["accuracy"].to_list()
 
+    # a probe of the output instead of class names, and the published average of prompts
+    probed = (*study[:-1], "1", "--atlas", atlas, "--output-path")
+    assert vit_sae(*probed, tmp_path / "p", "--probe-images", TRAIN) == 0
+    assert vit_sae(*probed, tmp_path / "u", "--published-average") == 0
+    assert '"renormalize_average": false' in (tmp_path / "u" / "evaluation.json").read_text()
+
     # the atlas of another SAE ranks latents that are not these
     other = tmp_path / "other"
     changed = SAE.load_from_disk(str(sae))

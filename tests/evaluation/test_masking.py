@@ -10,12 +10,15 @@ import torch
 from sae_lens import SkipTranscoder, SkipTranscoderConfig, StandardSAE, StandardSAEConfig
 
 from tests.evaluation.tiny_setup import Pictures, tiny_hooked_vit, tiny_sae
+from tests.tiny_models import FAMILIES
 from vit_sae_plugin.activations import EmbeddingStatistics
 from vit_sae_plugin.attached_sae import AttachedSAE, keep_only, remove
 from vit_sae_plugin.evaluation import masking_study as study_module
+from vit_sae_plugin.evaluation.classifier_heads import linear_probe_head, zero_shot_head
 from vit_sae_plugin.evaluation.latent_ranking import LatentRanking
 from vit_sae_plugin.evaluation.masking import MaskingStudy
-from vit_sae_plugin.evaluation.masking_study import masking_report, masking_study, zero_shot_head
+from vit_sae_plugin.evaluation.masking_study import masking_report, masking_study
+from vit_sae_plugin.hooked_vit import HookedViT
 
 HOOK = "blocks.0.hook_resid_post"
 TEMPLATES = ["a photo of a {}", "{}"]
@@ -90,6 +93,36 @@ def test_each_condition_equals_one_whole_pass_with_that_edit(model, which):
             torch.testing.assert_close(outputs[at : at + 1], wanted, rtol=1e-3, atol=1e-4)
     logits = head(found.flatten(0, 1)).view(*found.shape[:2], -1)
     assert np.array_equal(correct, (logits.argmax(-1) == labels).T.numpy())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@torch.no_grad()
+def test_conditions_of_every_family_equal_splices(family):
+    """Of families, too, whose last block runs for the class token alone."""
+    model = HookedViT.from_module(FAMILIES[family]())
+    attached, ranking = AttachedSAE(model, tiny_sae(model, HOOK)), _ranking(48)
+    size = model.cfg.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def head(outputs):
+        seen.append(outputs)
+        return outputs
+
+    study = MaskingStudy(attached, ranking, head, ks=[5], rankings=["class"])
+    study.correct(pixels, torch.tensor([0, 2]))
+    found = torch.cat(seen).view(len(study.conditions), 2, -1)
+    for condition, outputs in zip(study.conditions, found, strict=True):
+        if condition.mask not in ("on", "off"):
+            continue
+        for at, label in enumerate((0, 2)):
+            order = ranking.order("class", 5)[label]
+            edit = (keep_only if condition.mask == "on" else remove)(order)
+            wanted = attached.splice(
+                pixels[at : at + 1], edit, use_error_term=condition.error_term
+            ).flatten()
+            torch.testing.assert_close(outputs[at], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_orders_by_hand():
@@ -240,3 +273,35 @@ def test_a_linear_probe_may_be_the_head(model):
     table = result.overall()["accuracy"]
     assert table[("class", "on", False, 48)] == table[("", "all on", False, 48)]
     assert table[("class", "off", True, 48)] == table[("", "all off", True, 0)]
+    fitted = linear_probe_head(model, images, images, batch_size_images=4, progress=False)
+    torch.testing.assert_close(fitted(embeds), probe(embeds), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="have 2 classes and pictures 3; want the same"):
+        linear_probe_head(model, Pictures(6, ("cat", "dog")), images)
+
+
+def test_prompts_may_be_those_of_the_data_set(model):
+    images = Pictures(6)
+    with pytest.raises(ValueError, match=r"only benchmark data sets have, and not pictures; want"):
+        zero_shot_head(model, images.class_names, "own", images=images)
+    images.templates = TEMPLATES
+    with torch.no_grad():
+        embeds = model(images.batch(model))
+        own = zero_shot_head(model, images.class_names, "own", images=images)(embeds)
+        given = zero_shot_head(model, images.class_names, TEMPLATES)(embeds)
+        published = zero_shot_head(model, images.class_names, TEMPLATES, renormalize_average=False)
+    assert torch.equal(own, given)
+    assert not torch.allclose(own, published(embeds))
+
+
+def test_an_atlas_of_another_model_is_refused(model, tmp_path):
+    from tests.tiny_models import tiny_open_clip
+    from vit_sae_plugin.analysis import analyze
+
+    sae, images = tiny_sae(model, HOOK), Pictures(6)
+    atlas = analyze(model, sae, Pictures(9, seed=3), progress=False)
+    settings = {"preprocess": model.preprocess, "tokenizer": model.tokenizer}
+    other = HookedViT.from_module(tiny_open_clip(seed=1), model_name="tiny", **settings)
+    good = masking_study(model, sae, images, ranking=atlas, templates=TEMPLATES, ks=[1])
+    assert len(good.label) == 6
+    with pytest.raises(ValueError, match="the atlas was made from the model"):
+        masking_study(other, sae, images, ranking=atlas, templates=TEMPLATES, ks=[1])

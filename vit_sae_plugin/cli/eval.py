@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT
 
 _ONLY_OF_SUITE = {
-    "msae": ("probe_images", "captions", "training_captions"),
-    "masking": ("ranking_images", "ks", "allow_same_images"),
+    "msae": ("captions", "training_captions"),
+    "masking": ("ranking_images", "ks", "allow_same_images", "published_average"),
     "concepts": ("control", "encoder", "encoder_embeddings", "groups"),
     "stability": ("other", "match_by"),
     "bias": (
@@ -36,6 +36,7 @@ _ONLY_OF_SUITE = {
         *("reference_images", "elsewhere_images", "refit"),
     ),
 }
+_WITH_PROBE = ("msae", "masking")
 _WITH_ATLAS = ("masking", "concepts", "stability", "bias")
 _ONLY_IMAGES = ("images", "model", "pretrained", "n_images", "n_workers", "templates")
 _BATCH_SIZE_IMAGES = {
@@ -81,6 +82,10 @@ def _check(args: argparse.Namespace) -> None:
                 raise ValueError(f"{_flag(name)} goes with --suite {suite}")
             if getattr(args, name) and args.embeddings is not None:
                 raise ValueError(f"{_flag(name)} doesn't go with --embeddings, but with --images")
+    if args.probe_images and (args.suite not in _WITH_PROBE or args.embeddings is not None):
+        raise ValueError(
+            f"--probe-images goes with --images and --suite {' or '.join(_WITH_PROBE)}"
+        )
     if args.atlas and args.suite not in _WITH_ATLAS:
         raise ValueError(f"--atlas goes with --suite {' or '.join(_WITH_ATLAS)}")
     if args.suite == "stability":
@@ -225,17 +230,23 @@ def _masking_suite(
     """Which latents decide a class; an interrupted study goes on from what is in the folder."""
     from vit_sae_plugin.analysis import LatentAtlas
     from vit_sae_plugin.atomic_files import write_file_atomically
+    from vit_sae_plugin.evaluation.classifier_heads import linear_probe_head
     from vit_sae_plugin.evaluation.masking import KS
     from vit_sae_plugin.evaluation.masking_study import masking_report, masking_study
     from vit_sae_plugin.report.masking_plot import plot_masking
 
     ranking = args.ranking_images if args.atlas is None else LatentAtlas.load(args.atlas)
+    head = None
+    if args.probe_images is not None:
+        head = linear_probe_head(model, args.probe_images, images, n_workers=args.n_workers)
     result = masking_study(
         model,
         sae,
         images,
         ranking=ranking,
         ks=KS if args.ks is None else _numbers(args.ks),
+        renormalize_average=not args.published_average,
+        head=head,
         allow_same_images=args.allow_same_images,
         folder=folder,
         **settings,

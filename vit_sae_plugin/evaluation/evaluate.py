@@ -69,8 +69,9 @@ def evaluate_sae(
         n_images: how many to use; None: all.
         class_names: label index → name; default: the source's.
         templates: prompt templates: ``"openai"`` (the 80 of CLIP's ImageNet evaluation),
-            ``"shapes"``, a text file with one a line, or the templates themselves. None:
-            ``"openai"``, but ``"shapes"`` for ``shapes-clip``, which knows no other words.
+            ``"shapes"``, ``"own"`` (those of a benchmark data set), a text file with one a line, or
+            the templates themselves. None: ``"openai"``, but ``"shapes"`` for ``shapes-clip``,
+            which knows no other words.
         captions: image index → caption, for the contrastive loss; default: the captions of shape
             scenes, else each image's class name.
         batch_size_contrastive: images in a batch of the contrastive loss. No two of them share a
@@ -212,7 +213,7 @@ def _splicing_totals(
     classifier = None
     if class_names:
         classifier = model.zero_shot_classifier(
-            list(class_names), named_templates(templates, model.model_name)
+            list(class_names), named_templates(templates, model.model_name, images)
         )
     else:
         notes.append("zero-shot accuracy: left out, for the images have no labels")

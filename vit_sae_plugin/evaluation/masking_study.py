@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vit_sae_plugin.atomic_files import delete_leftovers, write_file_atomically
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import open_images
+from vit_sae_plugin.evaluation.classifier_heads import zero_shot_head
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.latent_ranking import RANKINGS, LatentRanking
 from vit_sae_plugin.evaluation.masking import (
@@ -26,8 +26,8 @@ from vit_sae_plugin.evaluation.masking import (
     check_every_class,
     check_splits,
 )
-from vit_sae_plugin.evaluation.prompts import Template, named_templates
 from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint
+from vit_sae_plugin.prompt_templates import Template
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -106,7 +106,9 @@ def masking_study(
             "each label"
         )
     if head is None:
-        head = zero_shot_head(model, names, templates, renormalize_average)
+        head = zero_shot_head(
+            model, names, templates, renormalize_average=renormalize_average, images=images
+        )
     if not isinstance(counted, LatentRanking):
         counted = LatentRanking.from_images(
             attached,
@@ -179,35 +181,6 @@ def masking_report(result: MaskingResult) -> EvaluationReport:
         },
         settings | {"n_images": len(result.label), "n_classes": len(np.unique(result.label))},
     )
-
-
-def zero_shot_head(
-    model: HookedViT,
-    class_names: Sequence[str],
-    templates: str | Path | Sequence[Template] | None = None,
-    renormalize_average: bool = True,
-) -> Head:
-    """A zero-shot classifier as a function from embeddings to cosines ``[n, n_classes]``.
-
-    Raises:
-        ValueError: the model has no text tower or tokenizer.
-    """
-    if model.tower.text_method is None or model.tokenizer is None:
-        lacking = "text tower" if model.tower.text_method is None else "tokenizer"
-        raise ValueError(
-            f"{model.model_name} has no {lacking}, so it can't classify by class names; pass "
-            "head=fit_linear_probe(embeddings, labels)"
-        )
-    classifier = model.zero_shot_classifier(
-        list(class_names),
-        named_templates(templates, model.model_name),
-        renormalize_average=renormalize_average,
-    )
-
-    def head(embeds: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(embeds, dim=-1) @ classifier.to(embeds)
-
-    return head
 
 
 def _ranking_or_images(ranking: Any, attached: AttachedSAE) -> LatentRanking | ImageSource:

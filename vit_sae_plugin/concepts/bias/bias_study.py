@@ -16,10 +16,10 @@ from vit_sae_plugin.concepts.bias.groups import Groups
 from vit_sae_plugin.concepts.bias.strength_curves import FACTORS, strength_curves
 from vit_sae_plugin.concepts.bias.suppression import Suppression, embeddings_under, like_latents
 from vit_sae_plugin.datasets import open_images
+from vit_sae_plugin.evaluation.classifier_heads import zero_shot_head
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.linear_probe import fit_linear_probe
 from vit_sae_plugin.evaluation.masking import Head
-from vit_sae_plugin.evaluation.masking_study import zero_shot_head
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +154,9 @@ def bias_study(
     else:
         heads = []
         if head is None:
-            head = zero_shot_head(model, list(class_names or images.class_names or ()), templates)
+            head = zero_shot_head(
+                model, list(class_names or images.class_names or ()), templates, images=images
+            )
     reference_head = None
     if reference_source is not None:
         (reference_head,) = _fitted_heads(
@@ -311,7 +313,7 @@ def _elsewhere(
     walk: dict[str, Any],
 ) -> list[float]:
     """Zero-shot accuracy on other images under each suppression."""
-    head = zero_shot_head(attached.model, list(images.class_names or ()), templates)
+    head = zero_shot_head(attached.model, list(images.class_names or ()), templates, images=images)
     embeds, positions = embeddings_under(attached, images, ways, **walk, description="elsewhere")
     label = torch.from_numpy(images.labels()[positions])
     return [(head(part).argmax(-1) == label).double().mean().item() for part in embeds]

@@ -14,11 +14,12 @@ from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
 
 GRID = (1, 3)
 PLAIN = TokenLayout.of_grid(GRID, ("class", "register"))
-# prompts behind the class token and at the end, the register behind the patches
+# prompts behind the class token and at the end, the register behind the patches, which stand
+# in another order
 ADAPTED = TokenLayout(
     GRID,
     ("class", "prompt", "patch", "patch", "patch", "register", "prompt"),
-    (-1, -1, 0, 1, 2, -1, -1),
+    (-1, -1, 2, 0, 1, -1, -1),
 )
 
 
@@ -27,7 +28,7 @@ def _source(layout, hook="blocks.0.hook_resid_post", kind="all"):
 
 
 def test_tokens_are_found_by_role_and_place():
-    assert matching_positions(PLAIN, ADAPTED).tolist() == [0, 5, 2, 3, 4]
+    assert matching_positions(PLAIN, ADAPTED).tolist() == [0, 5, 3, 4, 2]
     assert matching_positions(PLAIN, PLAIN).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match=r"reads register token 0, which is none of TokenLayout"):
         matching_positions(PLAIN, TokenLayout.of_grid(GRID, ("class",)))
@@ -37,7 +38,7 @@ def test_a_prompted_model_shows_the_same_tokens_and_keeps_its_prompts():
     source, cfg = _source(PLAIN), SimpleNamespace(tokens=ADAPTED)
     value = torch.arange(14.0).view(1, 7, 2)
     read = source.select(cfg, value)
-    assert read[0, :, 0].tolist() == [0, 10, 4, 6, 8]
+    assert read[0, :, 0].tolist() == [0, 10, 6, 8, 4]
     new = source.replace(cfg, value, -read)
     assert new[0, :, 0].tolist() == [0, 2, -4, -6, -8, -10, 12]
     assert source.layout(cfg, value).roles == PLAIN.roles

@@ -182,6 +182,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs(plain, adapted, monke
     misnamed.cfg.metadata.hook_name = "blocks.9.hook_resid_post"
     misfit = tiny_sae(narrow, HOOK)
     few = Pictures(2)
+    mislabelled = Pictures(12)
+    mislabelled.labels = lambda: np.arange(12) % 3
+    mislabelled.class_names = ["cat", "dog"]
     stream = Pictures(6)
     stream.is_streaming = True
     cases = [
@@ -206,6 +209,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(plain, adapted, monke
             {"images": stream},
             "is a stream, which can't be divided; pass ranking=",
         ),
+        ((plain, adapted), {"images": mislabelled}, "has labels up to 2; want them below 2"),
         ((plain, adapted), {"low": 0.7}, "low is 0.7 and high 0.5"),
     ]
     monkeypatch.setattr("vit_sae_plugin.analysis.remapping.compare.count_class_levels", runs)

@@ -195,7 +195,7 @@ def test_the_table_by_hand():
 def test_a_ratio_is_missing_where_its_denominator_may_be_zero():
     ratio = bootstrap_ratio([1.0, 3.0, 2.0], [2.0, 6.0, 4.0])
     assert (ratio.mean, ratio.low, ratio.high) == (0.5, 0.5, 0.5)
-    undecided = bootstrap_ratio([[1.0, 1.0]] * 4, [[1.0, 2.0], [-1, 2], [1, 2], [-1, 2]])
+    undecided = bootstrap_ratio([[1.0, 1.0]] * 4, [[1.0, 2.0], [-1, 2], [1, 2], [1, 2]])
     assert np.isnan(undecided.mean[0])
     assert undecided.mean[1] == 0.5
     with pytest.raises(ValueError, match="NaN"):

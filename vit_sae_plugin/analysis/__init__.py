@@ -17,6 +17,8 @@ from vit_sae_plugin.analysis.pictures.showcase import (
     reference_pictures,
     select_showcase_latents,
 )
+from vit_sae_plugin.analysis.remapping.compare import compare_models
+from vit_sae_plugin.analysis.remapping.comparison import ModelComparison
 
 __all__ = [
     "AnalysisInterruptedError",
@@ -27,8 +29,10 @@ __all__ = [
     "LatentInImage",
     "LatentName",
     "LatentView",
+    "ModelComparison",
     "analyze",
     "analyze_embeddings",
+    "compare_models",
     "explain",
     "heatmap",
     "highlight",

@@ -232,6 +232,11 @@ def _class_names(
 
 def _n_images(source: ImageSource, n_classes: int) -> np.ndarray:
     labels = source.labels()
+    if len(labels) and labels.max() >= n_classes:
+        raise ValueError(
+            f"{source.name} has labels up to {labels.max()}; want them below {n_classes}, the "
+            "number of class names"
+        )
     return np.bincount(labels[labels >= 0], minlength=n_classes)
 
 

@@ -113,6 +113,7 @@ def test_a_model_beside_itself_stays(plain, tmp_path):
     assert effects.columns[:4].tolist() == ["model", "change", "latents", "error_term"]
 
 
+@pytest.mark.filterwarnings("ignore:the SAE describes")
 def test_an_adapted_model_beside_the_plain_one(plain, adapted):
     sae = tiny_sae(plain, HOOK)
     settings = {"templates": TEMPLATES, "ks": [2], "threshold": 3.0}

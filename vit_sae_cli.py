@@ -721,8 +721,8 @@ def _add_name(commands) -> None:
     command.add_argument(
         "--templates",
         metavar="FILE",
-        help="prompts around a word: a file with one a line and {} for the word, 'openai' (its 80, "
-        "the default), or 'shapes'",
+        help="prompts around a word: a file with one a line and {} for the word, 'openai' (its "
+        "80), or 'shapes' (default: three plain ones, such as 'a photo of {}')",
     )
     _add_model(command, " (default: the SAE's own)")
     command.add_argument(

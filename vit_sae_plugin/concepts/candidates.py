@@ -34,8 +34,8 @@ class Candidates:
     """By how much its score is above that of the best rival: the best word that is neither more
     general nor more special."""
     clearness: Float[Tensor, "d_sae n"]
-    """``√(score · margin · n)``, 0 where one is negative: how many standard errors the match stands
-    out by, n being the images that the direction rests on (1 where that is not known)."""
+    """``√(score · margin · n)``, 0 where one is negative. By images n is how many the direction
+    rests on: about the number of standard errors that the match stands out by. Otherwise 1."""
 
     def __len__(self) -> int:
         return len(self.word)

@@ -25,7 +25,10 @@ from vit_sae_plugin.fingerprints import known_model_fingerprint, short
 if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT
 
-_WORDS_AT_ONCE = 256
+WORD_TEMPLATES = ("{}", "a photo of {}", "a photo of a {}")
+"""Prompts for words of any kind, of which some are no things: OpenAI's 80 speak of objects, and
+make a vocabulary of 20,000 words 1.6 million prompts."""
+_PROMPTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def embed_words(
     Args:
         model: a model with a text tower and a tokenizer.
         vocabulary: the words.
-        templates: as :func:`named_templates` takes them; None: those in the model's own words.
+        templates: as :func:`named_templates` takes them; None: ``WORD_TEMPLATES``, or for
+            ``shapes-clip`` those in the words that it knows.
         cache: a folder that keeps embeddings, by hashes of the model and of all prompts. None:
             they are not kept.
         progress: show a progress bar.
@@ -94,10 +98,10 @@ def embed_words(
             reads; or two words are the same to its tokenizer.
     """
     _require_text(model)
-    prompts = [
-        [_fill(template, word) for template in named_templates(templates, model.model_name)]
-        for word in vocabulary.words
-    ]
+    if templates is None:
+        templates = "shapes" if model.model_name == "shapes-clip" else WORD_TEMPLATES
+    chosen = named_templates(templates)
+    prompts = [[_fill(template, word) for template in chosen] for word in vocabulary.words]
     model_sha256 = known_model_fingerprint(model)
     path = None if cache is None else _cache_path(Path(cache), model_sha256, prompts)
     found = None if path is None else _read(path, len(vocabulary))
@@ -144,7 +148,7 @@ def _embed(
     tokenizer: Any = model.tokenizer
     check = _PromptCheck(tokenizer, vocabulary.name)
     found: list[Tensor] = []
-    step = max(1, _WORDS_AT_ONCE // len(prompts[0]))
+    step = max(1, _PROMPTS_AT_ONCE // len(prompts[0]))
     with tqdm(total=len(prompts), desc="words", unit=" words", disable=not progress) as bar:
         for start in range(0, len(prompts), step):
             words = vocabulary.words[start : start + step]

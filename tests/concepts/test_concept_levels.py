@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
-from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit
+from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit, tiny_sae
+from vit_sae_plugin import MatryoshkaTopKTrainingSAE, MatryoshkaTopKTrainingSAEConfig
 from vit_sae_plugin.concepts import concept_levels
+from vit_sae_plugin.concepts.concept_levels import _levels_of
 from vit_sae_plugin.evaluation import concept_suite
 
 
@@ -36,10 +38,21 @@ def test_levels_of_classes(setup):
     assert levels.loc[64, "auroc"] == pytest.approx(probed)
 
 
+def test_the_levels_of_a_saved_sae_are_those_it_was_trained_for():
+    config = MatryoshkaTopKTrainingSAEConfig(d_in=4, d_sae=12, k_list=[2, 6, 12])
+    training = MatryoshkaTopKTrainingSAE(config)
+    assert _levels_of(training) == [2, 6, 12]
+    sae = tiny_sae(tiny_hooked_vit())
+    sae.cfg.metadata.training_architecture_details = {"k_list": None, "k_start": 16}
+    assert _levels_of(sae) == [16, 32, 48]
+    sae.cfg.metadata.training_architecture_details = {"k_list": [4, 8]}
+    assert _levels_of(sae) == [4, 8]
+
+
 def test_what_has_no_levels_is_one_clear_error(setup):
     model, sae, pictures = setup
     for settings, message in (
-        ({}, "a standard SAE has no levels; want matryoshka_topk, or ks"),
+        ({}, "this standard SAE says no levels; want a matryoshka_topk"),
         ({"ks": [0]}, r"ks is \[0\]; want numbers of latents from 1 up"),
         ({"ks": [2], "min_images": 30}, "no concept is on 30 images of each half of 40"),
     ):

@@ -17,6 +17,7 @@ from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.features import SparseFeatures
 from vit_sae_plugin.evaluation.image_concepts import ImageConcepts, presence
 from vit_sae_plugin.evaluation.sparse_probing import probe_concepts
+from vit_sae_plugin.saes.nested_levels import doubling_k_list
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -65,12 +66,7 @@ def concept_levels(
         ValueError: the SAE has no levels and ``ks`` is None, or no concept is on enough images.
     """
     if ks is None:
-        levels = getattr(sae.cfg, "levels", None)
-        if levels is None:
-            raise ValueError(
-                f"a {sae.cfg.architecture()} SAE has no levels; want matryoshka_topk, or ks"
-            )
-        ks = levels()
+        ks = _levels_of(sae)
     ks = sorted(set(ks))
     if not ks or ks[0] < 1:
         raise ValueError(f"ks is {list(ks)}; want numbers of latents from 1 up")
@@ -128,3 +124,17 @@ def concept_levels(
     summary.index = pd.MultiIndex.from_tuples(rows, names=["kind", "k"])
     settings = {"images": images.name, "n_images": walk.n_seen, "min_auroc": min_auroc}
     return EvaluationReport({"levels": summary, "concepts": table}, settings)
+
+
+def _levels_of(sae: SAE[Any]) -> list[int]:
+    """The levels that a Matryoshka SAE, in training or saved, was trained for."""
+    if (levels := getattr(sae.cfg, "levels", None)) is not None:
+        return levels()
+    trained_with = sae.cfg.metadata.training_architecture_details or {}
+    if k_list := trained_with.get("k_list"):
+        return list(k_list)
+    if (k_start := trained_with.get("k_start")) is not None:
+        return doubling_k_list(k_start, sae.cfg.d_sae)
+    raise ValueError(
+        f"this {sae.cfg.architecture()} SAE says no levels; want a matryoshka_topk one, or ks"
+    )

@@ -73,21 +73,30 @@ def _matched_in_blocks(
     one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"], most: int
 ) -> Int[np.ndarray, " n"]:
     generator = np.random.default_rng(0)
-    partner: np.ndarray | None = None
-    for _ in range(_ROUNDS):
-        if partner is None:
-            places, free = one, np.arange(len(other))
-        else:
-            places = one + other[partner]
-            free = np.setdiff1d(np.arange(len(other)), partner)
-        found = np.empty(len(one), dtype=int)
-        for rows, extra in _blocks(
-            np.arange(len(one)), free, places, other, partner, most, generator
-        ):
-            columns = extra if partner is None else np.concatenate([partner[rows], extra])
-            found[rows] = columns[match_by(one[rows] @ other[columns].T).partner]
-        partner = found
+    partner = _one_round(one, other, None, most, generator)
+    for _ in range(_ROUNDS - 1):
+        partner = _one_round(one, other, partner, most, generator)
     return partner
+
+
+def _one_round(
+    one: Float[np.ndarray, "n d"],
+    other: Float[np.ndarray, "m d"],
+    partner: Int[np.ndarray, " n"] | None,
+    most: int,
+    generator: np.random.Generator,
+) -> Int[np.ndarray, " n"]:
+    """Match within blocks, in which rows are together with the partners they have so far."""
+    places = one if partner is None else one + other[partner]
+    free = np.arange(len(other))
+    if partner is not None:
+        free = np.setdiff1d(free, partner)
+    found = np.empty(len(one), dtype=int)
+    everything = np.arange(len(one))
+    for rows, extra in _blocks(everything, free, places, other, partner, most, generator):
+        columns = extra if partner is None else np.concatenate([partner[rows], extra])
+        found[rows] = columns[match_by(one[rows] @ other[columns].T).partner]
+    return found
 
 
 def _blocks(
@@ -108,7 +117,7 @@ def _blocks(
         pooled = pooled - pooled.mean(0)
         direction = np.linalg.eigh(pooled.T @ pooled)[1][:, -1]
     else:
-        direction = generator.standard_normal(other.shape[1]).astype(other.dtype)
+        direction = generator.standard_normal((other.shape[1],), dtype=np.float32)
     rows = rows[np.argsort(places[rows] @ direction, kind="stable")]
     free = free[np.argsort(other[free] @ direction, kind="stable")]
     middle, of_free = len(rows) // 2, len(free) // 2

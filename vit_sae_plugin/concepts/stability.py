@@ -115,11 +115,10 @@ def match_saes(
         how = f"correlation by {level}"
     else:
         raise ValueError(f"by is {by!r}; want 'decoder' or 'activations'")
+    partner = pd.array(found.partner, dtype="Int64")
+    partner[found.partner < 0] = pd.NA
     latents = pd.DataFrame(
-        {
-            "partner": pd.array(np.where(found.partner < 0, None, found.partner), dtype="Int64"),
-            "stability": found.score,
-        },
+        {"partner": partner, "stability": found.score},
         index=pd.RangeIndex(sae.cfg.d_sae, name="latent"),
     )
     settings = {
@@ -156,7 +155,8 @@ def _by_decoder(
         random_directions(len(matrix), widths[0], seed + at).numpy()
         for at, matrix in enumerate(rows)
     ]
-    return match_rows(*rows, most_exact), match_rows(*random, most_exact), "cosine of decoder rows"
+    found, chance = (match_rows(one, two, most_exact) for one, two in (rows, random))
+    return found, chance, "cosine of decoder rows"
 
 
 def _shares(

@@ -109,7 +109,7 @@ def score_tree(
     }
     edges = _edges(tree, stands_for)
     counted = edges[edges["counts"]]
-    row = {"n_latents_of_a_concept": len(stands_for), "n_edges": len(counted)}
+    row: dict[str, float] = {"n_latents_of_a_concept": len(stands_for), "n_edges": len(counted)}
     if len(counted):
         interval = bootstrap_mean(counted["is_right"].astype(float), seed=seed)
         low, high, chance = _exchanged(counted, seed)

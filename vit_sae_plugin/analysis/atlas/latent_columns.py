@@ -86,13 +86,13 @@ def read_columns(path: str | Path, *, sae_sha256: str, d_sae: int) -> pd.DataFra
             f"this one is {short(sae_sha256)}"
         )
     columns = described.get("columns")
-    good = isinstance(columns, dict) and all(
-        isinstance(values, list)
-        and len(values) == d_sae
-        and all(value is None or isinstance(value, int | float) for value in values)
-        for values in columns.values()
+    if not isinstance(columns, dict) or not all(map(_are_numbers, columns.values())):
+        raise ValueError(f"{path} is damaged: want a list of numbers for each column")
+    table = {name: pd.Series(values, dtype=float) for name, values in columns.items()}
+    return checked_columns(pd.DataFrame(table), d_sae)
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(
+        value is None or isinstance(value, int | float) for value in values
     )
-    if not good:
-        raise ValueError(f"{path} is damaged: want a list of {d_sae} numbers for each column")
-    table = {name: np.array(values, dtype=float) for name, values in columns.items()}
-    return checked_columns(pd.DataFrame(table, index=range(d_sae)), d_sae)

@@ -20,8 +20,8 @@ report.open().then((atlas) => report.load("tree").then((tree) => {
     .sort((a, b) => size(b) - size(a) || a - b);
   const { settings } = tree;
   document.getElementById("facts").append(
-    `A latent is under the most special other one that is active at ${format.share(settings.min_p_parent)} or more of the `,
-    `tokens that activate it, while it is active at ${format.share(settings.max_p_child)} of the other's at most. Counted over `,
+    `A latent is under the most special other one that is active at ${format.number(100 * settings.min_p_parent)} % or more of the `,
+    `tokens that activate it, while it is active at ${format.number(100 * settings.max_p_child)} % of the other's at most; both shares stand at the right. Counted over `,
     el("b", {}, format.count(settings.n_tokens)), ` tokens${settings.k ? `, of each of which the ${settings.k} strongest latents count` : ""}.`);
   const found = document.getElementById("found");
   found.append(el("b", {}, format.count(Object.keys(tree.latents).length)), " latents under ",

@@ -140,7 +140,7 @@ def name_latents(
             cache=cache,
             progress=progress,
         )
-    walking = {
+    walking: dict[str, Any] = {
         "batch_size_images": batch_size_images,
         "n_workers": n_workers,
         "progress": progress,

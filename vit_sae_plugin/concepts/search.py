@@ -235,16 +235,19 @@ def _result(
         "concept_rank": _ranks(by_score),
         "plain_rank": _ranks(cosine.argsort(descending=True, stable=True)),
     }
-    tables = []
-    for rows, other in ((by_score[:n], "plain_rank"), (found[0], "concept_rank")):
+
+    def tables(rows: Tensor, other: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         at = rows.numpy()
         table = index.images.iloc[at].reset_index(drop=True)
         table["score"], table["cosine"] = scores[rows].numpy(), cosine[rows].numpy()
         table[other] = places[other][rows].numpy()
         table.index = pd.RangeIndex(1, len(at) + 1, name="rank")
         parts, columns = contributions(rows)
-        tables += [table, pd.DataFrame(parts.numpy(), index=table.index, columns=columns)]
-    return SearchResult(asked, *tables, concepts)
+        return table, pd.DataFrame(parts.numpy(), index=table.index, columns=columns)
+
+    by_concepts, its_parts = tables(by_score[:n], "plain_rank")
+    by_cosine, cosine_parts = tables(found[0], "concept_rank")
+    return SearchResult(asked, by_concepts, its_parts, by_cosine, cosine_parts, concepts)
 
 
 def _ranks(order: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from vit_sae_plugin.attached_sae import AttachedSAE
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.concept_masks import ConceptMasks, masks_of
+from vit_sae_plugin.evaluation.features import Criterion
 from vit_sae_plugin.evaluation.localization import collect_halves
 
 if TYPE_CHECKING:
@@ -85,13 +86,13 @@ def latent_concepts(
         above.append((precise[-1] - chance) / (1 - chance))
     mean = (above[0] + above[1]) / 2
     best = mean.argmax(1)
-    n_active = sum(half.latents.n_active() for half in halves)
+    n_active = halves[0].latents.n_active() + halves[1].latents.n_active()
     fires = (n_active > 0).numpy()
 
     def of_best(values: torch.Tensor) -> np.ndarray:
         return np.where(fires, values.gather(1, best[:, None])[:, 0].numpy(), np.nan)
 
-    same = (above[0].argmax(1) == best) & (above[1].argmax(1) == best)
+    same = above[0].argmax(1).eq(best) & above[1].argmax(1).eq(best)
     chosen = [concepts[at] if fires[i] else (None, None) for i, at in enumerate(best.tolist())]
     return pd.DataFrame(
         {
@@ -106,4 +107,4 @@ def latent_concepts(
     )
 
 
-_CRITERIA = ("average_precision",)
+_CRITERIA: tuple[Criterion, ...] = ("average_precision",)

@@ -21,6 +21,7 @@ SETTINGS["vpt"] |= {"templates": ["a photo of a {}."]}
 
 def config(method: str, **changes) -> AdaptationConfig:
     settings = {"shots": 3, "epochs": 3, "batch_size_images": 2, "lr": 0.05, "half": "base"}
+    settings |= {} if method == "lora" else {"optimizer": "sgd"}
     return AdaptationConfig(method, preset="shapes", **{**settings, **SETTINGS[method], **changes})
 
 

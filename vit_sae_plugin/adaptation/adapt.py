@@ -65,7 +65,7 @@ def adapt(
     Raises:
         ValueError: the images have too few of a class, or no class names; the method can't adapt
             this model; or the folder holds another adaptation.
-        DivergedError: the loss is no longer a number.
+        DivergedTrainingError: the loss is no longer a number.
     """
     folder = Path(folder)
     source = open_images(images)

@@ -114,7 +114,9 @@ def insert(
         generator: of first values.
     """
     method = import_module(f"vit_sae_plugin.adaptation.{config.method}")
-    return method.insert(base, config, class_names, generator)
+    # layers draw first values of their own, which are overwritten: the global generator stays
+    with torch.random.fork_rng(devices=[]):
+        return method.insert(base, config, class_names, generator)
 
 
 def n_blocks(model: HookedViT, method: str) -> int:

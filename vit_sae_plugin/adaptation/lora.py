@@ -61,7 +61,10 @@ def insert(
                 parameter.zero_()
     base.module.class_head = TemplateHead(config.templates, base.model_name)
 
-    return Insertion(parameters, base.tower, tokenizer, finish=layers.merge_and_unload)
+    def add_to_weights() -> None:
+        layers.merge_and_unload()
+
+    return Insertion(parameters, base.tower, tokenizer, add_to_weights)
 
 
 def _attention_layers(base: BaseModel) -> list[str]:

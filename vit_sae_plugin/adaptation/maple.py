@@ -57,7 +57,9 @@ def insert(
     insert_text_prompts(base.module, parts, texts, first_text_position(tokenizer))
     tower = insert_vision_prompts(base.module, base.tower, coupled, n)
     base.module.class_head = LearntTextHead()
-    parameters = {f"text_prompts.{i}": text.rows for i, text in enumerate(texts)}
+    parameters: dict[str, nn.Parameter] = {
+        f"text_prompts.{i}": text.rows for i, text in enumerate(texts)
+    }
     for i, projection in enumerate(projections):
         parameters[f"projections.{i}.weight"] = projection.weight
         parameters[f"projections.{i}.bias"] = projection.bias

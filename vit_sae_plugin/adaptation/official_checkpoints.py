@@ -38,8 +38,6 @@ from vit_sae_plugin.tensor_files import read_tensors
 
 _LEARNER = "prompt_learner."
 _OF_CLASSES = ("token_prefix", "token_suffix")
-_ROUNDING = {"rtol": 2e-3, "atol": 1e-5}
-"""How much frozen weights may differ that were stored in 16 bits."""
 
 
 @dataclass
@@ -236,7 +234,7 @@ def _compare_backbone(path: Path, checkpoint: Checkpoint, model: HookedViT) -> s
                 f"{path.name} was made with another CLIP: {name} is {tuple(theirs.shape)} there, "
                 f"and {tuple(ours.shape)} in {model.model_name}; want the one it was made with"
             )
-        if not torch.allclose(theirs, ours, **_ROUNDING):
+        if not _alike(theirs, ours):
             off[name] = float((theirs - ours).abs().max())
     if off:
         worst = max(off, key=off.__getitem__)
@@ -292,7 +290,8 @@ def _compare_classes(
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
-    return theirs.shape == ours.shape and torch.allclose(theirs, ours, **_ROUNDING)
+    """Whether values are the same, but that one side may have been stored in 16 bits."""
+    return theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=2e-3, atol=1e-5)
 
 
 def _some(names: Any) -> str:

@@ -15,6 +15,7 @@ from vit_sae_plugin.hooked_vit import (
     TowerDescription,
     UnsupportedTowerError,
 )
+from vit_sae_plugin.hooked_vit.token_layout import TokenRole
 
 _BEFORE_BLOCKS = {
     "open_clip": "visual.ln_pre",
@@ -76,10 +77,9 @@ def insert_vision_prompts(
         following = prompts[layer + 1] if layer + 1 < len(prompts) else None
         block = PromptedBlock(blocks.get_submodule(child), following, -n_prompts)
         blocks._modules[child] = block
+    added: tuple[TokenRole, ...] = ("prompt",) * n_prompts
     return replace(
-        tower,
-        block=_described_inside(tower.block),
-        suffix_roles=(*tower.suffix_roles, *["prompt"] * n_prompts),
+        tower, block=_described_inside(tower.block), suffix_roles=(*tower.suffix_roles, *added)
     )
 
 

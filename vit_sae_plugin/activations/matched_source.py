@@ -90,7 +90,7 @@ def matching_positions(wanted: TokenLayout, layout: TokenLayout) -> Int[Tensor, 
 def _keys(layout: TokenLayout) -> list[tuple[str, int]]:
     """Role and number of each token: a patch's own, of others how many of the role came before."""
     n_before: Counter[str] = Counter()
-    keys = []
+    keys: list[tuple[str, int]] = []
     for role, patch in zip(layout.roles, layout.patch_numbers, strict=True):
         keys.append((role, patch if role == "patch" else n_before[role]))
         n_before[role] += 1

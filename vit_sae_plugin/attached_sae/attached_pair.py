@@ -52,7 +52,7 @@ def check_same_shape(plain: HookedViT, adapted: HookedViT) -> None:
     Raises:
         ValueError: says in what they differ, with both values.
     """
-    facts = {
+    facts: dict[str, list[object]] = {
         "the family": [model.tower.family for model in (plain, adapted)],
         "the number of blocks": [model.cfg.n_layers for model in (plain, adapted)],
         "the width of the residual stream": [model.cfg.d_model for model in (plain, adapted)],

@@ -107,16 +107,10 @@ class RemappingResult:
                 difference = correct[:, at] - control
                 minus[:, at] = bootstrap_mean(difference, confidence=confidence, seed=seed)
         index = pd.MultiIndex.from_tuples(list(values), names=RemappingCondition._fields[:-1])
-        columns = {
-            "accuracy": accuracy,
-            "share": share,
-            "minus": minus,
-        }
         table = pd.DataFrame(index=index)
-        for name, (mean, low, high) in columns.items():
-            full = {"share": "share_of_gain", "minus": "minus_random"}.get(name, name)
-            prefix = "" if name == "accuracy" else f"{name}_"
-            table[full], table[f"{prefix}low"], table[f"{prefix}high"] = mean, low, high
+        table["accuracy"], table["low"], table["high"] = accuracy
+        table["share_of_gain"], table["share_low"], table["share_high"] = share
+        table["minus_random"], table["minus_low"], table["minus_high"] = minus
         table["n_images"] = len(correct)
         return table
 

@@ -87,8 +87,8 @@ def compare_images(
     for index, picture in found.items():
         both = [next(encode_images(one, [picture])) for one in (pair.plain, pair.adapted)]
         totals = torch.stack([tokens.sum(0) for tokens in both]).cpu().numpy()
-        on = torch.stack([(tokens > comparison.levels.threshold).any(0) for tokens in both])
-        on = on.cpu().numpy()
+        above = [(tokens > comparison.levels.threshold).any(0) for tokens in both]
+        on = torch.stack(above).cpu().numpy()
         grids = [layout.on_grid(tokens.T).cpu().numpy() for tokens in both]
         region = regions.of(picture)
         latents, counts = {}, {}

@@ -178,7 +178,8 @@ def plot_classes(comparison: ModelComparison, labels: Sequence[int], n_columns: 
     for axes in grid.ravel()[len(labels) :]:
         axes.set_visible(False)
     for axes, label in zip(grid.ravel(), labels, strict=False):
-        _scatter(axes, *frequency[:, label], comparison.changes[label], 9, 0.8)
+        plain, adapted = frequency[:, label]
+        _scatter(axes, plain, adapted, comparison.changes[label], 9, 0.8)
         axes.set(xlabel="", ylabel="")
         axes.set_title(comparison.class_names[label], fontsize=8.5, color=INK)
     figure.supxlabel("share of the class's images, plain model", fontsize=8.5, color=INK)

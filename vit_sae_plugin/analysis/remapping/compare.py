@@ -241,7 +241,7 @@ def _n_images(source: ImageSource, n_classes: int) -> np.ndarray:
 
 
 def _check_every_class(n_images: np.ndarray, names: Sequence[str], source: ImageSource) -> None:
-    if missing := [names[at] for at in np.flatnonzero(n_images == 0)]:
+    if missing := [names[int(at)] for at in np.flatnonzero(n_images == 0)]:
         raise ValueError(
             f"{len(missing)} classes have no image in {source.name}, among them {missing[0]!r}; "
             "want images of every class"

@@ -71,7 +71,8 @@ class ModelComparison:
     @cached_property
     def changes(self) -> np.ndarray:
         """``"stays high"``, ``"rises"``, ``"falls"`` or ``""``: ``[n_classes, d_sae]``."""
-        return classify_changes(*self.levels.frequency(), self.low, self.high)
+        plain, adapted = self.levels.frequency()
+        return classify_changes(plain, adapted, self.low, self.high)
 
     def latents(self) -> pd.DataFrame:
         """Each class's latents that are not low in both models: index ``label`` and ``latent``.
@@ -94,8 +95,8 @@ class ModelComparison:
         ``rises_by_chance``, ``falls_by_chance``: the same from one half of the class's images to
         the other in the plain model, with half as many images and so with more chance.
         """
-        halves = [self.levels.frequency(half)[0] for half in (0, 1)]
-        by_chance = classify_changes(*halves, self.low, self.high)
+        one, other = (self.levels.frequency(half)[0] for half in (0, 1))
+        by_chance = classify_changes(one, other, self.low, self.high)
         columns = {name.replace(" ", "_"): (self.changes == name).sum(1) for name in CHANGES}
         for name in CHANGES[1:]:
             columns[f"{name}_by_chance"] = (by_chance == name).sum(1)

@@ -123,5 +123,5 @@ def test_linearized_is_the_derivative_at_the_mean_stream(attached):
         lambda step: model(mean + step * row, start_at_layer=2)[0], torch.zeros(())
     )
     assert torch.cosine_similarity(found[3], slope, dim=0) > 0.99
-    with pytest.raises(ValueError, match="needs images"):
+    with pytest.raises(ValueError, match="and images None; want images"):
         direct(attached, "linearized")

@@ -76,7 +76,7 @@ def test_lists_at_hand():
     shapes, general = read_vocabulary("shapes"), read_vocabulary("general")
     assert {"red", "circle", "striped", "small", "red circle"} <= set(shapes.words)
     assert len(shapes) == 8 + 8 + 4 + 3 + 64
-    assert {"bicycle", "golden retriever", "juggling balls"} <= set(general.words)
+    assert {"bicycle", "Golden Retriever", "juggling balls"} <= set(general.words)
 
 
 def test_an_unknown_vocabulary_names_near_ones(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae, make_wide_model
 from tests.cli.command import vit_sae
 from vit_sae_plugin.analysis import LatentAtlas, analyze
-from vit_sae_plugin.concepts import match_saes
+from vit_sae_plugin.concepts import LatentTree, match_saes
 from vit_sae_plugin.concepts.activation_correlation import CorrelationTotals
 
 
@@ -153,7 +153,10 @@ def test_the_command(model, tmp_path, capsys):
         assert vit_sae(*train, *small) == 0
         (tmp_path / f"run{seed}" / "sae").rename(folder)
     images = ("--images", "shapes:test?n_images=30")
-    assert vit_sae("analyze", sae, *images, "--output-path", tmp_path / "atlas") == 0
+    tree = ("--tree", "--tree-k", 4)
+    assert vit_sae("analyze", sae, *images, "--output-path", tmp_path / "atlas", *tree) == 0
+    kept = LatentTree.load(tmp_path / "atlas", LatentAtlas.load(tmp_path / "atlas").info.sae_sha256)
+    assert kept.settings["k"] == 4
     suite = ("eval", sae, "--suite", "stability", "--other", other)
     assert vit_sae(*suite, "--atlas", tmp_path / "atlas") == 0
     assert "share_matched" in capsys.readouterr().out
@@ -167,6 +170,7 @@ def test_the_command(model, tmp_path, capsys):
         ((*suite, "--match-by", "activations"), "--match-by activations wants --images"),
         ((*suite, *images), "--match-by decoder none"),
         (("eval", sae, *images, "--other", other), "--other goes with --suite stability"),
+        (("analyze", sae, *images, "--tree-k", 4), "--tree-k goes with --tree"),
         (("eval", sae, *images, "--atlas", "x"), "--atlas goes with --suite masking or"),
         (("eval", other, *suite[2:4], "--other", sae, "--atlas", tmp_path / "atlas"), "made from"),
     ):

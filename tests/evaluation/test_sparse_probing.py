@@ -86,8 +86,9 @@ def test_held_out_scores_of_a_perfect_and_of_a_blind_feature():
     table, best = probe_concepts(features, concepts, y[:, None], ks=(1, 2, 50))
     assert best.tolist() == [[0, 1]]
     assert table.loc[("class", "cat", 1)].tolist() == [1, 1]
-    blind, _ = probe_concepts(sparse(torch.rand(400, 3)), concepts, y[:, None], ks=(1,))
-    assert blind["auroc"].iloc[0] == pytest.approx(0.5, abs=0.12)
+    # of many blind features some fit the first half well, but not the second
+    blind, _ = probe_concepts(sparse(torch.rand(400, 300)), concepts, y[:, None], ks=(1, 60))
+    assert blind["auroc"].to_numpy() == pytest.approx(0.5, abs=0.15)
 
 
 def test_the_order_of_features_changes_nothing_but_their_numbers(data):

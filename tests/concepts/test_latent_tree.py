@@ -127,7 +127,7 @@ def test_bad_settings_are_one_clear_error():
         with pytest.raises(ValueError, match=message):
             latent_tree(model, sae, images, **settings)
     with pytest.raises(ValueError, match="noise has no true hierarchy; want shape scenes"):
-        score_tree(latent_tree(model, sae, images), model, sae, images)
+        score_tree(model, sae, latent_tree(model, sae, images), images)
 
 
 def test_which_edges_are_right():
@@ -147,7 +147,7 @@ def test_edges_on_scenes_are_judged_by_their_concepts():
     sae = identity_sae(model, token_kind="patches")
     scenes = ShapeScenes(24, seed=3)
     tree = latent_tree(model, sae, scenes, min_active=5, min_lift=1.0, min_p_parent=0.5)
-    report = score_tree(tree, model, sae, scenes, min_f1=0.02)
+    report = score_tree(model, sae, tree, scenes, min_f1=0.02)
     assert report.tree.loc["tree", "n_latents_of_a_concept"] > 0
     counted = report.edges[report.edges["counts"]]
     assert report.tree.loc["tree", "n_edges"] == len(counted)

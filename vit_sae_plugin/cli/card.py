@@ -109,7 +109,7 @@ def _draw(
             batch_size_images=args.batch_size_images,
             n_workers=args.n_workers,
         )
-    return draw_card_picture(folder, model, sae, atlas, images)
+    return draw_card_picture(model, sae, atlas, images, folder)
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -28,15 +28,16 @@ _N_SHUFFLES = 1000
 
 @torch.no_grad()
 def score_tree(
-    tree: LatentTree,
     model: HookedViT,
     sae: SAE[Any],
+    tree: LatentTree,
     images: Any,
     *,
     min_f1: float = 0.2,
     min_coverage: float = 0.5,
     n_images: int | None = None,
     batch_size_images: int = 32,
+    n_workers: int = 0,
     seed: int = 0,
     progress: bool = False,
 ) -> EvaluationReport:
@@ -48,12 +49,12 @@ def score_tree(
     child's own. ``chance``: the same with the parents of these edges exchanged at random.
 
     Args:
-        tree: of this SAE, best made on other images than these.
         model, sae: what the tree was made from.
+        tree: best made on other images than these.
         images: shape scenes.
         min_f1: from which F1 a latent stands for a concept.
         min_coverage: a patch shows a concept if its mask covers this share of it.
-        n_images, batch_size_images, progress: of the walk.
+        n_images, batch_size_images, n_workers, progress: of the walk.
         seed: of the exchange and the bootstrap.
 
     Returns:
@@ -81,6 +82,7 @@ def score_tree(
         n_images=n_images,
         shuffle=True,
         seed=seed,
+        n_workers=n_workers,
         progress=progress,
         description="truth",
     )

@@ -26,7 +26,7 @@ _FREQUENCIES = (0.005, 0.2)
 
 
 def draw_card_picture(
-    folder: Path, model: HookedViT, sae: SAE[Any], atlas: LatentAtlas, images: Any
+    model: HookedViT, sae: SAE[Any], atlas: LatentAtlas, images: Any, folder: Path
 ) -> str | None:
     """Write ``card.png``.
 

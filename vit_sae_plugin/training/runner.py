@@ -221,7 +221,7 @@ class ViTSAETrainingRunner:
                 eval_every_n_steps=cfg.eval_every_n_steps,
                 log_every_n_steps=cfg.log_every_n_steps,
                 how_to_resume=f"Go on with: vit-sae train --resume {cfg.output_path}",
-                show_progress=cfg.verbose,
+                progress=cfg.verbose,
             )
             if cfg.resume_from_checkpoint is not None:
                 self._restore(loop, metrics_file)

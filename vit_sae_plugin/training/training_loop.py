@@ -52,7 +52,7 @@ class TrainingLoop:
         eval_every_n_steps: how often; 0: never. The last step is always measured.
         log_every_n_steps: how often metrics are taken.
         how_to_resume: said when an interrupted run has been saved.
-        show_progress: draw a progress bar.
+        progress: draw a progress bar.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TrainingLoop:
         eval_every_n_steps: int = 0,
         log_every_n_steps: int = 10,
         how_to_resume: str = "",
-        show_progress: bool = True,
+        progress: bool = True,
     ) -> None:
         self.trainer = trainer
         self.store = store
@@ -88,7 +88,7 @@ class TrainingLoop:
         self.eval_every_n_steps = eval_every_n_steps
         self.log_every_n_steps = log_every_n_steps
         self.how_to_resume = how_to_resume
-        self.show_progress = show_progress
+        self.progress = progress
         self.l0: float | None = None
         """Mean number of active latents of a row, in the last training batch; None before it."""
         self._last_checkpoint: Path | None = None
@@ -251,7 +251,7 @@ class TrainingLoop:
             unit="tok",
             unit_scale=True,
             smoothing=0,  # rows come in bursts, a buffer at a time
-            disable=not self.show_progress,
+            disable=not self.progress,
         )
 
 

@@ -9,18 +9,18 @@ its stability from seed to seed::
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from vit_sae_plugin.atomic_files import write_text_atomically
-from vit_sae_plugin.fingerprints import short
+from vit_sae_plugin.analysis.atlas.sae_json import SAEJson
 
 COLUMNS_FILE = "columns.json"
-_FORMAT, _VERSION = "vit-sae latent columns", 1
+_FILE = SAEJson(
+    "vit-sae latent columns", 1, "columns", "columns of latents", "a file that an atlas wrote"
+)
 
 
 def checked_columns(columns: pd.DataFrame, d_sae: int) -> pd.DataFrame:
@@ -50,16 +50,11 @@ def checked_columns(columns: pd.DataFrame, d_sae: int) -> pd.DataFrame:
 
 def write_columns(path: str | Path, columns: pd.DataFrame, sae_sha256: str) -> None:
     """Write columns of an SAE's latents."""
-    described = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "sae_sha256": sae_sha256,
-        "columns": {
-            str(name): [None if math.isnan(value) else value for value in columns[name].tolist()]
-            for name in columns
-        },
+    values = {
+        str(name): [None if math.isnan(value) else value for value in columns[name].tolist()]
+        for name in columns
     }
-    write_text_atomically(Path(path), json.dumps(described, allow_nan=False) + "\n")
+    _FILE.write(path, values, sae_sha256, indent=None)
 
 
 def read_columns(path: str | Path, *, sae_sha256: str, d_sae: int) -> pd.DataFrame:
@@ -69,23 +64,7 @@ def read_columns(path: str | Path, *, sae_sha256: str, d_sae: int) -> pd.DataFra
         ValueError: it is no such file, or damaged, or about another SAE.
     """
     path = Path(path)
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds no columns of latents: {error}") from None
-    if not isinstance(described, dict) or described.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no columns of latents; want a file that an atlas wrote")
-    if described.get("version") != _VERSION:
-        raise ValueError(
-            f"the columns in {path} have version {described.get('version')!r}; this release reads "
-            f"version {_VERSION}"
-        )
-    if described.get("sae_sha256") != sae_sha256:
-        raise ValueError(
-            f"the columns in {path} are of the SAE {short(str(described.get('sae_sha256')))}, but "
-            f"this one is {short(sae_sha256)}"
-        )
-    columns = described.get("columns")
+    columns = _FILE.read(path, sae_sha256)
     if not isinstance(columns, dict) or not all(map(_are_numbers, columns.values())):
         raise ValueError(f"{path} is damaged: want a list of numbers for each column")
     table = {name: pd.Series(values, dtype=float) for name, values in columns.items()}

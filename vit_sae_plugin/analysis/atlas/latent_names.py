@@ -9,18 +9,18 @@ The report writes the same file when names that were typed in the browser are ex
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vit_sae_plugin.atomic_files import write_text_atomically
-from vit_sae_plugin.fingerprints import short
+from vit_sae_plugin.analysis.atlas.sae_json import SAEJson
 
 NAMES_FILE = "names.json"
-_FORMAT, _VERSION = "vit-sae latent names", 1
+_FILE = SAEJson(
+    "vit-sae latent names", 1, "names", "names of latents", "a file saved from a report"
+)
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,8 @@ class LatentName:
 
 def write_names(path: str | Path, names: Mapping[int, LatentName], sae_sha256: str) -> None:
     """Write names of an SAE's latents, in the order of the latents."""
-    described = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "sae_sha256": sae_sha256,
-        "names": {str(latent): asdict(names[latent]) for latent in sorted(names)},
-    }
-    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-    write_text_atomically(Path(path), text)
+    entries = {str(latent): asdict(names[latent]) for latent in sorted(names)}
+    _FILE.write(path, entries, sae_sha256, indent=1)
 
 
 def read_names(path: str | Path, *, sae_sha256: str, d_sae: int) -> dict[int, LatentName]:
@@ -82,25 +76,7 @@ def read_names(path: str | Path, *, sae_sha256: str, d_sae: int) -> dict[int, La
         ValueError: it is no such file, or damaged, or about another SAE.
     """
     path = Path(path)
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; want names saved from a report") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds no names of latents: {error}") from None
-    if not isinstance(described, dict) or described.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no names of latents; want a file saved from a report")
-    if described.get("version") != _VERSION:
-        raise ValueError(
-            f"the names in {path} have version {described.get('version')!r}; this release reads "
-            f"version {_VERSION}"
-        )
-    if described.get("sae_sha256") != sae_sha256:
-        raise ValueError(
-            f"the names in {path} are of the SAE {short(str(described.get('sae_sha256')))}; want "
-            f"names of this one, {short(sae_sha256)}"
-        )
-    entries = described.get("names")
+    entries = _FILE.read(path, sae_sha256)
     if not isinstance(entries, dict):
         raise ValueError(f"{path} is damaged: its names are {entries!r}; want an object")
     return dict(_entry(path, key, value, d_sae) for key, value in entries.items())

@@ -7,12 +7,8 @@ from typing import Any
 from timm.models.beit import Beit
 from torch import nn
 
-from vit_sae_plugin.hooked_vit.tower_description import (
-    AttentionDescription,
-    BlockDescription,
-    TowerDescription,
-)
-from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around, describe_mlp
+from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, TowerDescription
+from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
@@ -31,17 +27,5 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
     )
     if attn.qkv_bias_separate and attn.q_bias is not None:
         attention = None
-    mlp_in, mlp_proj = describe_mlp(trunk.blocks[0].mlp)
-    # LayerScales are parameters here; what is added to the stream passes these modules.
-    described = BlockDescription(
-        ln1="norm1",
-        attn="attn",
-        attention=attention,
-        attention_missing="its attention adds biases to queries and values in place",
-        attn_out="drop_path1",
-        ln2="norm2",
-        mlp_in=mlp_in,
-        mlp_proj=mlp_proj,
-        mlp_out="drop_path2",
-    )
-    return describe_around(trunk, path, described, attn.num_heads)
+    missing = "its attention adds biases to queries and values in place"
+    return describe_around(trunk, path, attention, missing)

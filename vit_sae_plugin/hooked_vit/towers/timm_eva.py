@@ -9,12 +9,8 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
-from vit_sae_plugin.hooked_vit.tower_description import (
-    AttentionDescription,
-    BlockDescription,
-    TowerDescription,
-)
-from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around, describe_mlp
+from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, TowerDescription
+from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
@@ -35,20 +31,7 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
             "added to the stream; want the pre-norm EvaBlock"
         )
     attention, missing = _describe_attention([each.attn for each in trunk.blocks])
-    mlp_in, mlp_proj = describe_mlp(block.mlp)
-    # LayerScales are parameters here; what is added to the stream passes these modules.
-    described = BlockDescription(
-        ln1="norm1",
-        attn="attn",
-        attention=attention,
-        attention_missing=missing,
-        attn_out="drop_path1",
-        ln2="norm2",
-        mlp_in=mlp_in,
-        mlp_proj=mlp_proj,
-        mlp_out="drop_path2",
-    )
-    return describe_around(trunk, path, described, block.attn.num_heads)
+    return describe_around(trunk, path, attention, missing)
 
 
 def _describe_attention(modules: list[Any]) -> tuple[AttentionDescription | None, str]:

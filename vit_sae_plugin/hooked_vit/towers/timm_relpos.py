@@ -6,12 +6,8 @@ from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformer
 from torch import nn
 
 from vit_sae_plugin.hooked_vit.errors import UnsupportedTowerError
-from vit_sae_plugin.hooked_vit.tower_description import (
-    AttentionDescription,
-    BlockDescription,
-    TowerDescription,
-)
-from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around, describe_mlp
+from vit_sae_plugin.hooked_vit.tower_description import AttentionDescription, TowerDescription
+from vit_sae_plugin.hooked_vit.towers.timm_vit import describe_around
 
 
 def describe(model: nn.Module) -> TowerDescription | None:
@@ -28,22 +24,12 @@ def describe(model: nn.Module) -> TowerDescription | None:
             f"this timm model is built of {type(block).__name__}, whose norms come behind what is "
             "added to the stream; want the pre-norm RelPosBlock"
         )
-    mlp_in, mlp_proj = describe_mlp(block.mlp)
-    described = BlockDescription(
-        ln1="norm1",
-        attn="attn",
-        attention=AttentionDescription(
-            intercepted=True,
-            qkv="attn.qkv",
-            q_norm="attn.q_norm",
-            k_norm="attn.k_norm",
-            out_proj="attn.proj",
-        ),
-        attn_out="drop_path1",
-        ln2="norm2",
-        mlp_in=mlp_in,
-        mlp_proj=mlp_proj,
-        mlp_out="drop_path2",
+    attention = AttentionDescription(
+        intercepted=True,
+        qkv="attn.qkv",
+        q_norm="attn.q_norm",
+        k_norm="attn.k_norm",
+        out_proj="attn.proj",
     )
     # Nothing lies between the patches, the class token in front of them, and the first block.
-    return describe_around(model, "", described, block.attn.num_heads, embedded="blocks.0")
+    return describe_around(model, "", attention, embedded="blocks.0")

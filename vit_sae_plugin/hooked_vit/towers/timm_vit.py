@@ -45,35 +45,30 @@ def describe_trunk(trunk: Any, path: str) -> TowerDescription:
             "could be hooked)"
         )
     attention, missing = _describe_attention(block.attn)
-    mlp_in, mlp_proj = describe_mlp(block.mlp)
-    described = BlockDescription(
-        ln1="norm1",
-        attn="attn",
-        attention=attention,
-        attention_missing=missing,
-        attn_out="drop_path1",
-        ln2="norm2",
-        mlp_in=mlp_in,
-        mlp_proj=mlp_proj,
-        mlp_out="drop_path2",
-    )
     # With no positions to add, VisionTransformer never calls pos_drop.
     embedded = "pos_drop" if trunk.pos_embed is not None else "patch_drop"
-    return describe_around(trunk, path, described, block.attn.num_heads, embedded)
+    return describe_around(trunk, path, attention, missing, embedded=embedded)
 
 
 def describe_around(
-    trunk: Any, path: str, block: BlockDescription, n_heads: int, embedded: str = "pos_drop"
+    trunk: Any,
+    path: str,
+    attention: AttentionDescription | None,
+    attention_missing: str = "",
+    *,
+    embedded: str = "pos_drop",
 ) -> TowerDescription:
-    """What timm's vision transformers have in common: all but the block.
+    """What timm's pre-norm vision transformers have in common: all but attention's inside.
 
     Args:
         trunk: the model.
         path: where it is in the wrapped model.
-        block: its block.
-        n_heads: attention heads a block.
+        attention: the inside of its blocks' attention; None: without such hooks.
+        attention_missing: why without.
         embedded: the module whose input is the sum of patches, other tokens and positions.
     """
+    block = trunk.blocks[0]
+    mlp_in, mlp_proj = _describe_mlp(block.mlp)
     at = f"{path}." if path else ""
     norms = [name for name in ("norm", "fc_norm") if not _is_identity(getattr(trunk, name))]
     image_size = as_pair(trunk.patch_embed.img_size)
@@ -95,7 +90,18 @@ def describe_around(
     return TowerDescription(
         family="timm",
         blocks=f"{at}blocks",
-        block=block,
+        block=BlockDescription(
+            ln1="norm1",
+            attn="attn",
+            attention=attention,
+            attention_missing=attention_missing,
+            # What is added to the stream passes these, behind LayerScale, module or parameter.
+            attn_out="drop_path1",
+            ln2="norm2",
+            mlp_in=mlp_in,
+            mlp_proj=mlp_proj,
+            mlp_out="drop_path2",
+        ),
         embedding=EmbeddingDescription(
             patch_embed=f"{at}patch_embed",
             prefix=tuple(f"{at}{name}" for name in tokens),
@@ -104,7 +110,7 @@ def describe_around(
         ),
         ln_final=f"{at}{norms[0]}" if norms else None,
         classifier=f"{at}head" if trunk.num_classes > 0 else None,
-        n_heads=n_heads,
+        n_heads=block.attn.num_heads,
         image_size=image_size,
         patch_size=(image_size[0] // grid[0], image_size[1] // grid[1]),
         n_prefix_tokens=trunk.num_prefix_tokens,
@@ -132,7 +138,7 @@ def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
     )
 
 
-def describe_mlp(mlp: Any) -> tuple[str | None, str | None]:
+def _describe_mlp(mlp: Any) -> tuple[str | None, str | None]:
     """The layer in front of the activation, if it is one of its own, and the last layer."""
     last = getattr(mlp, "fc2", None)
     for name in ("fc1_g", "fc1"):

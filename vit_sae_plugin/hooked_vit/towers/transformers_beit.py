@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from transformers import BeitForImageClassification, BeitModel
 
 from vit_sae_plugin.hooked_vit.tower_description import (
-    AttentionDescription,
-    BlockDescription,
     EmbeddingDescription,
     TowerDescription,
     as_pair,
+)
+from vit_sae_plugin.hooked_vit.towers.transformers_vit import ATTENTION, BLOCK
+
+_BLOCK = replace(
+    BLOCK,
+    attention=replace(ATTENTION, intercepted=True),
+    # One module, through which both halves of the block pass, one after the other.
+    attn_out="drop_path",
+    mlp_out="drop_path",
 )
 
 
@@ -30,23 +38,7 @@ def describe(model: nn.Module) -> TowerDescription | None:
     return TowerDescription(
         family="transformers BEiT",
         blocks=f"{at}layers",
-        block=BlockDescription(
-            ln1="layernorm_before",
-            attn="attention",
-            attention=AttentionDescription(
-                intercepted=True,
-                q="attention.q_proj",
-                k="attention.k_proj",
-                v="attention.v_proj",
-                out_proj="attention.o_proj",
-            ),
-            # One module, through which both halves of the block pass, one after the other.
-            attn_out="drop_path",
-            ln2="layernorm_after",
-            mlp_in="mlp.fc1",
-            mlp_proj="mlp.fc2",
-            mlp_out="drop_path",
-        ),
+        block=_BLOCK,
         embedding=EmbeddingDescription(
             patch_embed=f"{at}embeddings.patch_embeddings",
             prefix=(f"{at}embeddings.cls_token",),

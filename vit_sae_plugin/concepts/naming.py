@@ -105,16 +105,16 @@ def name_latents(
     Args:
         attached: the SAE on its model, which has a text tower.
         images: what latents are named by; ``measured-shift`` wants the source that was analysed.
-        vocabulary: a source that :func:`read_vocabulary` knows, words, or embedded ones.
-        route: ``"image-conditioned"`` (:func:`image_conditioned`), ``"measured-shift"``
-            (:func:`measured_shift`) or ``"direct"`` (:func:`direct`).
+        vocabulary: a source that `read_vocabulary` knows, words, or embedded ones.
+        route: ``"image-conditioned"`` (`image_conditioned`), ``"measured-shift"``
+            (`measured_shift`) or ``"direct"`` (`direct`).
         atlas: of this SAE; wanted by ``measured-shift``.
         threshold: from which clearness on a latent is named, such as
-            :func:`threshold_for_precision` gives where some latents' truth is known. None: random
+            `threshold_for_precision` gives where some latents' truth is known. None: random
             directions are named in the same way, and so few of them may pass as
             ``false_naming_rate`` says.
         false_naming_rate: share of random directions that may be named.
-        templates: prompts around the words; see :func:`embed_words`.
+        templates: prompts around the words; see `embed_words`.
         n_candidates: words kept for each latent.
         n_images: how many images to use; None: all.
         batch_size_images, n_workers: as elsewhere.
@@ -190,7 +190,7 @@ def name_latents(
 
 
 def keep_names(atlas: LatentAtlas, naming: Naming) -> dict[str, int]:
-    """Put names into an atlas, and into its folder if it has one; see :func:`merge_names`.
+    """Put names into an atlas, and into its folder if it has one; see `merge_names`.
 
     Returns:
         How many latents are ``named`` now by this naming, how many entries by hand were ``kept``,
@@ -215,7 +215,7 @@ def merge_names(
     earlier naming gave are replaced, or taken away where they are no longer clear.
 
     Returns:
-        The names, and the counts that :func:`keep_names` returns.
+        The names, and the counts that `keep_names` returns.
     """
     by_hand = {latent: name for latent, name in names.items() if name.editor != EDITOR}
     new = {latent: name for latent, name in naming.latent_names().items() if latent not in by_hand}

@@ -74,10 +74,10 @@ def search_by_concepts(
     Args:
         attached: the SAE on its model.
         index: of the images.
-        query: as :func:`parse_query` takes it.
+        query: as `parse_query` takes it.
         names: latent → its name.
         n: how many images to find.
-        templates: prompts around the words; see :func:`named_templates`.
+        templates: prompts around the words; see `named_templates`.
 
     Raises:
         ValueError: the index is of another model or SAE; the query can't be read; the model has no
@@ -107,7 +107,7 @@ def search_by_image(
     """Images that show what another shows, with more of some concepts and less of others.
 
     The score is likeness plus the sum over the changed concepts of weight times strength, the
-    strength being that of :func:`search_by_concepts`. Likeness is the cosine of the latents'
+    strength being that of `search_by_concepts`. Likeness is the cosine of the latents'
     strengths, each weighted by how rare the latent is, ``ln(1 + images ÷ images that activate
     it)``, so that what all images show counts little. Latents of the changed concepts are left out
     of it, so that a picture's own red doesn't pull towards red where less of it is wanted. The
@@ -118,7 +118,7 @@ def search_by_image(
         index: of the images.
         image: what to start from.
         names: latent → its name.
-        changes: concepts with weights, as :func:`parse_query` takes them; empty: none.
+        changes: concepts with weights, as `parse_query` takes them; empty: none.
         n: how many images to find.
         said: what to call the image.
 

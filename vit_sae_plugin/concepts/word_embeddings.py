@@ -87,7 +87,7 @@ def embed_words(
     Args:
         model: a model with a text tower and a tokenizer.
         vocabulary: the words.
-        templates: as :func:`named_templates` takes them; None: ``WORD_TEMPLATES``, or for
+        templates: as `named_templates` takes them; None: ``WORD_TEMPLATES``, or for
             ``shapes-clip`` those in the words that it knows.
         cache: a folder that keeps embeddings, by hashes of the model and of all prompts. None:
             they are not kept.

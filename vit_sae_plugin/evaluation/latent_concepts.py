@@ -45,7 +45,7 @@ def latent_concepts(
 
     Args:
         model, sae, images, concept_masks, n_images, batch_size_images, min_coverage,
-        min_positive_patches, source, n_workers, seed, progress: as :func:`localize` takes them.
+        min_positive_patches, source, n_workers, seed, progress: as `localize` takes them.
 
     Returns:
         A row for each latent (``latent``): ``kind`` and ``concept``, missing for one that fires on
@@ -53,7 +53,7 @@ def latent_concepts(
         ``n_active_patches``; ``is_same_in_halves``: whether each half alone gives that concept.
 
     Raises:
-        ValueError: as :func:`localize`.
+        ValueError: as `localize`.
     """
     images = open_images(images)
     attached = AttachedSAE(model, sae, source)

@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             **_PLAIN,
             "optimizer": "adamw",
             "n_prompts": 2,
-            "depth_share": 1 / 2,
+            "depth_share": 1.0,
             "text_init": "a photo of a",
             "lr": 0.005,
             "batch_size_images": 16,

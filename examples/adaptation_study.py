@@ -45,6 +45,7 @@ from vit_sae_plugin.training import (
     load_preset,
 )
 
+NAMES = {"maple": "MaPLe", "coop": "CoOp", "vpt": "VPT", "lora": "LoRA"}
 STYLE = "n_objects=1&style=outline"
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for a 95 % interval of a mean, by the number of seeds."""
@@ -247,8 +248,8 @@ def _write_page(
             "autoencoder that was trained on the plain model, on filled scenes, then reads both "
             "models: which of a class's latents rise or fall, and how much of the gain hangs on "
             "them?",
-            f"Accuracies are means over {n_seeds} seeds with t intervals. Everything below the "
-            f"table is of {method}, seed {seed}, on base classes, unless it says otherwise; "
+            f"Accuracies are means over {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, with t intervals. Everything below the "
+            f"table is of {_shown(method)}, seed {seed}, on base classes, unless it says otherwise; "
             "intervals there are 95 % over images, by bootstrap. "
             f"The study took {minutes:.0f} minutes.",
         ],
@@ -287,7 +288,11 @@ def _write_page(
 
 def _names(table: pd.DataFrame) -> str:
     methods = dict.fromkeys(table.index.get_level_values("method"))
-    return ", ".join(name.replace("_", " ") for name in methods if name != "plain")
+    return ", ".join(_shown(name) for name in methods if name != "plain")
+
+
+def _shown(method: str) -> str:
+    return NAMES.get(method, method.replace("_", " "))
 
 
 def _strip(n: int = 8) -> str:

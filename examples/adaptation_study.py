@@ -232,6 +232,7 @@ def _write_page(
     shown = comparisons[(*first, "base")]
     means = over_seeds(table)
     n_seeds = table.groupby(level="method").size().max()
+    seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
     before, after = means.loc["plain"], means.loc[method]
     facts = {}
     for name in table:
@@ -248,8 +249,8 @@ def _write_page(
             "autoencoder that was trained on the plain model, on filled scenes, then reads both "
             "models: which of a class's latents rise or fall, and how much of the gain hangs on "
             "them?",
-            f"Accuracies are means over {n_seeds} {'seed' if n_seeds == 1 else 'seeds'}, with t intervals. Everything below the "
-            f"table is of {_shown(method)}, seed {seed}, on base classes, unless it says otherwise; "
+            f"Accuracies are means over {seeds}, with t intervals. Everything below the table is "
+            f"of {_shown(method)}, seed {seed}, on base classes, unless it says otherwise; "
             "intervals there are 95 % over images, by bootstrap. "
             f"The study took {minutes:.0f} minutes.",
         ],

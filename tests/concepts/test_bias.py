@@ -11,6 +11,7 @@ from scipy import stats
 
 from vit_sae_plugin import HookedViT
 from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.attached_sae.interventions import remove, scale
 from vit_sae_plugin.concepts.bias import GroupMoments, Groups, bias_study, group_differences
 from vit_sae_plugin.concepts.bias.group_accuracy import GroupAccuracy
 from vit_sae_plugin.concepts.bias.suppression import Suppression, embeddings_under, like_latents
@@ -128,10 +129,11 @@ def model() -> HookedViT:
     return HookedViT.from_pretrained("shapes-clip")
 
 
+@pytest.fixture(scope="module")
 def color_sae(model: HookedViT) -> StandardSAE:
     """A hand-made SAE of image embeddings whose first latents are the directions of the colours,
     the others the rest of a basis, each once for either sign: its reconstruction is exact."""
-    scenes = ShapeScenes(400, n_objects=1, seed=9, split="test", bias=0.5)
+    scenes = ShapeScenes(160, n_objects=1, seed=9, split="test", bias=0.5)
     colors = pd.Categorical(scenes.labels_frame()["color"]).codes
     attached = AttachedSAE(model, identity_sae(torch.eye(model.cfg.d_embed)))
     (embeds,), positions = embeddings_under(attached, scenes, [Suppression("none")])
@@ -159,15 +161,14 @@ def biased_scenes(n: int, seed: int, split: str, bias: float = 1.0) -> ShapeScen
     return ShapeScenes(n, n_objects=1, seed=seed, split=split, bias=bias)
 
 
-def test_the_planted_colours_are_found_and_suppressed(model):
-    sae = color_sae(model)
+def test_the_planted_colours_are_found_and_suppressed(model, color_sae):
     report = bias_study(
         model,
-        sae,
-        biased_scenes(480, 3, "test"),
+        color_sae,
+        biased_scenes(320, 3, "test"),
         attribute="color",
         fit_images=biased_scenes(320, 4, "train", bias=0.9),
-        reference_images=biased_scenes(320, 4, "train", bias=0.125),
+        reference_images=biased_scenes(200, 4, "train", bias=0.125),
         elsewhere_images=ShapeScenes(64, n_objects=1, seed=5, split="test"),
         names={0: "first"},
         ns=(2, 12),
@@ -193,15 +194,12 @@ def test_the_planted_colours_are_found_and_suppressed(model):
     moved = report.prediction.xs("(any)", level="class")["share"]
     assert (moved.xs(1.0, level="factor") == 0).all()
     assert moved.max() > 0
-    assert report.groups["n_images"].sum() == 480
+    assert report.groups["n_images"].sum() == 320
     assert report.settings["classifier"] == "linear probe"
 
 
-def test_suppressing_by_the_decoder_is_what_the_splice_does(model):
-    from vit_sae_plugin.attached_sae.interventions import remove, scale
-
-    sae = color_sae(model)
-    attached = AttachedSAE(model, sae)
+def test_suppressing_by_the_decoder_is_what_the_splice_does(model, color_sae):
+    attached = AttachedSAE(model, color_sae)
     scenes = biased_scenes(6, 1, "test")
     ways = [Suppression("concepts", (1, 5)), Suppression("concepts", (1, 5), factor=3.0)]
     (silenced, louder), _ = embeddings_under(attached, scenes, ways, batch_size_images=4)

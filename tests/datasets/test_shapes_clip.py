@@ -88,7 +88,7 @@ def test_with_three_objects_the_nearest_name_is_one_of_theirs(model):
 
 def test_a_linear_probe_reads_shape_and_colour_from_a_patch(model):
     """Break-it check in the same breath: from a tower with random weights it can't read shapes."""
-    fit_on, measure_on = scenes_of(1000, 22, (1, 3)), scenes_of(150, 23, (1, 3))
+    fit_on, measure_on = scenes_of(600, 22, (1, 3)), scenes_of(150, 23, (1, 3))
     table = probe_table(model, fit_on, measure_on, SHAPES_CLIP_HOOK, ("shape", "color"))
     assert list(table.index) == ["shape", "color"]
     assert table.loc["shape", "probe_accuracy"] >= 0.75
@@ -99,5 +99,5 @@ def test_a_linear_probe_reads_shape_and_colour_from_a_patch(model):
         f"local-dir:{FOLDER}", load_weights=False
     )
     untrained = HookedViT.from_module(bare, preprocess=preprocess)
-    random_table = probe_table(untrained, fit_on[:400], measure_on, SHAPES_CLIP_HOOK, ("shape",))
+    random_table = probe_table(untrained, fit_on[:250], measure_on, SHAPES_CLIP_HOOK, ("shape",))
     assert random_table.loc["shape", "probe_accuracy"] <= 0.5

@@ -53,7 +53,7 @@ def test_a_low_rank_adapter_inserted_later(family: str):
     for hook, path in adaptable(case.hooked).items():
         model = copy.deepcopy(case.hooked)
         adapt(model.bare_model, path)
-        output, after = model.run_with_cache(case.pixels, names_filter=lambda _: True)
+        output, after = model.run_with_cache(case.pixels, names_filter=hook)
         assert not torch.allclose(after[hook], before[hook]), hook
         assert torch.equal(output, model(case.pixels))
         # The heads' results, adapter included, still make up what the attention adds.

@@ -42,6 +42,7 @@ class Browser:
         options.add_experimental_option("prefs", downloads)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.downloads = profile / "downloads"
+        self.size = size
         self._counts_cpu = False
         self._driver = Chrome(options=options, service=ChromeService(str(CHROMEDRIVER)))
 
@@ -122,6 +123,7 @@ class Browser:
     def resize(self, width: int, height: int) -> None:
         """Make the window so large, its frame included."""
         self._driver.set_window_rect(width=width, height=height)
+        self.size = width, height
 
     def downloaded(self, name: str, seconds: float = 30) -> Path:
         """A file that the page has saved, once it is whole."""

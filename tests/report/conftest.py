@@ -53,10 +53,19 @@ def without_patches(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def page(tmp_path_factory):
-    """A browser window, tall enough for a whole table; without a browser its tests are skipped."""
+def window(tmp_path_factory):
+    """A browser's window, one for all tests; without a browser they are skipped."""
     browser = pytest.importorskip("tests.report.browser", exc_type=ImportError)
     if not browser.AVAILABLE:
         pytest.skip("needs chromium and chromedriver")
-    with browser.Browser(tmp_path_factory.mktemp("profile"), (1440, 4200)) as window:
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as window:
         yield window
+
+
+@pytest.fixture
+def page(window):
+    """The browser's window, whose size a test may change."""
+    size = window.size
+    yield window
+    if window.size != size:
+        window.resize(*size)

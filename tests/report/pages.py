@@ -22,6 +22,9 @@ PIXELS = (
     "return [c.width, c.height, [...context.getImageData(0, 0, c.width, c.height).data]]"
 )
 
+TALL = 1440, 4200
+"""A window with room for a whole table; drawing it takes half as long again."""
+
 
 def visit(page, folder, where: str, ready: str) -> None:
     """Open a page afresh and wait for an element on it."""
@@ -31,7 +34,9 @@ def visit(page, folder, where: str, ready: str) -> None:
 
 
 def open_index(page, report: Report, state: str = "") -> pd.DataFrame:
-    """Open the index; the table that it should show, with names of columns as the page has them."""
+    """Open the index in a tall window; the table that it should show, with names of columns as the
+    page has them."""
+    page.resize(*TALL)
     visit(page, report.folder, f"index.html{state}", "#rows .row")
     page.wait("return document.querySelectorAll('#rows .row').length > 10")
     data = report.data("atlas")

@@ -208,26 +208,23 @@ def test_masks_beside_the_touched_patch_on_a_narrow_screen(made, page):
     visit(page, made.folder, "explain.html#0", ".listed")
     assert page.run(seen) is False
     page.resize(500, 900)
-    try:
-        visit(page, made.folder, "explain.html#0", ".listed")
-        page.click(".stage .picture", at=(0.6, 0.35))  # row 2, column 3
-        expected = [latent for latent, _ in data["patches"][6]]
-        minis = "return [...document.querySelectorAll('.mini')].map(e => Number(e.dataset.mini))"
-        assert page.run(minis) == expected
-        picture, strip = page.run(
-            "return ['.stage .picture', '.minis'].map(s => {"
-            "const b = document.querySelector(s).getBoundingClientRect();"
-            "return [b.left, b.top, b.right, b.bottom]})"
-        )
-        assert strip[0] >= picture[2]
-        assert strip[1] < picture[3] <= 900
-        page.click(f'[data-mini="{expected[0]}"]')
-        assert page.run(TEXTS, ".legend > span") == [f"latent {expected[0]}"]
-        page.run("window.scrollTo(0, 600)")  # the picture stays in view
-        top = "return document.querySelector('.stage .picture').getBoundingClientRect().top"
-        assert 0 <= page.run(top) < 100
-    finally:
-        page.resize(1440, 4200)
+    visit(page, made.folder, "explain.html#0", ".listed")
+    page.click(".stage .picture", at=(0.6, 0.35))  # row 2, column 3
+    expected = [latent for latent, _ in data["patches"][6]]
+    minis = "return [...document.querySelectorAll('.mini')].map(e => Number(e.dataset.mini))"
+    assert page.run(minis) == expected
+    picture, strip = page.run(
+        "return ['.stage .picture', '.minis'].map(s => {"
+        "const b = document.querySelector(s).getBoundingClientRect();"
+        "return [b.left, b.top, b.right, b.bottom]})"
+    )
+    assert strip[0] >= picture[2]
+    assert strip[1] < picture[3] <= 900
+    page.click(f'[data-mini="{expected[0]}"]')
+    assert page.run(TEXTS, ".legend > span") == [f"latent {expected[0]}"]
+    page.run("window.scrollTo(0, 600)")  # the picture stays in view
+    top = "return document.querySelector('.stage .picture').getBoundingClientRect().top"
+    assert 0 <= page.run(top) < 100
 
 
 def test_names_are_typed_kept_saved_and_read_back(made, page, tmp_path):

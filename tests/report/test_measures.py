@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
-from tests.report.pages import SHOWN, TEXTS, visit
+from tests.report.pages import SHOWN, TALL, TEXTS, visit
 from tests.report.reports import Report
 from vit_sae_plugin.analysis import analyze
 from vit_sae_plugin.report import write_report
@@ -25,6 +25,7 @@ def measured(tmp_path_factory):
 
 
 def test_a_measure_is_a_column_that_sorts_and_filters(measured, page):
+    page.resize(*TALL)
     visit(page, measured.folder, "index.html", "#rows .row")
     shown = page.run(SHOWN)
     page.run(

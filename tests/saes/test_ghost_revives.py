@@ -12,7 +12,7 @@ from vit_sae_plugin.saes import PatchTrainingSAEConfig
 def test_dead_latents_at_least_halve_and_reconstruction_is_no_worse(seed):
     settings = {"d_in": D_IN, "d_sae": D_SAE, "l1_coefficient": 0.008}
     without, ghost = (
-        train(PatchTrainingSAEConfig(**settings, use_ghost_grads=use), seed, lr=0.04, n_steps=250)
+        train(PatchTrainingSAEConfig(**settings, use_ghost_grads=use), seed, lr=0.04, n_steps=150)
         for use in (False, True)
     )
     assert without.dead_share > 0.2

@@ -33,7 +33,7 @@ def test_trains_under_the_stock_trainer(settings, autocast):
     cfg = MatryoshkaTopKTrainingSAEConfig(d_in=D_IN, d_sae=64, k_list=K_LIST, **settings)
     sae = TrainingSAE.from_dict(cfg.to_dict())
     data = KnownDirections(seed=0)
-    trainer = trainer_config(lr=0.01, n_steps=150, dead_feature_window=16)
+    trainer = trainer_config(lr=0.01, n_steps=80, dead_feature_window=16)
     trainer.autocast = autocast
     SAETrainer(trainer, sae, data).fit()
     rows = next(data)

@@ -36,7 +36,7 @@ def test_trains_under_the_stock_trainer(architecture, autocast):
     torch.manual_seed(0)
     sae = TrainingSAE.from_dict(config(architecture, D_IN).to_dict())
     data = KnownDirections(seed=0)
-    settings = trainer_config(lr=0.01, n_steps=150, dead_feature_window=16)
+    settings = trainer_config(lr=0.01, n_steps=80, dead_feature_window=16)
     settings.autocast = autocast
     SAETrainer(settings, sae, data).fit()
     outcome = evaluate(sae.eval(), next(data), data.directions)

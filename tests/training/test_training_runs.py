@@ -79,10 +79,12 @@ def test_every_architecture_learns_and_loads_again(
     architecture, runner_of, images, model, tmp_path
 ) -> None:
     with torch.enable_grad():
-        sae = runner_of(tmp_path, architecture).run()
+        sae = runner_of(
+            tmp_path, architecture, training_tokens=80 * 128, store_batch_size_images=20
+        ).run()
     metrics = _metrics(tmp_path)
-    assert [line["step"] for line in metrics] == list(range(5, 121, 5))
-    assert metrics[-1]["n_tokens"] == 120 * 128
+    assert [line["step"] for line in metrics] == list(range(5, 81, 5))
+    assert metrics[-1]["n_tokens"] == 80 * 128
     first, last = metrics[0], metrics[-1]
     assert last["mse_loss"] < 0.6 * first["mse_loss"]
     assert last["explained_variance"] > first["explained_variance"] + 0.2

@@ -104,6 +104,12 @@ def test_the_readmes_commands_run(photos):
     assert (photos / "report" / "index.html").is_file()
 
 
+def test_the_readme_links_every_page_once():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = {page.name: text.count(f"](docs/{page.name})") for page in PAGES[1:]}
+    assert links == dict.fromkeys(links, 1)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_on_a_page_is_one(page):
     parser = vit_sae_cli.build_parser()

@@ -6,16 +6,18 @@ from sae_lens import SAE
 
 from tests.cli.command import vit_sae
 
-TRAIN, TEST = "shapes:train?n_images=400&n_objects=1", "shapes:test?n_images=20&n_objects=1"
+TRAIN = "shapes:train?n_images=600&n_objects=1&classes=base&shots=2"  # of 32 classes
+TEST = "shapes:test?n_images=24&n_objects=1&classes=base"
+PROMPTS = ("--templates", "shapes")
 
 
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
     code = vit_sae(
-        *("train", "--preset", "patchsae-shapes", "--images", TRAIN, "--training-tokens", 8000),
+        *("train", "--preset", "patchsae-shapes", "--images", TRAIN, "--training-tokens", 4000),
         *("--d-sae", 64, "--device", "cpu", "--output-path", run),
-        *("--set", "train_batch_size_tokens=400", "--set", "lr_warm_up_steps=5"),
+        *("--set", "train_batch_size_tokens=200", "--set", "lr_warm_up_steps=5"),
         *("--set", "lr_decay_steps=5"),
     )
     assert code == 0
@@ -23,7 +25,7 @@ def sae(tmp_path_factory):
 
 
 def test_masking_from_images_and_from_an_atlas(sae, tmp_path, capsys):
-    study = ("eval", sae, "--suite", "masking", "--images", TEST, "--ks", "1,64")
+    study = ("eval", sae, "--suite", "masking", "--images", TEST, *PROMPTS, "--ks", "1,64")
     assert vit_sae(*study, "--ranking-images", TRAIN, "--output-path", tmp_path / "m") == 0
     assert "masking_by_class" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "m" / "masking.csv")
@@ -54,13 +56,13 @@ def test_masking_from_images_and_from_an_atlas(sae, tmp_path, capsys):
     changed = SAE.load_from_disk(str(sae))
     changed.b_dec.data += 0.01
     changed.save_model(other)
-    elsewhere = ("eval", other, "--suite", "masking", "--images", TEST, "--ks", "1")
+    elsewhere = ("eval", other, "--suite", "masking", "--images", TEST, "--ks", "1", *PROMPTS)
     assert vit_sae(*elsewhere, "--atlas", atlas, "--output-path", tmp_path / "o") == 2
     assert "the atlas was made from the SAE" in capsys.readouterr().err
 
     # the report with the study's page, and what made the model's answers
     report = ("analyze", sae, "--images", TRAIN, "--output-path", atlas, "--report")
-    shown = ("--masking", tmp_path / "a", "--logit", "predicted", "--explain", "3")
+    shown = ("--masking", tmp_path / "a", "--logit", "predicted", "--explain", "3", *PROMPTS)
     few = ("--n-latents", 5, *shown)
     assert vit_sae(*report, tmp_path / "r", *few) == 0
     assert (tmp_path / "r/data/masking.js").is_file()

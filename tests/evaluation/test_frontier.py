@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from benchmarks import frontier
@@ -13,7 +14,7 @@ from vit_sae_plugin.activations import EmbeddingRows
 from vit_sae_plugin.datasets import ShapeScenes
 
 
-def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60):
+def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60, draws=False):
     settings = ["--n-training-images", 240, "--n-held-out-images", n_held_out, "--epochs", 6]
     settings += ["--expansion-factor", 1, "--output-path", folder, "--families", *families]
     settings += ["--seeds", *seeds]
@@ -23,7 +24,10 @@ def run(monkeypatch, folder, *families, seeds=(0,), n_held_out=60):
     top_k = dataclasses.replace(frontier.FAMILIES["TopK"], values=(2, 8))
     monkeypatch.setitem(frontier.FAMILIES, "TopK", top_k)
     monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, settings)])
-    frontier.main()
+    with monkeypatch.context() as patched:
+        for plot in () if draws else ("plot_frontier", "plot_progressive_recovery"):
+            patched.setattr(frontier, plot, lambda *_, **__: Figure((1, 1)))  # seconds, otherwise
+        frontier.main()
 
 
 def test_parts_are_joined_and_never_made_twice(monkeypatch, tmp_path, capsys):
@@ -32,7 +36,7 @@ def test_parts_are_joined_and_never_made_twice(monkeypatch, tmp_path, capsys):
     saes = tmp_path / "saes"
     trained = {path: path.stat().st_mtime_ns for path in (saes / "seed-0").iterdir()}
     assert sorted(path.name for path in trained) == sorted(members)
-    run(monkeypatch, tmp_path, "MSAE RW", seeds=(0, 1))
+    run(monkeypatch, tmp_path, "MSAE RW", seeds=(0, 1), draws=True)
     table = pd.read_csv(tmp_path / "frontier.csv", index_col=["sae", "seed"])
     nested = [f"MSAE RW at k={k}" for k in frontier.KS]
     expected = [(name, 0) for name in members]

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         n_workers=args.n_workers,
         progress=True,
     )
-    comparison.save(folder)
+    report = comparison.report()
+    report.save(folder)
     page = write_comparison_page(folder / PAGE, comparison)
-    print(comparison.report())
+    print(report)
     print(f"\nThe tables are in {folder}. Open this page in a browser:  {page.resolve()}")
     return 0

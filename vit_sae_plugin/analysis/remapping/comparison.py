@@ -102,9 +102,20 @@ class ModelComparison:
             columns[f"{name}_by_chance"] = (by_chance == name).sum(1)
         return pd.DataFrame(columns, index=self._classes())
 
+    @cached_property
+    def _overlaps(self) -> dict[str, pd.DataFrame]:
+        """``overlap_of_top`` of each pair that ``overlap`` compares."""
+        halves = [self.levels.tokens_per_image(half) for half in (0, 1)]
+        pairs = {
+            "models": tuple(self.levels.tokens_per_image()),
+            "models, other images": (halves[0][0], halves[1][1]),
+            "plain, other images": (halves[0][0], halves[1][0]),
+        }
+        return {name: overlap_of_top(*pair, ks=self.ks) for name, pair in pairs.items()}
+
     def overlap_by_class(self) -> pd.DataFrame:
         """``overlap_of_top`` of the two models, for each class and k."""
-        table = overlap_of_top(*self.levels.tokens_per_image(), ks=self.ks)
+        table = self._overlaps["models"]
         names = [self.class_names[label] for label in table.index.get_level_values("label")]
         return table.set_index(pd.Index(names, name="class"), append=True).swaplevel()
 
@@ -115,15 +126,8 @@ class ModelComparison:
         images"`` (plain on one half, adapted on the other) beside ``"plain, other images"`` (plain
         on both): how far other images alone change the top.
         """
-        halves = [self.levels.tokens_per_image(half) for half in (0, 1)]
-        pairs = {
-            "models": tuple(self.levels.tokens_per_image()),
-            "models, other images": (halves[0][0], halves[1][1]),
-            "plain, other images": (halves[0][0], halves[1][0]),
-        }
         rows = {}
-        for compared, pair in pairs.items():
-            table = overlap_of_top(*pair, ks=self.ks)
+        for compared, table in self._overlaps.items():
             for k in self.ks:
                 row: dict[str, float] = {}
                 for column in table:

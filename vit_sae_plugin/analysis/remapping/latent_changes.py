@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import rankdata
 
 CHANGES = ("stays high", "rises", "falls")
 LOW, HIGH = 0.2, 0.5
@@ -64,8 +65,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's, with mean ranks for ties; NaN for fewer than three, or where all are tied."""
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return np.nan
-    ranks = pd.DataFrame({"one": one, "other": other}).rank()
-    return float(np.corrcoef(ranks["one"], ranks["other"])[0, 1])
+    return float(np.corrcoef(rankdata([one, other], axis=1))[0, 1])
 
 
 def overlap_of_top(

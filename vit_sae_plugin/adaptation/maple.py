@@ -61,8 +61,8 @@ def insert(
         f"text_prompts.{i}": text.rows for i, text in enumerate(texts)
     }
     for i, projection in enumerate(projections):
-        parameters[f"projections.{i}.weight"] = projection.weight
-        parameters[f"projections.{i}.bias"] = projection.bias
+        for name, value in projection.named_parameters():
+            parameters[f"projections.{i}.{name}"] = value
     return Insertion(parameters, tower, PromptedTokenizer(tokenizer, template))
 
 

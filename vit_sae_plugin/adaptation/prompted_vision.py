@@ -77,9 +77,11 @@ def insert_vision_prompts(
         following = prompts[layer + 1] if layer + 1 < len(prompts) else None
         block = PromptedBlock(blocks.get_submodule(child), following, -n_prompts)
         blocks._modules[child] = block
-    added: tuple[TokenRole, ...] = ("prompt",) * n_prompts
+    role: TokenRole = "prompt"
     return replace(
-        tower, block=_described_inside(tower.block), suffix_roles=(*tower.suffix_roles, *added)
+        tower,
+        block=_described_inside(tower.block),
+        suffix_roles=(*tower.suffix_roles, *[role] * n_prompts),
     )
 
 

@@ -96,7 +96,7 @@ class Groups:
         """Raise where a group has no image among these."""
         counts = np.bincount(group, minlength=self.n_groups)
         if (counts == 0).any():
-            empty = [self.name(at) for at in np.flatnonzero(counts == 0)]
+            empty = [self.name(int(at)) for at in np.flatnonzero(counts == 0)]
             raise ValueError(
                 f"{len(empty)} of {self.n_groups} groups have no image in {where}, among them "
                 f"{empty[0]!r}; worst-group accuracy wants some of each: use more images"

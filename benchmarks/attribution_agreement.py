@@ -20,8 +20,8 @@ import vit_sae_plugin  # noqa: F401  (registers the architectures)
 from vit_sae_plugin.attached_sae import AttachedSAE, attribute, remove, zero_shot_score
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.bootstrap import bootstrap_mean
-from vit_sae_plugin.evaluation.prompts import named_templates
 from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.prompt_templates import named_templates
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from vit_sae_plugin import HookedViT
 from vit_sae_plugin.datasets import ImageSource, ShapeScenes, of_classes
-from vit_sae_plugin.evaluation.prompts import shape_scene_templates
+from vit_sae_plugin.prompt_templates import shape_scene_templates
 
 
 @torch.no_grad()

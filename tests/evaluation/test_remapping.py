@@ -12,8 +12,8 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from tests.evaluation.tiny_setup import Pictures, tiny_hooked_vit, tiny_sae
 from vit_sae_plugin.attached_sae.attached_pair import AttachedPair
 from vit_sae_plugin.evaluation.bootstrap import bootstrap_ratio
+from vit_sae_plugin.evaluation.classifier_heads import zero_shot_head
 from vit_sae_plugin.evaluation.like_frequency import N_BINS, like_frequency
-from vit_sae_plugin.evaluation.masking_study import zero_shot_head
 from vit_sae_plugin.evaluation.remapping import (
     LatentSets,
     RemappingCondition,

@@ -27,7 +27,7 @@ from vit_sae_plugin.fingerprints import known_sae_fingerprint
 
 if TYPE_CHECKING:
     from vit_sae_plugin.attached_sae import AttachedSAE
-    from vit_sae_plugin.evaluation.prompts import Template
+    from vit_sae_plugin.prompt_templates import Template
 
 EDITOR = "vit-sae name"
 """The editor of names that this package gave: those of all others stay."""

@@ -17,7 +17,7 @@ from vit_sae_plugin.concepts.concept_query import WeightedConcept, parse_query
 from vit_sae_plugin.concepts.image_conditioned import activations_and_embeddings, image_levels
 from vit_sae_plugin.concepts.neighbors import nearest
 from vit_sae_plugin.concepts.search_index import SearchIndex
-from vit_sae_plugin.evaluation.prompts import Template, named_templates
+from vit_sae_plugin.prompt_templates import Template, named_templates
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.atomic_files import write_file_atomically
 from vit_sae_plugin.concepts.vocabulary import Vocabulary
-from vit_sae_plugin.evaluation.prompts import Template, named_templates
 from vit_sae_plugin.fingerprints import known_model_fingerprint, short
+from vit_sae_plugin.prompt_templates import Template, named_templates
 
 if TYPE_CHECKING:
     from vit_sae_plugin.hooked_vit import HookedViT

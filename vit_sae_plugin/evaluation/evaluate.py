@@ -15,9 +15,9 @@ from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.per_token_variance import PerTokenVariance
-from vit_sae_plugin.evaluation.prompts import Template, named_templates
 from vit_sae_plugin.evaluation.reconstruction import ReconstructionTotals
 from vit_sae_plugin.evaluation.splicing_totals import Caption, SplicingTotals
+from vit_sae_plugin.prompt_templates import Template, named_templates
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -25,7 +25,7 @@ from vit_sae_plugin.analysis.pictures.shown_list import ShownList
 from vit_sae_plugin.attached_sae import AttachedSAE, Attribution, attribute, zero_shot_score
 from vit_sae_plugin.attached_sae.attribution import Method, Score
 from vit_sae_plugin.datasets.image_decoding import decode_image
-from vit_sae_plugin.evaluation.prompts import Template, named_templates
+from vit_sae_plugin.prompt_templates import Template, named_templates
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -16,11 +16,11 @@ from vit_sae_plugin.analysis.remapping.latent_changes import HIGH, KS, LOW, chec
 from vit_sae_plugin.attached_sae.attached_pair import AttachedPair
 from vit_sae_plugin.datasets import ImageSource, open_images
 from vit_sae_plugin.datasets.subsets import SelectedImages
+from vit_sae_plugin.evaluation.classifier_heads import zero_shot_head
 from vit_sae_plugin.evaluation.masking import Head
-from vit_sae_plugin.evaluation.masking_study import zero_shot_head
-from vit_sae_plugin.evaluation.prompts import Template
 from vit_sae_plugin.evaluation.remapping import LatentSets, RemappingResult, RemappingStudy
 from vit_sae_plugin.fingerprints import model_fingerprint, sae_fingerprint
+from vit_sae_plugin.prompt_templates import Template
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from vit_sae_plugin.activations import ActivationSource
     from vit_sae_plugin.datasets import ImageSource
-    from vit_sae_plugin.evaluation.prompts import Template
     from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.prompt_templates import Template
 
 NS = (1, 2, 5, 10, 20, 50)
 """Numbers of concepts that are suppressed together."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_sae_plugin.evaluation.prompts import named_templates
+from vit_sae_plugin.prompt_templates import named_templates
 
 
 def test_default_are_the_80_of_openai():

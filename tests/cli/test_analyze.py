@@ -197,7 +197,7 @@ def test_help_names_every_default(capsys):
     for default in ("default: 64", "default: 10", "default: 1.05 times", "default: the SAE's own"):
         assert default in text
     assert "goes on where it was" in text
-    assert text.count("vit-sae analyze runs/photos/sae") == 3
+    assert text.count("vit-sae analyze runs/photos/sae") == 4
 
 
 def test_embeddings_have_an_atlas_and_a_report(photos, tmp_path, capsys):

@@ -271,7 +271,7 @@ def test_default_k_list():
         ({"rows": torch.randn(4, 7)}, "7 wide; want 8, the SAE's d_in"),
         ({"rows": torch.randn(0, 8)}, "no image rows"),
         ({"rows": torch.randn(2, 3, 8)}, r"rows are \[2, 3, 8\]; want \[n, d_in\]"),
-        ({"statistics": EmbeddingStatistics(torch.zeros(7), 1.0)}, "7 wide, but the SAE's d_in"),
+        ({"statistics": EmbeddingStatistics(torch.zeros(7), 1.0)}, "7 wide; want 8, the SAE's"),
     ],
 )
 def test_wrong_input_is_refused(rows, kwargs, message):

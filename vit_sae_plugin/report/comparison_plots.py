@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from vit_sae_plugin.analysis.remapping.comparison import ModelComparison
 from vit_sae_plugin.report.page_pieces import INK
@@ -157,6 +157,7 @@ def plot_changes(comparison: ModelComparison) -> Figure:
     right.set_xlabel("classes; dotted: between halves of the plain model's images", fontsize=8.5)
     right.xaxis.label.set_color(INK)
     right.set_xticks([])
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):.0f}"))
     _tidy(right, "y")
     _legend_of_changes(figure)

@@ -129,6 +129,7 @@ def write_synthetic_report(folder: Path, n: int) -> None:
     }
     index = {
         **{"title": "Drawn latents", "facts": facts, "dead": [], "has_patches": True},
+        **{"has_masking": False, "has_tree": False, "measures": {}},
         **{"colours": [[230, 159, 0]], "grid": [14, 14], "preview_grid": [8, 8]},
         "classes": [f"class {index}" for index in range(N_CLASSES)],
         **{"aggregations": ["mean"], "extension": "jpg", "latents_in_a_file": 32},

@@ -1,11 +1,13 @@
 """The index of latents in a browser: sorting, filtering, searching, the scatter plot."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.report_page import write_synthetic_report
 from tests.report.pages import SHOWN, TEXT, in_order, open_index, pixels, visit
 from tests.report.reports import HOSTILE
 from vit_sae_plugin.report.site_data import number, write_data
@@ -126,6 +128,13 @@ def test_the_scatter_plot(made, page):
     page.click("#scatter", at=(x / 500, y / 420))
     page.wait("return location.href.endsWith(arguments[0])", f"latent.html#{alone}")
     assert page.messages() == []
+
+
+def test_the_benchmark_s_page_has_what_a_report_has(made, tmp_path):
+    write_synthetic_report(tmp_path / "drawn", 40)
+    drawn, real = replace(made, folder=tmp_path / "drawn").data("atlas"), made.data("atlas")
+    assert drawn.keys() == real.keys()
+    assert drawn["latents"].keys() == real["latents"].keys()
 
 
 def test_of_thousands_of_latents_only_those_in_view_are_drawn(made, page, tmp_path):

@@ -224,6 +224,8 @@ def test_suppressing_by_the_decoder_is_what_the_splice_does(model, color_sae):
             "refit",
         ),
         ({"ns": (0,)}, "from 1 on"),
+        ({"refit": True, "head": torch.nn.Identity()}, "fit_images and no head"),
+        ({"class_names": ["circle"]}, "class_names has 1 names; want 8"),
     ],
 )
 def test_bad_input_is_refused(model, change, message):

@@ -106,8 +106,9 @@ def rank_words(
         _ranked(scores, related, n_candidates, n_looked_at) for scores in _scores(found, targets)
     ]
     word, score, margin = (torch.cat(part) for part in zip(*parts, strict=True))
-    n = torch.ones(len(word)) if found.covariance is None else found.n_effective
-    assert n is not None
+    n = None if found.covariance is None else found.n_effective
+    if n is None:  # cosines have no standard error
+        n = torch.ones(len(word))
     clearness = (score.clamp(min=0) * margin.clamp(min=0) * n.to(score)[:, None]).sqrt()
     return Candidates(words.vocabulary, word, score, margin, clearness)
 

@@ -116,14 +116,13 @@ def _linearized(
 ) -> Float[Tensor, "d_sae d_embed"]:
     """A central difference, small beside the stream."""
     model, hook = attached.model, attached.hook_name_out
-    if not hook.endswith(".hook_resid_post"):
+    layer = layer_of(hook)
+    if layer is None or not hook.endswith(".hook_resid_post"):
         raise ValueError(
             f"kind is 'linearized' and the SAE's hook {hook}; want the output of a block"
         )
     if images is None:
         raise ValueError("kind is 'linearized' and images None; want images, for mean activations")
-    layer = layer_of(hook)
-    assert layer is not None
     total, n = None, 0
     walk = attached.walk(open_images(images), n_images=n_images, shuffle=True, seed=seed)
     for batch in walk:

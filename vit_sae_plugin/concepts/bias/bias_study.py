@@ -122,14 +122,27 @@ def bias_study(
         raise ValueError(
             f"concepts would be found and scored on the same images, {images.name}; want two splits"
         )
-    if refit and fit_source is None:
-        raise ValueError("refit wants fit_images, to fit the probe on anew")
+    if refit and (fit_source is None or head is not None):
+        raise ValueError("refit wants fit_images and no head: it is the probe that is fitted anew")
+    names_of_classes = list(class_names if class_names is not None else images.class_names or ())
+    if len(names_of_classes) != len(images.class_names or ()):
+        raise ValueError(
+            f"class_names has {len(names_of_classes)} names; want {len(images.class_names or ())}, "
+            "one for each label"
+        )
     numbers_trimmed(ns, attached.d_sae)
     _check_classes(images, find_source, fit_source, reference_images)
     found_groups = Groups.of(find_source, attribute)
     groups = Groups.of(images, attribute, found_groups.values)
     groups.require_members(groups.group, images.name)
     reference_source = None if reference_images is None else open_images(reference_images)
+    classifier = "as given" if head is not None else "linear probe"
+    if head is None and fit_source is None:
+        classifier = "zero-shot"
+        head = zero_shot_head(model, names_of_classes, templates, images=images)
+    if elsewhere_images is not None:
+        there = open_images(elsewhere_images)
+        head_there = zero_shot_head(model, list(there.class_names or ()), templates, images=there)
     walk = {
         "batch_size_images": batch_size_images,
         "n_workers": n_workers,
@@ -147,16 +160,11 @@ def bias_study(
         )
     ways = _suppressions(attached, latents, neurons, concepts, found_groups, ns, n_draws, seed)
 
-    if fit_source is not None and head is None:
+    heads: list[Head] = []
+    if head is None:
         fit_ways = ways if refit else [_NOTHING]
         heads = _fitted_heads(attached, fit_source, fit_ways, weight_decay, walk)
         head = heads[0]
-    else:
-        heads = []
-        if head is None:
-            head = zero_shot_head(
-                model, list(class_names or images.class_names or ()), templates, images=images
-            )
     reference_head = None
     if reference_source is not None:
         (reference_head,) = _fitted_heads(
@@ -185,8 +193,7 @@ def bias_study(
     mending["worst_group"] = [groups.name(at) for at in mending["worst_group"]]
     mending.index = index
     if elsewhere_images is not None:
-        there = open_images(elsewhere_images)
-        values = _elsewhere(attached, there, ways, templates, walk)
+        values = _elsewhere(attached, there, head_there, ways, walk)
         by_way = dict(zip(rows, values, strict=False))
         mending["elsewhere"] = [by_way.get((*row[:3], False), by_way[rows[0]]) for row in rows]
     by_group = pd.DataFrame(
@@ -204,7 +211,7 @@ def bias_study(
         shown,
         controls=like_latents(latents.mean, shown, np.random.default_rng([seed, 1])),
         factors=factors,
-        class_names=class_names,
+        class_names=names_of_classes,
         **walk,
         description="strength",
     )
@@ -214,7 +221,7 @@ def bias_study(
         "n_images": len(positions),
         "found_on": find_source.name,
         "n_found_on": int(latents.n.sum()),
-        "classifier": "zero-shot" if not heads else "linear probe",
+        "classifier": classifier,
         "n_suspects": len(suspects),
         "model": model.model_name,
         "hook_name": attached.source.hook_name,
@@ -290,7 +297,7 @@ def _suppressions(
 
 def _fitted_heads(
     attached: AttachedSAE,
-    images: ImageSource,
+    images: Any,
     ways: Sequence[Suppression],
     weight_decay: float,
     walk: dict[str, Any],
@@ -308,12 +315,11 @@ def _fitted_heads(
 def _elsewhere(
     attached: AttachedSAE,
     images: ImageSource,
+    head: Head,
     ways: Sequence[Suppression],
-    templates: Any,
     walk: dict[str, Any],
 ) -> list[float]:
     """Zero-shot accuracy on other images under each suppression."""
-    head = zero_shot_head(attached.model, list(images.class_names or ()), templates, images=images)
     embeds, positions = embeddings_under(attached, images, ways, **walk, description="elsewhere")
     label = torch.from_numpy(images.labels()[positions])
     return [(head(part).argmax(-1) == label).double().mean().item() for part in embeds]

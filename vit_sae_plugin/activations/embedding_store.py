@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
 from vit_sae_plugin.activations.embedding_statistics import EmbeddingStatistics
-from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.activations.row_store import Gather, RowStore
 
 
 class EmbeddingStore(RowStore):
@@ -52,6 +52,7 @@ class EmbeddingStore(RowStore):
         self.device = torch.device(device)
         self.n_rows_served = 0
         self._order: tuple[int, np.ndarray] | None = None
+        self._share = (0, 1)
 
     def __repr__(self) -> str:
         n_rows = self.train_batch_size_tokens
@@ -66,10 +67,17 @@ class EmbeddingStore(RowStore):
             pieces.append(piece)
             wanted -= len(piece)
             self.n_rows_served += len(piece)
-        rows = self.embeddings.tensor(np.concatenate(pieces))
+        rank, n_ranks = self._share
+        own = np.array_split(np.concatenate(pieces), n_ranks)[rank]
+        self.global_batch_rows = self.train_batch_size_tokens
+        rows = self.embeddings.tensor(own)
         if self.statistics is not None:
             rows = self.statistics.standardize(rows)
         return rows.to(self.device, self.dtype)
+
+    def take_share(self, rank: int, n_ranks: int, gather: Gather) -> None:
+        """Give one of ``n_ranks`` consecutive parts of each batch, as equal as can be."""
+        self._share = (rank, n_ranks)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:

@@ -6,7 +6,7 @@
 that the trainer does with a batch: forward and backward pass, counting of firing latents, the
 gradients' norm, clipping, the optimizer. All take turns in one process, round after round, so that
 a slow spell of the machine strikes each; a ratio is the median over the rounds of a step's time
-divided by the products' in the same round, with the quartiles as its spread.
+divided by the products' in the same round.
 
 *Published* ratios are those of the authors' (or SAELens's) code, measured against the same products
 on another machine.
@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +32,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from torch import Tensor
 
+from benchmarks.ratios import Ratio, ratio_of, seconds_in_turns
 from vit_sae_plugin.saes import (
     MatryoshkaTopKTrainingSAEConfig,
     PatchTrainingSAEConfig,
@@ -40,7 +40,6 @@ from vit_sae_plugin.saes import (
 )
 from vit_sae_plugin.training import ViTSAETrainer
 
-AGAINST = "five bare matrix products"
 N_ACTIVE = 64
 
 
@@ -73,6 +72,11 @@ class Case:
     share_positive: float = 0.5
     """Share of the other latents' pre-activations above zero; half are at initialisation."""
     note: str = ""
+
+    def described(self) -> str:
+        """The note and the published ratio."""
+        published = f"published code {self.published}" if self.published else ""
+        return "; ".join(filter(None, [self.note, published]))
 
 
 def _patchsae(sizes: Sizes) -> PatchTrainingSAEConfig:
@@ -170,56 +174,35 @@ def products(sizes: Sizes, rows: Tensor) -> Callable[[], None]:
     return five
 
 
-def seconds_by_round(
-    steps: Sequence[Callable[[], object]], n_rounds: int, warm_up: int = 3
-) -> Iterator[list[float]]:
-    """Of each step, in each round; the first few rounds are not counted."""
-    for n_round in range(-warm_up, n_rounds):
-        seconds = []
-        for step in steps:
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        if n_round >= 0:
-            yield seconds
-
-
 def measure(
     rounds: int = 7,
     cases: Sequence[Case] = CASES,
     sizes: Sizes | None = None,
     threads: int = 2,
-) -> list[dict[str, Any]]:
-    """The ratio of each case, with its quartiles."""
+) -> list[Ratio]:
+    """The ratio of each case."""
     sizes = sizes or Sizes()
     n_threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         torch.manual_seed(0)
         rows = sizes.rows()
-        steps = [products(sizes, rows), *(make_step(case, sizes, rows) for case in cases)]
-        times = list(seconds_by_round(steps, rounds))
+        steps = {case.name: make_step(case, sizes, rows) for case in cases}
+        seconds = seconds_in_turns({"": products(sizes, rows), **steps}, rounds, warm_up=3)
     finally:
         torch.set_num_threads(n_threads_before)
-    results = []
-    for i, case in enumerate(cases, start=1):
-        ratios = [seconds[i] / seconds[0] for seconds in times]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        published = f"published code {case.published}" if case.published else ""
-        results.append(
-            {
-                "name": case.name,
-                "ratio": median,
-                "low": low,
-                "high": high,
-                "against": AGAINST,
-                "goal": case.goal,
-                "note": "; ".join(filter(None, [case.note, published])),
-            }
+    bare = seconds.pop("")
+    return [
+        ratio_of(
+            case.name,
+            seconds[case.name],
+            bare,
+            f"five bare products, {1e3 * statistics.median(bare):.0f} ms",
+            None if case.goal is None else f"≤ {case.goal}",
+            case.described(),
         )
-    return results
+        for case in cases
+    ]
 
 
 def main() -> None:
@@ -235,13 +218,10 @@ def main() -> None:
     sizes = Sizes(args.batch, args.d_in, args.d_sae, args.device)
     cases = [case for case in CASES if args.only in case.name]
     print(f"batch {args.batch}, {args.d_in} to {args.d_sae}, {args.threads} threads")
-    print(f"{'step':>38} {'ratio':>6}  (quartiles)   {'goal':>5}")
     for result in measure(args.rounds, cases, sizes, args.threads):
-        goal = "" if result["goal"] is None else f"{result['goal']:.2f}"
-        spread = f"({result['low']:.2f}-{result['high']:.2f})"
-        print(
-            f"{result['name']:>38} {result['ratio']:6.2f}  {spread:12}  {goal:>5}  {result['note']}"
-        )
+        spread = f"({result.low:.2f} to {result.high:.2f})"
+        goal = result.goal or ""
+        print(f"{result.name:>38} {result.ratio:6.2f}  {spread:14}  {goal:>6}  {result.note}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 All else that this package asks of SAELens's trainer is public: ``step``, ``maybe_reset_sparsity``,
 ``save_trainer_state``, ``load_trainer_state``, ``set_final_sae_metadata``,
-``build_train_step_log_dict``, its counters and its ``activation_scaler``. Only the clip lies inside
-``_train_step``, at a norm of 1 and between the backward pass and the optimizer's step, so that is
-the one private method overridden here; a test holds the result to SAELens's own, to the bit.
+``build_train_step_log_dict``, its counters and its ``activation_scaler``. Its clip, at a norm of 1,
+and its counting of firing latents, by several passes over all latents of the batch, lie inside
+``_train_step``, so that is the one private method written anew here; a test holds the result to
+SAELens's own, to the bit.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.training.types import DataProvider
@@ -21,39 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from typing_extensions import override
 
+from vit_sae_plugin.saes.firing_counts import firing_counts
+
 SAE_LENS_MAX_NORM = 1.0
-
-
-class GradientGate:
-    """Stands for the SAE where SAELens's trainer clips its gradients.
-
-    A training step asks the SAE for its parameters once: between the backward pass and the
-    optimizer's step, to clip their gradients at norm 1. Here the gradients are measured and
-    clipped as configured at that moment, and no parameters are left to clip.
-    """
-
-    def __init__(
-        self, sae: TrainingSAE[Any], clip_grad_norm: float | None, freeze_decoder: bool = False
-    ) -> None:
-        self.sae = sae
-        self.clip_grad_norm = clip_grad_norm
-        self.freeze_decoder = freeze_decoder
-        self.grad_norm: Tensor | None = None
-
-    def train(self) -> None:
-        """Put the SAE into training mode, as the trainer asks."""
-        self.sae.train()
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Measure and clip the gradients; returns no parameters."""
-        if self.freeze_decoder:
-            self.sae.W_dec.grad = None  # the optimizer passes over it, weight decay included
-        parameters = list(self.sae.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm(gradients)
-        if self.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
-        return []
 
 
 class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
@@ -86,7 +57,10 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         freeze_decoder: bool = False,
     ) -> None:
         super().__init__(cfg=cfg, sae=sae, data_provider=data_provider)
-        self.gradient_gate = GradientGate(sae, clip_grad_norm, freeze_decoder)
+        self.clip_grad_norm = clip_grad_norm
+        self.freeze_decoder = freeze_decoder
+        self.grad_norm = torch.tensor(torch.nan, device=cfg.device)
+        """Norm of the last step's gradients before clipping; NaN before the first step."""
         self.n_steps_above_max_norm = torch.zeros((), dtype=torch.long, device=cfg.device)
         optimizer_class: Any = {"adam": Adam, "adamw": AdamW}[optimizer]
         # a new pair, because the first scheduler has already changed the first optimizer's rate
@@ -109,19 +83,54 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         )
 
     @property
-    def grad_norm(self) -> Tensor:
-        """Norm of the last step's gradients before clipping; NaN before the first step."""
-        norm = self.gradient_gate.grad_norm
-        return torch.tensor(torch.nan) if norm is None else norm
-
-    @property
     def share_of_steps_above_max_norm(self) -> float:
         """Share of the steps so far in which SAELens's clip at norm 1 binds, or would."""
         return self.n_steps_above_max_norm.item() / max(1, self.n_training_steps)
 
     @override
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
-        # the trainer takes the forward pass from self.sae, and only the clip's parameters from sae
-        output = super()._train_step(sae=self.gradient_gate, sae_in=sae_in)  # type: ignore[arg-type]
-        self.n_steps_above_max_norm += self.grad_norm > SAE_LENS_MAX_NORM
+        sae.train()
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                step_input=TrainStepInput(
+                    sae_in=sae_in,
+                    dead_neuron_mask=self.dead_neurons,
+                    coefficients=self.get_coefficients(),
+                    n_training_steps=self.n_training_steps,
+                    is_logging_step=self._is_logging_step(),
+                )
+            )
+        self._count_firing(firing_counts(output), self.cfg.train_batch_size_samples)
+        output.loss.backward()
+        self._finish_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
         return output
+
+    @torch.no_grad()
+    def _count_firing(self, n_fired: Tensor, n_rows: int) -> None:
+        """Bring the trainer's counters of firing and dead latents up to date.
+
+        Args:
+            n_fired: ``[d_sae]``, in how many of the batch's rows each latent fired.
+            n_rows: rows of the batch.
+        """
+        self.n_forward_passes_since_fired += 1
+        self.n_forward_passes_since_fired.masked_fill_(n_fired > 0, 0)
+        self.act_freq_scores += n_fired
+        self.n_frac_active_samples += n_rows
+
+    @torch.no_grad()
+    def _finish_gradients(self) -> None:
+        """Between the backward pass and the optimizer's step: measure and clip the gradients."""
+        if self.freeze_decoder:
+            self.sae.W_dec.grad = None  # the optimizer passes over it, weight decay included
+        parameters = list(self.sae.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm(gradients)
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
+        self.n_steps_above_max_norm += self.grad_norm > SAE_LENS_MAX_NORM

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -16,9 +18,14 @@ from vit_sae_plugin.activations.activation_source import (
     ActivationSource,
     hook_values,
 )
-from vit_sae_plugin.activations.row_store import RowStore
-from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
-from vit_sae_plugin.datasets import ImageLoader, SkippedImages, open_images
+from vit_sae_plugin.activations.row_store import Gather, RowStore
+from vit_sae_plugin.activations.shuffle_buffer import RowRun, ShuffleBuffer
+from vit_sae_plugin.datasets import (
+    ImageLoader,
+    NoReadableImagesError,
+    SkippedImages,
+    open_images,
+)
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -46,18 +53,34 @@ class _OpenImageBatch:
     """The rows of an image batch, some of which may lie in the buffer already."""
 
     number: int
+    n_rows: int
     rows: Tensor
+    """None of them, if another process has them."""
     coordinates: Tensor
     n_taken: int = 0
 
     @property
     def is_used_up(self) -> bool:
-        return self.n_taken == len(self.rows)
+        return self.n_taken >= self.n_rows
 
-    def take(self, n_rows: int) -> tuple[Tensor, Tensor]:
-        taken = slice(self.n_taken, min(self.n_taken + n_rows, len(self.rows)))
+    def take(self, n_rows: int) -> RowRun:
+        taken = slice(self.n_taken, min(self.n_taken + n_rows, self.n_rows))
         self.n_taken = taken.stop
-        return self.rows[taken], self.coordinates[taken]
+        n_taken = taken.stop - taken.start
+        return RowRun(n_taken, self.rows[taken], self.coordinates[taken])
+
+
+@dataclass
+class _Share:
+    """Which of the processes this is that share the image batches."""
+
+    rank: int
+    n_ranks: int
+    gather: Gather
+    n_skipped_told: int = 0
+    """How many of the images that this process could not use the others know of."""
+    n_rows_of_epoch: int | None = None
+    """Rows since the epoch began; None in an epoch whose start wasn't seen."""
 
 
 class ViTActivationsStore(RowStore):
@@ -66,6 +89,10 @@ class ViTActivationsStore(RowStore):
     A buffer is filled with the rows of consecutive image batches and served once in random order,
     so that each batch draws on as many images as uniform sampling from the buffer does. Images
     are seen epoch after epoch. The rows depend on ``seed``, not on ``n_workers``.
+
+    Several processes share the image batches (``take_share``): each is decoded and run by one of
+    them, which keeps its rows, so that no row is sent anywhere; of a training batch each process
+    gives the rows it has.
 
     Args:
         model: the model, which is put into evaluation mode; only the blocks up to the hook run.
@@ -148,19 +175,15 @@ class ViTActivationsStore(RowStore):
         self.autocast_model = autocast_model
 
         self.skipped: SkippedImages = SkippedImages()
-        self._buffer = ShuffleBuffer(
-            n_batches_in_buffer,
-            train_batch_size_tokens,
-            self.d_in,
-            dtype,
-            self.device,
-            n_coordinates=3 if with_coordinates else 0,
-        )
+        self.dtype = dtype
         self.with_coordinates = with_coordinates
+        self._buffer = self._new_buffer(n_ranks=1)
         self.coordinates: Int[Tensor, "rows 3"] | None = None
         self._position = StorePosition()
         self._image_batches: Iterator[ImageBatch] | None = None
         self._open_batch: _OpenImageBatch | None = None
+        self._dealt: deque[_OpenImageBatch] = deque()
+        self._share: _Share | None = None
 
     @classmethod
     def from_config(cls, model: HookedViT, cfg: Any, override_images: Any = None) -> Self:
@@ -235,12 +258,13 @@ class ViTActivationsStore(RowStore):
         """
         if not self._buffer.is_filled:
             try:
-                self._buffer.fill(self._take_rows, (self.seed, self._position.buffer))
+                self._buffer.fill_share(self._take_rows, (self.seed, self._position.buffer))
             except BaseException:
                 # an interrupt must not leave the position and the stream of images apart
                 self._forget_buffer()
                 raise
         batch = self._buffer.batch(self._position.batch_in_buffer)
+        self.global_batch_rows = self.train_batch_size_tokens
         if self.with_coordinates:
             self.coordinates = self._buffer.coordinates(self._position.batch_in_buffer)
         self._position.batch_in_buffer += 1
@@ -262,6 +286,16 @@ class ViTActivationsStore(RowStore):
         self._position = StorePosition(**state)
         self._forget_buffer()
 
+    def take_share(self, rank: int, n_ranks: int, gather: Gather) -> None:
+        """Decode and run every ``n_ranks``-th image batch, and give the rows of those alone.
+
+        Which rows a training batch has depends on how many images could be used, so the processes
+        tell each other of every image batch; and each knows of all images that were skipped.
+        """
+        self._share = _Share(rank, n_ranks, gather)
+        self._buffer = self._new_buffer(n_ranks)
+        self._forget_buffer()
+
     def describe(self) -> dict[str, Any]:
         """The source's description, and the output hook's name."""
         description = self.source.to_metadata()
@@ -277,13 +311,27 @@ class ViTActivationsStore(RowStore):
         """End the worker processes. The buffer they filled is forgotten, and filled again."""
         self._forget_buffer()
 
-    def _take_rows(self, n_rows: int) -> tuple[Tensor, Tensor]:
-        """The rows that follow and their coordinates, at most ``n_rows``."""
-        if self._open_batch is None or self._open_batch.is_used_up:
-            self._open_batch = self._next_image_batch()
+    def _new_buffer(self, n_ranks: int) -> ShuffleBuffer:
+        return ShuffleBuffer(
+            self.n_batches_in_buffer,
+            self.train_batch_size_tokens,
+            self.d_in,
+            self.dtype,
+            self.device,
+            n_coordinates=3 if self.with_coordinates else 0,
+            n_ranks=n_ranks,
+        )
+
+    def _take_rows(self, n_rows: int) -> RowRun:
+        """The rows that follow, at most ``n_rows``."""
+        while self._open_batch is None or self._open_batch.is_used_up:
+            if not self._dealt:
+                self._dealt.extend(self._next_image_batches())
+            self._open_batch = self._dealt.popleft()
         return self._open_batch.take(n_rows)
 
-    def _next_image_batch(self) -> _OpenImageBatch:
+    def _next_image_batches(self) -> list[_OpenImageBatch]:
+        """The next image batch; where they are shared out, the next of each process."""
         n_taken = 0
         if self._image_batches is None:
             loader = ImageLoader(
@@ -295,11 +343,20 @@ class ViTActivationsStore(RowStore):
                 seed=self.seed,
                 n_epochs=None,
                 start_batch=self._position.image_batch,
+                share=self._share and (self._share.rank, self._share.n_ranks),
             )
             loader.skipped = self.skipped
             self._image_batches = iter(loader)
             n_taken = self._position.row_in_image_batch
         images = next(self._image_batches)
+        own = self._run_model(images)
+        batches = [own] if self._share is None else self._deal(own, images, self._share)
+        batches[0].n_taken = n_taken
+        return batches
+
+    def _run_model(self, images: ImageBatch) -> _OpenImageBatch:
+        if len(images.pixels) == 0:
+            return self._batch_elsewhere(images.batch_number, 0)
         with torch.autocast(
             self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_model
         ):
@@ -308,7 +365,44 @@ class ViTActivationsStore(RowStore):
         coordinates = torch.empty(len(rows), 0, dtype=torch.long)
         if self.with_coordinates:
             coordinates = self._coordinates_of(images, values[0])
-        return _OpenImageBatch(images.batch_number, rows, coordinates, n_taken)
+        return _OpenImageBatch(images.batch_number, len(rows), rows, coordinates)
+
+    def _deal(
+        self, own: _OpenImageBatch, images: ImageBatch, share: _Share
+    ) -> list[_OpenImageBatch]:
+        """The batches that the processes have just run, in order."""
+        skipped = self.skipped.to_list()
+        news = {
+            "number": own.number,
+            "n_rows": own.n_rows,
+            "starts_epoch": images.starts_epoch,
+            "skipped": skipped[share.n_skipped_told :],
+        }
+        told = [json.loads(text) for text in share.gather(json.dumps(news))]
+        for entry in (entry for news in told for entry in news["skipped"]):
+            self.skipped.add(*entry)
+        share.n_skipped_told = len(self.skipped)
+        told.sort(key=lambda news: news["number"])
+        for news in told:
+            if news["starts_epoch"]:
+                if share.n_rows_of_epoch == 0:
+                    raise NoReadableImagesError(
+                        f"no image of {self.images.name} can be used ({self.skipped!r}); want "
+                        "some that can"
+                    )
+                share.n_rows_of_epoch = 0
+            if share.n_rows_of_epoch is not None:
+                share.n_rows_of_epoch += news["n_rows"]
+        return [
+            own
+            if news["number"] == own.number
+            else self._batch_elsewhere(news["number"], news["n_rows"])
+            for news in told
+        ]
+
+    def _batch_elsewhere(self, number: int, n_rows: int) -> _OpenImageBatch:
+        rows = torch.empty(0, self.d_in)
+        return _OpenImageBatch(number, n_rows, rows, torch.empty(0, 3, dtype=torch.long))
 
     def _rows(self, values: list[Tensor]) -> Float[Tensor, "batch token d_in"]:
         cfg = self.model.cfg
@@ -338,4 +432,7 @@ class ViTActivationsStore(RowStore):
     def _forget_buffer(self) -> None:
         self._buffer.empty()
         self._open_batch = None
+        self._dealt.clear()
         self._image_batches = None
+        if self._share is not None:
+            self._share.n_rows_of_epoch = None

@@ -29,6 +29,9 @@ class BatchPlan:
     The plan runs in the main process. A stream is therefore read exactly once, whatever the number
     of workers, and its undecoded records are sent to them; of a map-style source only the indices
     are sent. The last batch of an epoch may be smaller; no batch holds images of two epochs.
+
+    With ``share=(rank, n_ranks)`` the plan has only the batches whose number leaves ``rank`` when
+    divided by ``n_ranks``. (Of a stream the others' records are passed over, undecoded.)
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class BatchPlan:
         n_epochs: int | None,
         start_batch: int,
         shuffle_buffer_images: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         _at_least(1, batch_size_images=batch_size_images)
         _at_least(1, shuffle_buffer_images=shuffle_buffer_images)
@@ -54,6 +58,7 @@ class BatchPlan:
         self.n_epochs = n_epochs
         self.start_batch = start_batch
         self.shuffle_buffer_images = shuffle_buffer_images
+        self.share = share
 
     @property
     def n_batches(self) -> int | None:
@@ -63,7 +68,10 @@ class BatchPlan:
         return max(0, self._n_batches(self.source.n_images) * self.n_epochs - self.start_batch)
 
     def __iter__(self) -> Iterator[BatchTask]:
-        return self._tasks_of_stream() if self.source.is_streaming else self._tasks_of_indices()
+        rank, n_ranks = self.share
+        streams = self.source.is_streaming
+        tasks = self._tasks_of_stream() if streams else self._tasks_of_indices()
+        return (task for task in tasks if task.batch_number % n_ranks == rank)
 
     def _n_batches(self, n_images: int) -> int:
         return -(-n_images // self.batch_size_images)

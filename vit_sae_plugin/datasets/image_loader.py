@@ -43,6 +43,8 @@ class ImageBatch:
     batch_number: int
     """Counts all batches from the first epoch's first on. A loader with
     ``start_batch=batch_number + 1`` continues right after this one."""
+    starts_epoch: bool = False
+    """True for the first batch of an epoch."""
 
 
 class ImageLoader:
@@ -62,6 +64,10 @@ class ImageLoader:
             that follow are exactly those of an uninterrupted run. (A stream is walked up to there
             without decoding.)
         shuffle_buffer_images: see ``shuffle``. It is held in memory, undecoded.
+        share: ``(rank, n_ranks)``: give only the batches whose number leaves ``rank`` when divided
+            by ``n_ranks``, and decode no others. Then a batch without a usable image is given
+            too, empty, for whoever deals batches out has to know of each; and whether a whole
+            epoch gave nothing is for them to see.
 
     Attributes:
         skipped: the unusable images of the batches given so far.
@@ -84,6 +90,7 @@ class ImageLoader:
         n_epochs: int | None = 1,
         start_batch: int = 0,
         shuffle_buffer_images: int = 1000,
+        share: tuple[int, int] | None = None,
     ) -> None:
         if n_workers < 0:
             raise ValueError(f"n_workers is {n_workers}; want 0 (this process) or more")
@@ -98,7 +105,9 @@ class ImageLoader:
             n_epochs=n_epochs,
             start_batch=start_batch,
             shuffle_buffer_images=shuffle_buffer_images,
+            share=share or (0, 1),
         )
+        self._is_shared = share is not None
         self.skipped = SkippedImages()
 
     @property
@@ -112,18 +121,24 @@ class ImageLoader:
         for decoded in self._decoded_batches():
             for index, id, reason in decoded.skipped:
                 self.skipped.add(index, id, reason)
-            epoch.count(decoded)
-            if decoded.pixels is None:
+            pixels = decoded.pixels
+            if not self._is_shared:
+                epoch.count(decoded)
+            elif pixels is None:
+                pixels = torch.empty(0, 3, *(image_shape or (3, 0, 0))[1:])
+            if pixels is None:
                 continue
-            image_shape = image_shape or decoded.pixels.shape[1:]
-            if decoded.pixels.shape[1:] != image_shape:
-                raise _sizes_differ(decoded.ids[0], decoded.pixels.shape[1:], image_shape)
+            if len(pixels) > 0:
+                image_shape = image_shape or pixels.shape[1:]
+                if pixels.shape[1:] != image_shape:
+                    raise _sizes_differ(decoded.ids[0], pixels.shape[1:], image_shape)
             yield ImageBatch(
-                pixels=decoded.pixels,
+                pixels=pixels,
                 index=torch.tensor(decoded.index, dtype=torch.int64),
                 label=torch.tensor(decoded.label, dtype=torch.int64),
                 ids=decoded.ids,
                 batch_number=decoded.batch_number,
+                starts_epoch=decoded.starts_epoch,
             )
         epoch.end()
 

@@ -40,6 +40,10 @@ class SkippedImages:
         kinds = (reason.partition(": ")[0] for _, reason in self._id_and_reason.values())
         return dict(Counter(kinds).most_common())
 
+    def to_list(self) -> list[tuple[int, str, str]]:
+        """Index, id and reason of each, in the order in which they were noted."""
+        return [(index, *rest) for index, rest in self._id_and_reason.items()]
+
     def to_frame(self) -> pd.DataFrame:
         """Columns ``index``, ``id``, ``reason``, in the order of the source."""
         rows = [(index, *self._id_and_reason[index]) for index in sorted(self._id_and_reason)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,6 +31,9 @@ class Ratio:
     """``"≤ 1.1"`` or ``"≥ 0.95"``; None: measured for its own sake."""
     note: str = ""
     """Absolute figures and whatever else a reader should know."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Absolute figures by name and unit, such as ``{"images_per_second": 61.2}``: what
+    ``benchmarks/scaling_costs.py`` computes with."""
 
     @property
     def is_met(self) -> bool | None:
@@ -70,8 +73,9 @@ def ratio_of(
     against: str,
     goal: str | None = None,
     note: str = "",
+    rates: dict[str, float] | None = None,
 ) -> Ratio:
     """The rounds' ratios ``above ÷ below``, as one line."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     median = statistics.median(ratios)
-    return Ratio(name, median, min(ratios), max(ratios), against, goal, note)
+    return Ratio(name, median, min(ratios), max(ratios), against, goal, note, rates or {})

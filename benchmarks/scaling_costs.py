@@ -1,8 +1,10 @@
 """What a run costs in bytes, hours and dollars, from measured rates: the tables of docs/scaling.md.
 
-    make bench                                                          # measures the rates
-    python -m benchmarks.scaling_costs --bench bench-results/bench.json  # takes them, renews the page
-    python -m benchmarks.scaling_costs                                   # prints the tables
+    make bench                            # measures the rates, into bench-results/bench.json
+    python -m benchmarks.scaling_costs --bench bench-results/bench.json  # takes them
+    python -m benchmarks.scaling_costs    # prints the tables
+
+The second renews docs/scaling.md.
 
 The job: the residual stream of ViT-B/32 behind block 10, all 50 tokens, kept as bfloat16, and a
 ``patchsae`` of 768 → 6,144 trained on them for one epoch. ``scaling_rates.json`` holds what was

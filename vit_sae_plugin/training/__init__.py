@@ -12,7 +12,7 @@ from vit_sae_plugin.training.presets import (
 )
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
-from vit_sae_plugin.training.training_loop import DivergedError
+from vit_sae_plugin.training.trainee import DivergedError
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, read_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 

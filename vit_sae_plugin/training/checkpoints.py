@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if not all(isinstance(entry, dict | None) for entry in entries) or state is None:
         raise DamagedCheckpointError(f"{path} is damaged: it holds no state; {_GO_ON}")
     return state
+
+
+@contextmanager
+def restoring(checkpoint: Path) -> Iterator[None]:
+    """What fails within fails because the checkpoint holds something else than it should.
+
+    Raises:
+        DamagedCheckpointError: instead of the error of whatever met it.
+    """
+    try:
+        yield
+    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"checkpoint {checkpoint} can't be restored ({type(error).__name__}: {error}); "
+            "delete it to go on from the one before"
+        ) from error
 
 
 def find_damage(checkpoint: Path) -> str | None:

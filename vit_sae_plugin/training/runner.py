@@ -27,7 +27,7 @@ from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.training.checkpoints import DamagedCheckpointError, read_state
+from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
@@ -47,8 +47,9 @@ from vit_sae_plugin.training.run_folder import (
 )
 from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.trainee import Trainee
 from vit_sae_plugin.training.training_loop import TrainingLoop
-from vit_sae_plugin.training.training_metrics import MetricsFile
+from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 from vit_sae_plugin.training.weights_and_biases import WeightsAndBiases
 
@@ -187,8 +188,31 @@ class ViTSAETrainingRunner:
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:
+        cfg = self.cfg
+        with temporary_seed(cfg.seed), self.trainee() as trainee:
+            loop = TrainingLoop(
+                [trainee],
+                self.store,
+                checkpoint_every_minutes=cfg.checkpoint_every_minutes,
+                how_to_resume=f"Go on with: vit-sae train --resume {cfg.output_path}",
+                progress=cfg.verbose,
+            )
+            if cfg.resume_from_checkpoint is not None:
+                loop.go_to([self.restore(trainee)])
+            loop.run()
+            self.finish(trainee)
+        return self.sae
+
+    @contextmanager
+    def trainee(self, **settings: Any) -> Iterator[Trainee]:
+        """The SAE with all that its training takes, for a loop to drive; for the process that holds
+        the run's folder.
+
+        Args:
+            settings: what else ``Trainee`` takes.
+        """
         cfg, wandb = self.cfg, WeightsAndBiases(self.cfg)
-        with temporary_seed(cfg.seed), self._compiled_sae(), wandb.run():
+        with self._compiled_sae(), wandb.run():
             trainer = ViTSAETrainer(
                 cfg.to_sae_trainer_config(),
                 self.sae,
@@ -206,11 +230,9 @@ class ViTSAETrainingRunner:
                     metrics_file.append(metrics)
                 wandb.log_line(metrics, trainer.n_training_steps)
 
-            loop = TrainingLoop(
+            yield Trainee(
                 trainer,
-                self.store,
                 checkpoints=checkpoints_of(cfg),
-                checkpoint_every_minutes=cfg.checkpoint_every_minutes,
                 run_state=self._run_state(),
                 on_checkpoint=self._save_skipped,
                 report=report,
@@ -220,16 +242,8 @@ class ViTSAETrainingRunner:
                 evaluate=self._evaluation(trainer),
                 eval_every_n_steps=cfg.eval_every_n_steps,
                 log_every_n_steps=cfg.log_every_n_steps,
-                how_to_resume=f"Go on with: vit-sae train --resume {cfg.output_path}",
-                progress=cfg.verbose,
+                **settings,
             )
-            if cfg.resume_from_checkpoint is not None:
-                self._restore(loop, metrics_file)
-            loop.run()
-            saved_in = self._finish(trainer, loop.l0)
-            if saved_in is not None:
-                wandb.log_sae(trainer, saved_in)
-        return self.sae
 
     def _open_images(self, override_images: Any) -> ImageSource:
         if override_images is not None:
@@ -287,35 +301,39 @@ class ViTSAETrainingRunner:
             state["images"] = self.images.fingerprint()
         return state
 
-    def _restore(self, loop: TrainingLoop, metrics_file: MetricsFile | None) -> None:
-        checkpoint = loop.checkpoints.newest_intact() if loop.checkpoints else None
+    def restore(self, trainee: Trainee) -> Path | None:
+        """Put a trainee where its newest intact checkpoint is, and take back what was written
+        after it.
+
+        Returns:
+            The checkpoint; None: there is none.
+
+        Raises:
+            ValueError: the run began with other settings or other input.
+            DamagedCheckpointError: there are checkpoints, but none can be restored.
+        """
+        checkpoint = trainee.checkpoints.newest_intact() if trainee.checkpoints else None
         if checkpoint is not None:
-            saved, now = read_state(checkpoint), dict(loop.run_state)
+            saved, now = read_state(checkpoint), dict(trainee.run_state)
             settings = now.pop("settings")
             check_same_settings(saved.get("settings", settings), self.cfg)
             check_same_input(saved, now)
-            try:
-                loop.restore(checkpoint)
-            except (AttributeError, EOFError, LookupError, RuntimeError, TypeError) as error:
-                raise DamagedCheckpointError(
-                    f"checkpoint {checkpoint} can't be restored ({type(error).__name__}: {error}); "
-                    "delete it to go on from the one before"
-                ) from error
-        if metrics_file is not None:
-            metrics_file.rewind(loop.trainer.n_training_steps)
-        skipped_file = Path(self.cfg.output_path or "") / SKIPPED_FILE
+            with restoring(checkpoint):
+                trainee.restore(checkpoint)
+        folder = Path(self.cfg.output_path or "")
+        MetricsFile(folder / METRICS_FILE).rewind(trainee.n_steps)
+        skipped_file = folder / SKIPPED_FILE
         if self.store.skipped is not None and skipped_file.is_file():
             self.store.skipped = SkippedImages.load(skipped_file)
+        return checkpoint
 
     def _save_skipped(self) -> None:
         if self.cfg.run_folder is not None and self.store.skipped is not None:
             self.store.skipped.save(self.cfg.run_folder / SKIPPED_FILE)
 
-    def _finish(self, trainer: ViTSAETrainer, l0: float | None) -> Path | None:
-        """Fold the input's normalisation into the weights, as SAELens does, and save the SAE.
-
-        Returns its folder, if there is one.
-        """
+    def finish(self, trainee: Trainee) -> None:
+        """Fold the input's normalisation into the weights, as SAELens does, and save the SAE."""
+        trainer = trainee.trainer
         scaler, sae = trainer.activation_scaler, trainer.sae
         if scaler.scaling_factor is not None:
             sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
@@ -325,13 +343,13 @@ class ViTSAETrainingRunner:
             sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
             scaler.whitening = None
         trainer.set_final_sae_metadata()
-        if l0 is not None:
+        if trainee.l0 is not None:
             # SAELens's is the mean of the last sparsity window: of the whole run, if it is short
-            sae.cfg.metadata.l0 = l0
+            sae.cfg.metadata.l0 = trainee.l0
         sae.cfg.metadata.input_scaling = None
         sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
         if self.cfg.run_folder is None:
-            return None
+            return
         self._save_skipped()
 
         def write(folder: Path) -> None:
@@ -342,7 +360,7 @@ class ViTSAETrainingRunner:
 
         folder = self.cfg.run_folder / SAE_FOLDER
         write_folder_atomically(folder, write)
-        return folder
+        WeightsAndBiases(self.cfg).log_sae(trainer, folder)
 
     @contextmanager
     def _compiled_sae(self) -> Iterator[None]:

@@ -1,15 +1,19 @@
 # `make demo`: install into .venv and do the main job once, offline. `make test`: everything CI checks.
+# `make bench`: every rate as a ratio, in one table (about half an hour on two cores).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit-sae demo --output-path demo-results
 
 test: $(VENV)/.test-installed lint
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+bench: $(VENV)/.bench-installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.bench --output-path bench-results
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -30,5 +34,9 @@ $(VENV)/.test-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
 	touch $@
 
+$(VENV)/.bench-installed: $(VENV)/.test-installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-results build dist
+	rm -rf $(VENV) demo-results bench-results build dist

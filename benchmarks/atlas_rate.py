@@ -13,9 +13,9 @@ each scaled by a random factor.
 The SAEs have random weights; their encoder biases are set so that a token has as many active
 latents as a trained SAE's (``--l0``), with frequencies spread over three orders of magnitude.
 
-    python benchmarks/atlas_rate.py                 # rate, three sizes
-    python benchmarks/atlas_rate.py --cpu-time      # on a busy machine: one thread's CPU time
-    python benchmarks/atlas_rate.py --scaled        # memory at 49,152 latents x 1,000 classes
+    python -m benchmarks.atlas_rate                 # rate, three sizes
+    python -m benchmarks.atlas_rate --cpu-time      # on a busy machine: one thread's CPU time
+    python -m benchmarks.atlas_rate --scaled        # memory at 49,152 latents x 1,000 classes
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
+from benchmarks.ratios import Ratio
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.aggregation import make_aggregation
 from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
@@ -74,7 +75,7 @@ def sparse_sae(acts_btd: Tensor, d_sae: int, l0: int) -> StandardSAE:
     return sae
 
 
-def measure(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -> dict[str, float]:
+def rates_of(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -> dict[str, float]:
     name, kwargs, layer, d_sae, l0, batch_size, n_batches = case
     model = HookedViT.from_pretrained(name, device=device, **kwargs)
     layer = model.cfg.n_layers - 2 if layer is None else layer
@@ -150,8 +151,33 @@ def measure(case: tuple, device: str, clock: Callable[[], float], n_seen: int) -
         "L0": reached,
         "bare images/s": batch_size / statistics.median(b for b, _ in warm),
         "ours images/s": batch_size / statistics.median(o for _, o in warm),
-        "ratio": statistics.median(b / o for b, o in warm),
+        **quartiles([b / o for b, o in warm]),
     }
+
+
+def quartiles(ratios: list[float]) -> dict[str, float]:
+    """The median, and between what half of the batches lie: one batch is a short time to clock."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"ratio": middle, "low": low, "high": high}
+
+
+def measure(rounds: int = 7) -> list[Ratio]:
+    """The atlas pass against bare tower and encoder, for `make bench`; half of the batches lie
+    between low and high, and there are a fixed number of batches, whatever ``rounds``."""
+    table = []
+    for case in CASES:
+        found = rates_of(case, "cpu", time.perf_counter, 512)
+        table.append(
+            Ratio(
+                f"analyze, {case[0]} with {case[3]:,} latents",
+                found["ratio"],
+                found["low"],
+                found["high"],
+                "bare tower and bare encoder",
+                note=f"{found['ours images/s']:,.1f} images/s",
+            )
+        )
+    return table
 
 
 def measure_memory(n_images: int, device: str) -> None:
@@ -213,7 +239,7 @@ def main() -> None:
         return
     for number, case in enumerate(CASES):
         if args.case in (None, number):
-            figures = measure(case, args.device, clock, args.seen)
+            figures = rates_of(case, args.device, clock, args.seen)
             text = ", ".join(f"{key} {value:,.3g}" for key, value in figures.items())
             print(f"{case[0]}, {case[3]:,} latents: {text}", flush=True)
 

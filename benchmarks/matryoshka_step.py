@@ -1,6 +1,6 @@
 """Time and memory of a Matryoshka TopK training step, beside what it has to be compared with.
 
-    python benchmarks/matryoshka_step.py
+    python -m benchmarks.matryoshka_step
 
 *Products*: the five matrix products that a ReLU SAE's step can't do without (encode, decode, and
 the gradients of latents, decoder and encoder). *Plain*: the same loss with a top-k and a full
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 
+from benchmarks.peak_memory import peak_bytes
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAE, MatryoshkaTopKTrainingSAEConfig
 
 POSITIVE_SHARES = {"initialisation": 0.5, "trained": 0.2}
@@ -128,24 +128,7 @@ def print_peak_memory(args: argparse.Namespace) -> None:
     else:
         sae = make_sae(args.d_in, args.d_sae, args.device)
         set_positive_share(sae, rows, POSITIVE_SHARES[args.peak_memory_of])
-    if rows.is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident_bytes("VmRSS")
-    for _ in range(3):
-        training_step(sae, rows)
-    peak = torch.cuda.max_memory_allocated() if rows.is_cuda else resident_bytes("VmHWM")
-    print(peak - before)
-
-
-def resident_bytes(name: str) -> int:
-    """A figure of this process from Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
+    print(peak_bytes(lambda: [training_step(sae, rows) for _ in range(3)]))
 
 
 def report_memory(args: argparse.Namespace) -> None:
@@ -153,7 +136,15 @@ def report_memory(args: argparse.Namespace) -> None:
     buffer = 4 * args.batch * args.d_sae
     peaks = {}
     for name in ("topk", *POSITIVE_SHARES):
-        command = [sys.executable, __file__, "--peak-memory-of", name, "--device", args.device]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.matryoshka_step",
+            "--peak-memory-of",
+            name,
+            "--device",
+            args.device,
+        ]
         command += ["--batch", str(args.batch), "--d-in", str(args.d_in)]
         command += ["--d-sae", str(args.d_sae), "--threads", str(args.threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ counts, so that a slow spell of the machine strikes both. On a machine that is b
 things, --cpu-time counts the seconds this process computes, on one thread, in place of those that
 pass.
 
-    python benchmarks/shuffle_rate.py
+    python -m benchmarks.shuffle_rate
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 
+from benchmarks.ratios import Ratio, ratio_of
 from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
 
 D_IN = 768
@@ -59,6 +60,29 @@ def seconds_for(batches: Iterator[Tensor], n_batches: int, clock: Callable[[], f
     return clock() - start
 
 
+@torch.no_grad()
+def rates(rounds: int, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Rows a second of ours and of theirs, round by round."""
+    ours, theirs = shuffled(), mixing_buffer(N_ROWS, BATCH_SIZE, blocks())
+    # a whole buffer of ours, and of theirs the several refills that serve as many rows
+    n_batches = N_ROWS // BATCH_SIZE
+    seconds_for(ours, n_batches, clock)
+    seconds_for(theirs, n_batches, clock)
+    n_rows = n_batches * BATCH_SIZE
+    fast, slow = [], []
+    for _ in range(rounds):
+        slow.append(n_rows / seconds_for(theirs, n_batches, clock))
+        fast.append(n_rows / seconds_for(ours, n_batches, clock))
+    return fast, slow
+
+
+def measure(rounds: int = 5) -> list[Ratio]:
+    """ShuffleBuffer against mixing_buffer, for `make bench`."""
+    fast, slow = rates(rounds, time.perf_counter)
+    note = f"{statistics.median(fast):,.0f} rows/s of {D_IN} floats"
+    return [ratio_of("rows shuffled", fast, slow, "SAELens's mixing_buffer", "≥ 1", note)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-turns", type=int, default=5)
@@ -67,21 +91,14 @@ def main() -> None:
     clock = time.process_time if args.cpu_time else time.perf_counter
     if args.cpu_time:
         torch.set_num_threads(1)  # idle threads spin, and would be counted
-    with torch.no_grad():
-        ours, theirs = shuffled(), mixing_buffer(N_ROWS, BATCH_SIZE, blocks())
-        # a whole buffer of ours, and of theirs the several refills that serve as many rows
-        n_batches = N_ROWS // BATCH_SIZE
-        seconds_for(ours, n_batches, clock)
-        seconds_for(theirs, n_batches, clock)
-        ratios, rates = [], []
-        for _ in range(args.n_turns):
-            slow, fast = seconds_for(theirs, n_batches, clock), seconds_for(ours, n_batches, clock)
-            ratios.append(slow / fast)
-            rates.append([n_batches * BATCH_SIZE / seconds for seconds in (fast, slow)])
-    fast, slow = (statistics.median(column) for column in zip(*rates, strict=True))
+    fast, slow = rates(args.n_turns, clock)
+    ratio = ratio_of("", fast, slow, "")
     print(f"{torch.get_num_threads()} threads, {args.n_turns} turns, medians:")
-    print(f"ShuffleBuffer {fast:,.0f} rows/s, mixing_buffer {slow:,.0f} rows/s")
-    print(f"ratio {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+    print(
+        f"ShuffleBuffer {statistics.median(fast):,.0f} rows/s, "
+        f"mixing_buffer {statistics.median(slow):,.0f} rows/s"
+    )
+    print(f"ratio {ratio.ratio:.1f} ({ratio.low:.1f} to {ratio.high:.1f})")
 
 
 if __name__ == "__main__":

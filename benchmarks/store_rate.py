@@ -15,7 +15,7 @@ All take turns, so that a slow spell of the machine strikes each. On a machine t
 other things, --cpu-time counts the seconds this process computes, on one thread, in place of those
 that pass.
 
-    python benchmarks/store_rate.py
+    python -m benchmarks.store_rate
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from benchmarks.ratios import Ratio, ratio_of
 from vit_sae_plugin.activations import ViTActivationsStore
 from vit_sae_plugin.datasets import ArrayImages, ImageLoader
 from vit_sae_plugin.hooked_vit import HookedViT
@@ -70,7 +71,7 @@ def images_per_second(run: Callable[[], None], n_images: int, clock: Callable[[]
 
 
 @torch.no_grad()
-def measure(
+def rates_of(
     name: str,
     n_batches: int,
     batch_size_images: int,
@@ -132,6 +133,20 @@ def measure(
     return rates, f"{name}: blocks 0 to {layer} of {cfg.n_layers}, {cfg.n_tokens} tokens"
 
 
+def measure(rounds: int = 7) -> list[Ratio]:
+    """The store against its tower and against loader and tower, for `make bench`."""
+    table = []
+    for name in ("shapes-clip", "ViT-B-32"):
+        rates, what = rates_of(name, 4, 32, rounds, 0, time.perf_counter)
+        for kind, peer, goal in (
+            ("store, pixels ready", "bare tower", "≥ 0.9"),
+            ("store", "loader and bare tower", None),
+        ):
+            note = f"{what}; {statistics.median(rates[kind]):,.0f} images/s"
+            table.append(ratio_of(f"{name}: {kind}", rates[kind], rates[peer], peer, goal, note))
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["shapes-clip", "ViT-B-32"])
@@ -146,7 +161,7 @@ def main() -> None:
         torch.set_num_threads(1)  # idle threads spin, and would be counted
     print(f"{torch.get_num_threads()} threads, batches of {args.batch_size_images} images")
     for name in args.models:
-        rates, what = measure(
+        rates, what = rates_of(
             name, args.n_batches, args.batch_size_images, args.n_turns, args.n_workers, clock
         )
         print(what)

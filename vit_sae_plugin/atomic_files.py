@@ -36,10 +36,16 @@ def write_folder_atomically(target: Path, write: Callable[[Path], object]) -> No
 
 
 @contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``target`` when the block ends well."""
+def folder_beside(target: Path, aside: Path | None = None) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``target`` when the block ends well.
+
+    Args:
+        target: the place.
+        aside: what to call it until then, in the same folder; its left-overs are the caller's to
+            delete. None: a name that ``delete_leftovers`` knows.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = path_beside(target)
+    aside = path_beside(target) if aside is None else aside
     aside.mkdir()
     try:
         yield aside

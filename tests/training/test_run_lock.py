@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.training.small_run import small_config, small_images, small_model
-from vit_sae_plugin.training import ViTSAETrainingRunner, run_lock
+from vit_sae_plugin import file_lock
+from vit_sae_plugin.training import ViTSAETrainingRunner
 from vit_sae_plugin.training.run_lock import LOCK_FILE, RunInUseError, check_free, locked
 
 
 @pytest.fixture(params=["system's lock", "lock file"])
 def any_lock(request, monkeypatch):
     if request.param == "lock file":
-        monkeypatch.setattr(run_lock, "_fcntl", None)
+        monkeypatch.setattr(file_lock, "_fcntl", None)
     return request.param
 
 
@@ -69,7 +70,7 @@ def test_a_run_keeps_other_runs_of_its_process_out(any_lock, tmp_path) -> None:
 
 
 def test_a_lock_file_of_another_machine_counts_until_it_is_deleted(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(run_lock, "_fcntl", None)
+    monkeypatch.setattr(file_lock, "_fcntl", None)
     holder = {"pid": 1, "host": "elsewhere", "since": "yesterday"}
     (tmp_path / LOCK_FILE).write_text(json.dumps(holder))
     message = rf"process 1 on elsewhere since yesterday; .* \(if it is gone, delete .*{LOCK_FILE}\)"

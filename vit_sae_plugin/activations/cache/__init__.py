@@ -1,0 +1,34 @@
+"""The activation cache: rows of a model's hooks on disk, written once and read any number of
+times."""
+
+from vit_sae_plugin.activations.cache.activation_cache import ActivationCache, CachedBatch
+from vit_sae_plugin.activations.cache.cache_errors import (
+    CacheMismatchError,
+    CacheWriteError,
+    DamagedCacheError,
+    ShardInUseError,
+    UnfinishedCacheError,
+)
+from vit_sae_plugin.activations.cache.cache_plan import CachePlan
+from vit_sae_plugin.activations.cache.check_cache import repair_cache, verify_cache
+from vit_sae_plugin.activations.cache.plan_cache import plan_cache
+from vit_sae_plugin.activations.cache.shard_files import ShardEntry
+from vit_sae_plugin.activations.cache.write_cache import write_cache
+from vit_sae_plugin.activations.cache.write_shard import write_shard
+
+__all__ = [
+    "ActivationCache",
+    "CacheMismatchError",
+    "CachePlan",
+    "CacheWriteError",
+    "CachedBatch",
+    "DamagedCacheError",
+    "ShardEntry",
+    "ShardInUseError",
+    "UnfinishedCacheError",
+    "plan_cache",
+    "repair_cache",
+    "verify_cache",
+    "write_cache",
+    "write_shard",
+]

@@ -40,6 +40,7 @@ SECTIONS = {
     "ranks": ("benchmarks.ranks_cost", "Several processes"),
     "split": ("benchmarks.split_cost", "Latents split over processes"),
     "cost_curve": ("benchmarks.cost_curve", "How cost grows (fitted exponents)"),
+    "scaling": ("benchmarks.scaling_costs", "The parts of a run, for docs/scaling.md"),
 }
 """Name → (module with ``measure(rounds)``, heading)."""
 PACKAGES = ("torch", "sae-lens", "transformer-lens", "open-clip-torch", "overcomplete", "numpy")

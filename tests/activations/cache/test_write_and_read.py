@@ -25,6 +25,7 @@ from vit_sae_plugin.activations.cache import (
     plan_cache,
     write_shard,
 )
+from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.cache.row_formats import ROW_FORMATS, row_format
 from vit_sae_plugin.datasets import ArrayImages
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits
@@ -186,3 +187,24 @@ def test_a_missing_or_short_file_is_damage_not_a_crash(model, tmp_path) -> None:
     path.unlink()
     with pytest.raises(DamagedCacheError, match=r"shard 1 is damaged: .*can't be read"):
         cache.rows(HOOKS[0], 1)
+
+
+def test_some_of_the_images_are_read_in_order(model, cache, tmp_path) -> None:
+    whole = all_rows(cache, HOOKS[0])
+    batches = list(cache.images_in_order(HOOKS[0], 3, index=[9, 1, 2, 4]))
+    assert [batch.index.tolist() for batch in batches] == [[1, 2], [4], [9]]
+    assert torch.equal(torch.cat([batch.acts_btd for batch in batches]), whole[[1, 2, 4, 9]])
+    for start in range(6):  # batches of 3 and 1, 3 and 1, 2
+        later = list(cache.images_in_order(HOOKS[0], 3, start_batch=start))
+        first = [0, 3, 4, 7, 8, 10][start]
+        assert [i for batch in later for i in batch.index.tolist()] == list(range(first, 10))
+        assert not later or torch.equal(torch.cat([b.acts_btd for b in later]), whole[first:])
+
+
+def test_a_text_names_a_cache(model, cache) -> None:
+    assert open_cache(cache) is cache
+    assert open_cache(f"cache:{cache.path}").fingerprint() == cache.fingerprint()
+    assert open_cache(f"cache:{cache.path}?partial=true").n_images == 10
+    assert open_cache("shapes") is None
+    with pytest.raises(FileNotFoundError, match="there is no activation cache in 'nowhere'"):
+        open_cache("cache:nowhere")

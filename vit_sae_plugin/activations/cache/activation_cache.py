@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -222,25 +222,56 @@ class ActivationCache:
         """Label → name, as the first source of images has them; None: it has none."""
         return self.plan.parts[0].class_names
 
-    def images_in_order(self, hook_name: str, batch_size_images: int = 32) -> Iterator[CachedBatch]:
-        """All images that have rows, in order, with their tokens in the model's order.
+    def images_in_order(
+        self,
+        hook_name: str,
+        batch_size_images: int = 32,
+        *,
+        start_batch: int = 0,
+        index: Sequence[int] | None = None,
+    ) -> Iterator[CachedBatch]:
+        """Images that have rows, in order, with their tokens in the model's order.
 
         Batches don't cross shards, so one may be smaller than the others.
+
+        Args:
+            hook_name: whose rows.
+            batch_size_images: images of a batch.
+            start_batch: the first batch to give; those before aren't read.
+            index: only the images at these places in the cache's order. None: all.
         """
-        for shard in self.shards:
+        number = 0
+        for shard in self._shards_of(index):
+            n_batches = -(-(self.entries[shard].n_rows // self.n_tokens) // batch_size_images)
+            if index is None and number + n_batches <= start_batch:
+                number += n_batches
+                continue
             table = self.images(shard)
-            table = table[table["skipped"] == ""]
-            order = self._order(shard)
+            # where each image that has rows lies, once rows are in order
+            table = table[table["skipped"] == ""].reset_index(drop=True)
+            if index is not None:
+                table = table[table["index"].isin(index)]
+            order = self._order(shard).reshape(-1, self.n_tokens)
             for start in range(0, len(table), batch_size_images):
+                number += 1
+                if number <= start_batch:
+                    continue
                 batch = table.iloc[start : start + batch_size_images]
-                first = start * self.n_tokens
-                rows = order[first : first + len(batch) * self.n_tokens]
+                rows = order[batch.index.to_numpy()].reshape(-1)
                 yield CachedBatch(
                     torch.from_numpy(batch["index"].to_numpy(copy=True)),
                     batch["id"].tolist(),
                     torch.from_numpy(batch["label"].to_numpy(copy=True)),
                     self.tensor(hook_name, shard, rows).view(len(batch), self.n_tokens, -1),
                 )
+
+    def _shards_of(self, index: Sequence[int] | None) -> list[int]:
+        """The shards that have these images."""
+        if index is None:
+            return self.shards
+        firsts = [self.plan.shard(number).first_index for number in self.shards]
+        holds = np.searchsorted(firsts, np.asarray(index, dtype=np.int64), side="right") - 1
+        return [self.shards[at] for at in np.unique(holds) if at >= 0]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the manifest and all shards' checksums: same rows, same hash."""

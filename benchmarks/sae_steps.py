@@ -37,6 +37,7 @@ from vit_sae_plugin.saes import (
     MatryoshkaTopKTrainingSAEConfig,
     PatchTrainingSAEConfig,
     TopKGhostTrainingSAEConfig,
+    new_training_sae,
 )
 from vit_sae_plugin.training import ViTSAETrainer
 
@@ -127,7 +128,11 @@ CASES = [
 def make_step(case: Case, sizes: Sizes, rows: Tensor) -> Callable[[], object]:
     """A function that does one training step."""
     torch.manual_seed(0)
-    sae = TrainingSAE.from_dict(case.config(sizes).to_dict() | {"device": sizes.device})
+    cfg_sae = case.config(sizes)
+    if case.trainer is ViTSAETrainer:
+        sae = new_training_sae(cfg_sae, sizes.device)
+    else:  # SAELens's own class
+        sae = TrainingSAE.from_dict(cfg_sae.to_dict() | {"device": sizes.device})
     # Steps too small to change what is measured.
     cfg = SAETrainerConfig(10**9 * len(rows), len(rows), lr=1e-9, lr_end=0.0, device=sizes.device)
     settings = {}

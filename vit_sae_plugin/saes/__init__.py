@@ -19,6 +19,11 @@ from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTraining
 from .registration import register
 from .saved_sae import load_saved_sae
 from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
+from .sparse_topk_training import (
+    SparseBatchTopKTrainingSAE,
+    SparseTopKTrainingSAE,
+    new_training_sae,
+)
 from .transcoder_training import (
     JumpReLUSkipTranscoderTrainingSAE,
     JumpReLUSkipTranscoderTrainingSAEConfig,
@@ -49,6 +54,8 @@ __all__ = [
     "SignedTopKSAEConfig",
     "SkipTranscoderTrainingSAE",
     "SkipTranscoderTrainingSAEConfig",
+    "SparseBatchTopKTrainingSAE",
+    "SparseTopKTrainingSAE",
     "StandardGhostTrainingSAE",
     "StandardGhostTrainingSAEConfig",
     "TopKGhostTrainingSAE",
@@ -60,6 +67,7 @@ __all__ = [
     "export_as_topk",
     "ghost_gradient_error",
     "load_saved_sae",
+    "new_training_sae",
     "register",
     "save_exported",
 ]

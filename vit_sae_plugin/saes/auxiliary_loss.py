@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
-from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor
 
 
@@ -32,9 +31,12 @@ def auxiliary_error(
     Returns:
         Zeros if no latent is dead.
     """
-    n_dead = int(dead_neuron_mask.sum())
+    dead = dead_neuron_mask.nonzero().squeeze(-1)
+    n_dead, most = len(dead), max(residual.shape[-1] // 2, 1)
     if n_dead == 0:
         return torch.zeros_like(residual)
-    most = max(residual.shape[-1] // 2, 1)
-    acts = calculate_topk_aux_acts(min(most, n_dead), hidden_pre, dead_neuron_mask)
-    return (acts @ decoder_rows - residual.detach()).square() * min(n_dead / most, 1.0)
+    acts = hidden_pre.index_select(-1, dead)
+    if n_dead > most:
+        values, latents = acts.topk(most, dim=-1, sorted=False)
+        acts = torch.zeros_like(acts).scatter(-1, latents, values)
+    return (acts @ decoder_rows[dead] - residual.detach()).square() * min(n_dead / most, 1.0)

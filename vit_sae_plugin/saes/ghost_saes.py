@@ -14,7 +14,6 @@ from sae_lens import (
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
     TopKSAEConfig,
-    TopKTrainingSAE,
     TopKTrainingSAEConfig,
 )
 from sae_lens.saes.sae import SAEConfig, TrainStepInput
@@ -22,6 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from .ghost_gradients import ghost_gradient_error
+from .sparse_topk_training import SparseTopKTrainingSAE, unit_rows
 
 
 @dataclass
@@ -77,7 +77,7 @@ class TopKGhostTrainingSAEConfig(TopKTrainingSAEConfig):
         return TopKSAEConfig
 
 
-class TopKGhostTrainingSAE(TopKTrainingSAE):
+class TopKGhostTrainingSAE(SparseTopKTrainingSAE):
     """``TopKTrainingSAE`` with ghost gradients in place of (or beside) its auxiliary loss."""
 
     cfg: TopKGhostTrainingSAEConfig
@@ -93,14 +93,20 @@ class TopKGhostTrainingSAE(TopKTrainingSAE):
         losses: dict[str, Tensor] = {}
         if self.cfg.aux_loss_coefficient != 0:
             losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
-        if self.training and step_input.dead_neuron_mask is not None:
-            decoder_rows = self.W_dec
-            if self.cfg.rescale_acts_by_decoder_norm:
-                decoder_rows = decoder_rows / decoder_rows.norm(dim=-1, keepdim=True)
-            losses["ghost_grad_loss"] = _summed_ghost_loss(
-                step_input.sae_in, sae_out, hidden_pre, decoder_rows, step_input.dead_neuron_mask
+        dead = step_input.dead_neuron_mask
+        if self.training and dead is not None:
+            losses["ghost_grad_loss"] = self._ghost_loss(
+                step_input.sae_in, sae_out, hidden_pre, dead
             )
         return losses
+
+    def _ghost_loss(
+        self, sae_in: Tensor, sae_out: Tensor, hidden_pre: Tensor, dead: Tensor
+    ) -> Tensor:
+        if not torch.compiler.is_compiling() and not dead.any():
+            return sae_out.new_zeros(())  # as it comes out below, for less
+        rows = unit_rows(self) if self.cfg.rescale_acts_by_decoder_norm else self.W_dec
+        return _summed_ghost_loss(sae_in, sae_out, hidden_pre, rows, dead)
 
 
 def _summed_ghost_loss(

@@ -10,51 +10,10 @@
 #include <string.h>
 
 #include "cpu_kernels.h"
+#include "strips.h"
 
-/* REAL, float or double, is given on the compiler's command line. */
-#ifdef __AVX512F__
-#define VECTOR_BYTES 64
-#define VECTORS 12
-#else
-#define VECTOR_BYTES 32
-#define VECTORS 6
-#endif
-#define LANES (VECTOR_BYTES / (long)sizeof(REAL))
-#define STRIP (LANES * VECTORS)
-#define TABLE_ROWS ((512L << 10) / (VECTORS * VECTOR_BYTES))
 #define ROW_TILE 512L
 #define LATENT_TILE 256L
-#define EACH_VECTOR _Pragma("GCC unroll 16") for (int i = 0; i < VECTORS; i++)
-
-typedef REAL vec __attribute__((vector_size(VECTOR_BYTES)));
-typedef REAL quad __attribute__((vector_size(16)));
-
-static long smaller(long a, long b) { return a < b ? a : b; }
-
-/* A strip of a row's columns, with zeros past the row's end. */
-static void load(vec *strip, const REAL *row, long column, long width) {
-    long n = smaller(STRIP, width - column);
-    if (n < STRIP) memset(strip, 0, VECTORS * VECTOR_BYTES);
-    memcpy(strip, row + column, n * sizeof(REAL));
-}
-
-static void store(REAL *row, const vec *strip, long column, long width) {
-    memcpy(row + column, strip, smaller(STRIP, width - column) * sizeof(REAL));
-}
-
-/* Rows lie a page apart or more, where the processor doesn't look ahead by itself. */
-static void fetch(const REAL *row, long column) {
-    EACH_VECTOR __builtin_prefetch(row + column + i * LANES);
-}
-
-static REAL sum(vec v) {
-    quad part[VECTOR_BYTES / 16];
-    REAL total = 0;
-    memcpy(part, &v, sizeof v);
-    _Pragma("GCC unroll 4") for (int i = 1; i < VECTOR_BYTES / 16; i++) part[0] += part[i];
-    _Pragma("GCC unroll 4") for (int i = 0; i < 16 / (int)sizeof(REAL); i++) total += part[0][i];
-    return total;
-}
 
 /* added[level][row] = sum of acts[row][s] * W_dec[s] over the latents s whose first level it is,
  * for rows begin to end. */

@@ -27,6 +27,7 @@ from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.saes import new_training_sae
 from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
@@ -274,7 +275,7 @@ class ViTSAETrainingRunner:
     def _new_sae(self) -> TrainingSAE[Any]:
         # The global generator gives the initial weights; on the CPU they are the same everywhere.
         with temporary_seed(self.cfg.seed):
-            return TrainingSAE.from_dict({**self.cfg.sae.to_dict(), "device": "cpu"})
+            return new_training_sae(self.cfg.sae, device="cpu")
 
     def _set_metadata(self) -> None:
         metadata = self.sae.cfg.metadata

@@ -10,6 +10,7 @@ from vit_sae_plugin.activations.cache.cache_errors import (
     UnfinishedCacheError,
 )
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan
+from vit_sae_plugin.activations.cache.cache_store import CacheStore
 from vit_sae_plugin.activations.cache.check_cache import repair_cache, verify_cache
 from vit_sae_plugin.activations.cache.plan_cache import plan_cache
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry
@@ -20,6 +21,7 @@ __all__ = [
     "ActivationCache",
     "CacheMismatchError",
     "CachePlan",
+    "CacheStore",
     "CacheWriteError",
     "CachedBatch",
     "DamagedCacheError",

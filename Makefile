@@ -1,10 +1,11 @@
 # `make demo`: install into .venv and do the main job once, offline. `make test`: everything CI checks.
+# `make docs`: the site, into site/.
 # `make bench`: every rate as a ratio, in one table (about half an hour on two cores).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench docs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vit-sae demo --output-path demo-results
@@ -14,6 +15,9 @@ test: $(VENV)/.test-installed lint
 
 bench: $(VENV)/.bench-installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.bench --output-path bench-results
+
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -38,5 +42,9 @@ $(VENV)/.bench-installed: $(VENV)/.test-installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	touch $@
 
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-results bench-results build dist
+	rm -rf $(VENV) demo-results bench-results site build dist

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import vit_sae_cli
+from scripts import write_hook_names
 from tests.cli.command import vit_sae
 from vit_sae_plugin import HookedViT
 from vit_sae_plugin.analysis.atlas.latent_names import LatentName, write_names
@@ -104,10 +105,24 @@ def test_the_readmes_commands_run(photos):
     assert (photos / "report" / "index.html").is_file()
 
 
-def test_the_readme_links_every_page_once():
+def test_the_site_has_every_page_once():
+    nav = re.findall(r": ([\w/]+\.md)$|- ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    named = sorted(one or other for one, other in nav)
+    written = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert len(named) == len(set(named))
+    assert written <= set(named)
+
+
+def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = {page.name: text.count(f"](docs/{page.name})") for page in PAGES[1:]}
-    assert links == dict.fromkeys(links, 1)
+    places = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert len(places) > 5
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+def test_the_page_of_hook_names_is_what_the_code_writes():
+    page = write_hook_names.page(HookedViT.from_pretrained("shapes-clip"))
+    assert page == write_hook_names.PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from vit_sae_plugin.activations.activation_source import describe_preprocessing
 from vit_sae_plugin.analysis.counting.atlas_builder import AtlasBuilder
-from vit_sae_plugin.attached_sae import AttachedSAE, RowCoder
+from vit_sae_plugin.attached_sae import AttachedSAE, CachedRun, CachedSAE, RowCoder
 from vit_sae_plugin.datasets import ImageBatch, ImageSource
 from vit_sae_plugin.datasets.image_lookup import images_by_index
 from vit_sae_plugin.fingerprints import known_model_fingerprint
@@ -110,6 +111,61 @@ class ImageFeed:
 
     def skipped(self) -> pd.DataFrame:
         return self._walk.skipped.to_frame()
+
+
+class CacheFeed:
+    """The latents of activations from disk."""
+
+    def __init__(self, cached: CachedSAE, *, batch_size_images: int) -> None:
+        if batch_size_images < 1:
+            raise ValueError(f"batch_size_images is {batch_size_images}; want 1 or more")
+        self._cached, self._batch_size = cached, batch_size_images
+        self.layout = cached.layout
+        self.data_name = cached.images.name
+        self.n_images = cached.images.n_images
+        self._skipped = cached.cache.skipped.to_frame()
+        self._last_index = -1
+
+    def facts(self) -> dict[str, Any]:
+        model = self._cached.cache.plan.model
+        return {
+            "model_sha256": model["model_sha256"],
+            "data_sha256": self._cached.images.fingerprint(),
+            "sae_metadata": self._cached.source.to_metadata(),
+            "model_preprocessing": model["preprocessing"],
+            "class_names": self._cached.images.class_names,
+        }
+
+    def sample(self) -> Iterator[Float[Tensor, "part token d_sae"]]:
+        images = self._cached.images
+        for acts in self._cached.acts_of(
+            sampled_places(None if images.is_streaming else images.n_images)
+        ):
+            yield from (latents for _, latents in self._cached.rows.encode_parts(acts))
+
+    def batches(self, start_batch: int, progress: bool) -> Iterator[tuple[int, CachedRun]]:
+        first = max(0, start_batch - 1)
+        batches = self._cached.batches(
+            self._batch_size, start_batch=first, progress=progress, description="analyze"
+        )
+        for number, batch in enumerate(batches, start=first):
+            self._last_index = int(batch.index[-1])
+            if number < start_batch:  # read for its place alone: skipped images before it are known
+                self._skipped = self._skipped[self._skipped["index"] > self._last_index]
+                continue
+            yield number + 1, batch
+        self._last_index = sys.maxsize
+
+    def take_in(self, builder: AtlasBuilder, batch: CachedRun) -> None:
+        for part, latents in self._cached.rows.encode_parts(batch.acts_btd):
+            builder.update(latents, batch.index[part], batch.label[part], batch.ids[part])
+
+    @property
+    def n_skipped(self) -> int:
+        return int((self._skipped["index"] <= self._last_index).sum())
+
+    def skipped(self) -> pd.DataFrame:
+        return self._skipped
 
 
 class RowFeed:

@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.aggregation import AggregationRule
 from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder, holds_atlas, read_info
@@ -45,11 +46,11 @@ from vit_sae_plugin.analysis.counting.snapshot import (
     remove_snapshot,
     save_snapshot,
 )
-from vit_sae_plugin.analysis.latent_feeds import ImageFeed, LatentFeed, RowFeed
+from vit_sae_plugin.analysis.latent_feeds import CacheFeed, ImageFeed, LatentFeed, RowFeed
 from vit_sae_plugin.analysis.ranking_rules import built, default_rules, describe, named_rules
 from vit_sae_plugin.analysis.typical_activation import threshold_of, typical_activation
 from vit_sae_plugin.atomic_files import delete_leftovers
-from vit_sae_plugin.attached_sae import AttachedSAE
+from vit_sae_plugin.attached_sae import AttachedSAE, CachedSAE
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.fingerprints import sae_fingerprint, short
 from vit_sae_plugin.training.interruption import InterruptRequest
@@ -66,7 +67,7 @@ class AnalysisInterruptedError(KeyboardInterrupt):
 
 @torch.no_grad()
 def analyze(
-    model: HookedViT,
+    model: HookedViT | None,
     sae: SAE[Any],
     images: Any,
     *,
@@ -106,9 +107,11 @@ def analyze(
     - ``is_dead``: never above 0. ``is_dense``: ``token_frequency`` above ``dense_frequency``.
 
     Args:
-        model: the model the SAE reads.
+        model: the model the SAE reads; not needed, and not run, where its activations come from a
+            cache.
         sae: any SAELens SAE.
-        images: an ``ImageSource``, or anything ``open_images`` takes.
+        images: an ``ImageSource``, or anything ``open_images`` takes; or an ``ActivationCache`` or
+            ``"cache:PATH"``, which gives the atlas that its images would.
         source: hook and tokens the SAE reads; None: as the SAE's metadata say.
         aggregations: how to rank reference images: names, rules or modules, or a mapping that
             names them. The first is the default of the atlas. None: the rule saved with the SAE
@@ -131,17 +134,25 @@ def analyze(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the SAE doesn't fit the model; an aggregation is unknown or not registered; or
-            the folder holds other files, or an analysis with other settings, model, SAE or data.
+        ValueError: the SAE doesn't fit the model, or the cache (``CacheMismatchError``); an
+            aggregation is unknown or not registered; or the folder holds other files, or an
+            analysis with other settings, model, SAE or data.
         AnalysisInterruptedError: Ctrl-C or SIGTERM stopped it, with its state saved.
         NoReadableImagesError: no image can be read.
     """
-    feed = ImageFeed(
-        AttachedSAE(model, sae, source),
-        open_images(images),
-        batch_size_images=batch_size_images,
-        n_workers=n_workers,
-    )
+    cache = open_cache(images)
+    feed: LatentFeed
+    if cache is not None:
+        feed = CacheFeed(CachedSAE(cache, sae, source=source), batch_size_images=batch_size_images)
+    elif model is None:
+        raise ValueError("model is None, which goes with a cache; want the model to run on images")
+    else:
+        feed = ImageFeed(
+            AttachedSAE(model, sae, source),
+            open_images(images),
+            batch_size_images=batch_size_images,
+            n_workers=n_workers,
+        )
     settings = {
         "n_reference_images": n_reference_images,
         "n_partners": n_partners,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vit_sae_plugin.attached_sae.attached_sae import AttachedSAE, splice_all
 from vit_sae_plugin.attached_sae.attribution import Attribution, attribute, zero_shot_score
+from vit_sae_plugin.attached_sae.cached_sae import CachedRun, CachedSAE
 from vit_sae_plugin.attached_sae.hooked_sae_vit import HookedSAEViT
 from vit_sae_plugin.attached_sae.interventions import (
     LatentEdit,
@@ -20,6 +21,8 @@ from vit_sae_plugin.attached_sae.upper_run import UpperRun
 __all__ = [
     "AttachedSAE",
     "Attribution",
+    "CachedRun",
+    "CachedSAE",
     "HookedSAEViT",
     "LatentEdit",
     "RowCoder",

@@ -161,12 +161,8 @@ class AttachedSAE:
     def encode_parts(
         self, acts_btd: Float[Tensor, "batch token d_in"]
     ) -> Iterator[tuple[slice, Float[Tensor, "part token d_sae"]]]:
-        """Latents of a few images at a time, as memory allows, each with its place in the batch.
-
-        The latents of a whole batch can be far larger than its activations.
-        """
-        for part in self.rows.parts(len(acts_btd), acts_btd.shape[1]):
-            yield part, self.encode(acts_btd[part])
+        """Latents of a few images at a time: ``RowCoder.encode_parts``."""
+        yield from self.rows.encode_parts(acts_btd)
 
     def reconstruct(
         self,

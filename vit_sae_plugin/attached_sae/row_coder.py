@@ -127,6 +127,16 @@ class RowCoder:
         latents = latents.to_dense() if latents.is_sparse else latents
         return latents if k is None else keep_top_k(latents, k)
 
+    def encode_parts(
+        self, acts_btd: Float[Tensor, "batch token d_in"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "part token d_sae"]]]:
+        """Latents of a few images at a time, as memory allows, each with its place in the batch.
+
+        The latents of a whole batch can be far larger than its activations.
+        """
+        for part in self.parts(len(acts_btd), acts_btd.shape[1]):
+            yield part, self.encode(acts_btd[part])
+
     def decode(self, latents: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_out"]:
         """Latents → reconstruction, as the model holds it.
 

@@ -41,7 +41,7 @@ class UpperRun:
         self.attached = attached
         model, source = attached.model, attached.source
         self._hook = attached.hook_name_out
-        self._start, self._base_name = _where_to_start(self._hook, model.cfg.n_layers)
+        self._start, self._base_name = where_to_start(self._hook, model.cfg.n_layers)
         names = {source.hook_name, self._hook}
         if self._base_name is not None:
             names.add(self._base_name)
@@ -109,7 +109,7 @@ class UpperRun:
             yield from self.output(torch.cat(some)).split(self.n_images)
 
 
-def _where_to_start(hook_name: str, n_layers: int) -> tuple[int | None, str | None]:
+def where_to_start(hook_name: str, n_layers: int) -> tuple[int | None, str | None]:
     """The block from which to go on, and the hook that holds the residual stream in front of it."""
     layer = layer_of(hook_name)
     if hook_name == "hook_full_embed":

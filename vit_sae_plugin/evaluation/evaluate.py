@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vit_sae_plugin.attached_sae import AttachedSAE, UpperRun
-from vit_sae_plugin.datasets import open_images
+from vit_sae_plugin.activations.cache.open_cache import open_cache
+from vit_sae_plugin.attached_sae import AttachedSAE, CachedRun, CachedSAE, RowCoder, UpperRun
+from vit_sae_plugin.datasets import SkippedImages, open_images
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches
 from vit_sae_plugin.evaluation.evaluation_report import EvaluationReport
 from vit_sae_plugin.evaluation.per_token_variance import PerTokenVariance
@@ -22,7 +23,7 @@ from vit_sae_plugin.prompt_templates import Template, named_templates
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-    from vit_sae_plugin.activations import ActivationSource, EmbeddingStatistics
+    from vit_sae_plugin.activations import ActivationSource, EmbeddingStatistics, ImageWalk
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
     from vit_sae_plugin.hooked_vit.token_layout import TokenLayout
@@ -32,7 +33,7 @@ TOKEN_GROUPS = ("all", "cls", "patches")
 
 @torch.no_grad()
 def evaluate_sae(
-    model: HookedViT,
+    model: HookedViT | None,
     sae: SAE[Any],
     images: Any,
     *,
@@ -60,11 +61,13 @@ def evaluate_sae(
     measured is NaN, with the reason in ``notes``.
 
     Args:
-        model: the model whose activations the SAE reads.
+        model: the model whose activations the SAE reads. From a cache, only splicing needs it.
         sae: any SAELens SAE; its metadata say which hook and tokens it reads.
         images: an image source, or what ``open_images`` makes one of. A map-style source is
             visited in a random order fixed by ``seed``, so that ``n_images`` is a fair sample of
-            it; a streaming one in its own order.
+            it; a streaming one in its own order. Or an ``ActivationCache`` or ``"cache:PATH"``,
+            which gives what its images would; splicing then runs the blocks above the SAE, and
+            needs all tokens of the residual stream.
         batch_size_images: images in one forward pass.
         n_images: how many to use; None: all.
         class_names: label index → name; default: the source's.
@@ -86,45 +89,56 @@ def evaluate_sae(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the SAE doesn't fit the model, a setting is out of range, or the source gives
-            no image.
+        ValueError: the SAE doesn't fit the model or the cache, a setting is out of range, the
+            source gives no image, or splicing needs what the cache lacks.
     """
-    images = open_images(images)
-    attached = AttachedSAE(model, sae, source, statistics)
+    attached: AttachedSAE | CachedSAE
+    if (cache := open_cache(images)) is not None:
+        attached = CachedSAE(cache, sae, model=model, source=source, statistics=statistics)
+        images = attached.images
+        if splice:
+            model = attached.spliced_model
+    elif model is None:
+        raise ValueError("model is None, which goes with a cache; want the model to run on images")
+    else:
+        images = open_images(images)
+        attached = AttachedSAE(model, sae, source, statistics)
     totals = {
         name: ReconstructionTotals(attached.rows.d_out, attached.d_sae, dense_frequency)
         for name in TOKEN_GROUPS
     }
-    walk = attached.walk(
-        images,
-        batch_size_images=batch_size_images,
-        n_images=n_images,
-        shuffle=True,
-        seed=seed,
-        n_workers=n_workers,
-        progress=progress,
-    )
+    settings_of_walk: dict[str, Any] = {
+        "batch_size_images": batch_size_images,
+        "n_images": n_images,
+        "seed": seed,
+        "progress": progress,
+    }
+    skipped = SkippedImages()
+    if isinstance(attached, CachedSAE):
+        runs = _cached_runs(attached, skipped, settings_of_walk)
+    else:
+        walk = attached.walk(images, shuffle=True, n_workers=n_workers, **settings_of_walk)
+        skipped, runs = walk.skipped, _runs(attached, walk)
     notes: list[str] = []
     splicing = None
-    if splice:
+    if splice and model is not None:
         splicing = _splicing_totals(
             model, images, class_names, templates, captions, batch_size_contrastive, notes
         )
 
     per_token = PerTokenVariance(seed)
     groups = token_groups(attached.layout)
-    for batch in walk:
-        run = UpperRun(attached, batch.pixels)
+    for index, label, run in runs:
         target_btd = run.target_btd.to(attached.rows.device)
-        x_hat = _reconstruct(attached, run.acts_btd, target_btd, groups, totals)
-        per_token.update(batch.index, target_btd, x_hat)
+        x_hat = _reconstruct(attached.rows, run.acts_btd, target_btd, groups, totals)
+        per_token.update(index, target_btd, x_hat)
         if splicing is not None:
             outputs = {
                 "original": run.output(target_btd),
                 "spliced": run.output(x_hat),
                 "zeros": run.output(torch.zeros_like(target_btd)),
             }
-            splicing.update(outputs, batch.label, batch.index)
+            splicing.update(outputs, label, index)
 
     rows = {name: totals[name].compute() for name in TOKEN_GROUPS}
     reconstruction = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens")
@@ -139,8 +153,8 @@ def evaluate_sae(
     tables = {"reconstruction": reconstruction.astype({"n_tokens": int})}
     settings = {
         "images": images.name,
-        "n_images": walk.n_seen,
-        "n_images_skipped": sum(walk.skipped.counts.values()),
+        "n_images": per_token.n_images,
+        "n_images_skipped": len(skipped),
         "hook_name": attached.source.hook_name,
         "token_kind": attached.source.token_kind,
         "architecture": sae.cfg.architecture(),
@@ -152,6 +166,25 @@ def evaluate_sae(
         tables["splicing"] = splicing.compute()
         settings |= splicing.settings()
     return EvaluationReport(tables, settings, notes)
+
+
+_Run = tuple[Tensor, Tensor, UpperRun | CachedRun]
+"""Indices and labels of some images, and those images where the SAE reads."""
+
+
+def _runs(attached: AttachedSAE, walk: ImageWalk) -> Iterator[_Run]:
+    for batch in walk:
+        yield batch.index, batch.label, UpperRun(attached, batch.pixels)
+
+
+def _cached_runs(
+    cached: CachedSAE, skipped: SkippedImages, settings: dict[str, Any]
+) -> Iterator[_Run]:
+    for run in cached.batches(**settings):
+        yield run.index, run.label, run
+    if settings["n_images"] is None:
+        for entry in cached.cache.skipped.to_list():
+            skipped.add(*entry)
 
 
 def token_groups(layout: TokenLayout) -> dict[str, slice | Tensor]:
@@ -175,7 +208,7 @@ def _as_index(positions: Tensor) -> slice | Tensor:
 
 
 def _reconstruct(
-    attached: AttachedSAE,
+    rows: RowCoder,
     acts_btd: Tensor,
     target_btd: Tensor,
     groups: dict[str, slice | Tensor],
@@ -183,8 +216,8 @@ def _reconstruct(
 ) -> Tensor:
     """The SAE's reconstruction of what it reads; adds it to the totals of each token group."""
     x_hat = []
-    for part, latents in attached.encode_parts(acts_btd):
-        x_hat.append(attached.decode(latents))
+    for part, latents in rows.encode_parts(acts_btd):
+        x_hat.append(rows.decode(latents))
         for name, tokens in groups.items():
             chosen = (values[:, tokens] for values in (target_btd[part], x_hat[-1], latents))
             totals[name].update(*chosen)

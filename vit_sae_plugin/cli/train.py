@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 def _rows_in_words(runner: ViTSAETrainingRunner) -> str:
     from vit_sae_plugin.activations import ActivationSource
 
-    if runner.model is None:
+    if runner.cfg.embeddings_path is not None:
         return f"the rows of {runner.cfg.embeddings_path}"
     source = ActivationSource.from_metadata(runner.sae.cfg.metadata)
     return f"{source.hook_name} of {source.describe_model()}"
@@ -67,7 +67,6 @@ def _rows_in_words(runner: ViTSAETrainingRunner) -> str:
 
 def _resumed_runner(args: argparse.Namespace) -> ViTSAETrainingRunner:
     """The runner of an interrupted run, with what may differ from its settings."""
-    from vit_sae_plugin.datasets import open_images
     from vit_sae_plugin.hooked_vit import HookedViT
     from vit_sae_plugin.training import ViTSAETrainingRunner
 
@@ -96,7 +95,7 @@ def _resumed_runner(args: argparse.Namespace) -> ViTSAETrainingRunner:
         )
     return ViTSAETrainingRunner.resume(
         args.resume,
-        None if args.images is None else open_images(args.images),
+        args.images,  # typed, so it may be a command
         model,
         override_eval_images=args.eval_images,  # typed, so it may be a command
         **{name: value for name, value in changes.items() if value is not None},
@@ -164,6 +163,7 @@ def _with_flags(settings: dict[str, Any], args: argparse.Namespace) -> dict[str,
 def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETrainingRunner:
     """Load what the settings name, work out what depends on it, and make the runner."""
     from vit_sae_plugin.activations import load_embedding_rows
+    from vit_sae_plugin.activations.cache import open_cache
     from vit_sae_plugin.datasets import open_images
     from vit_sae_plugin.hooked_vit import HookedViT
     from vit_sae_plugin.training import (
@@ -178,16 +178,20 @@ def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETra
     if settings.get("output_path") is not None:
         check_output_folder(settings["output_path"])
     settings["device"] = chosen_device(args.device or settings.get("device"))
-    model = images = None
+    model: Any = None
+    images: Any = None
     n_rows: int | None
     if settings.get("embeddings_path"):
         rows = load_embedding_rows(
             settings["embeddings_path"], non_finite=settings.get("non_finite_rows", "refuse")
         )
         d_in, n_rows = rows.d_in, len(rows)
+    elif not settings.get("dataset_path"):
+        raise ValueError("there is nothing to train on: give --images or --embeddings")
+    elif (cache := open_cache(settings["dataset_path"])) is not None:
+        d_in, n_rows = _complete_from_cache(settings, cache), cache.n_rows
+        images = cache
     else:
-        if not settings.get("dataset_path"):
-            raise ValueError("there is nothing to train on: give --images or --embeddings")
         images = open_images(settings["dataset_path"])
         model = HookedViT.from_recorded(
             settings.get("model_name") or "ViT-B-16",
@@ -209,6 +213,23 @@ def _new_runner(settings: dict[str, Any], args: argparse.Namespace) -> ViTSAETra
         override_model=model,
         override_eval_images=args.eval_images,  # typed, so it may be a command
     )
+
+
+def _complete_from_cache(settings: dict[str, Any], cache: Any) -> int:
+    """Fill in what a cache decides and wasn't given; returns the width of the rows."""
+    sae = settings["sae"]
+    selection = {name: cache.plan.model[name] for name in ("token_kind", "seqpos_slice")}
+    for name, value in selection.items():
+        settings.setdefault(name, value)
+    if settings.get("hook_name") is None and len(cache.hook_names) > 1:
+        raise ValueError(
+            f"the cache {cache.path} holds {', '.join(cache.hook_names)}; choose one with "
+            "--hook-name"
+        )
+    hook_name = settings.get("hook_name") or cache.hook_names[0]
+    if settings.get("hook_name_out") and sae.get("d_out") is None:
+        sae["d_out"] = cache.d_in(settings["hook_name_out"])
+    return cache.d_in(hook_name)
 
 
 def _rows_per_epoch(model: Any, images: Any, settings: dict[str, Any]) -> int | None:

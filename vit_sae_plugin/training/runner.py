@@ -22,12 +22,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
+from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.saes import new_training_sae
+from vit_sae_plugin.training.cached_rows import store_of_cache
 from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
@@ -68,9 +70,9 @@ class ViTSAETrainingRunner:
     Args:
         cfg: the settings; SAELens's own config with ``model_class_name="HookedViT"`` will do.
         override_images: use these images instead of ``cfg.dataset_path``: anything that
-            ``vit_sae_plugin.datasets.open_images`` takes. A config may have come from anyone's
-            file, so images that start a program (``"wds:pipe:…"``, ``"wds:https://…"``) are only
-            taken from here.
+            ``vit_sae_plugin.datasets.open_images`` takes, or a cache. A config may have come from
+            anyone's file, so images that start a program (``"wds:pipe:…"``, ``"wds:https://…"``)
+            are only taken from here.
         override_model: use this model instead of loading ``cfg.model_name``. For the same reason
             one whose loading takes more than plain settings is only taken from here.
         override_sae: train this SAE instead of a new one.
@@ -111,19 +113,18 @@ class ViTSAETrainingRunner:
         check_run_folder(cfg)
         _check_devices(cfg)
         self.images: ImageSource | None = None
+        cache = open_cache(cfg.dataset_path if override_images is None else override_images)
         if override_store is not None:
             self.store = override_store
         elif cfg.embeddings_path is not None:
             self.store = store_of_embeddings(cfg)
+        elif cache is not None:
+            if cfg.eval_every_n_steps > 0 and cfg.model_name is not None:
+                self._load_model()
+            self.store = store_of_cache(cfg, cache, self.model)
         else:
-            if self.model is None:
-                self.model = HookedViT.from_recorded(
-                    cfg.model_name or "",
-                    cfg.model_from_pretrained_kwargs,
-                    device=cfg.model_device or cfg.device,
-                )
             self.images = self._open_images(override_images)
-            self.store = store_of_images(cfg, self.model, self.images)
+            self.store = store_of_images(cfg, self._load_model(), self.images)
         self.eval_images: ImageSource | None = None
         if cfg.eval_every_n_steps > 0:
             self.eval_images = (
@@ -245,6 +246,16 @@ class ViTSAETrainingRunner:
                 log_every_n_steps=cfg.log_every_n_steps,
                 **settings,
             )
+
+    def _load_model(self) -> HookedViT:
+        if self.model is None:
+            cfg = self.cfg
+            self.model = HookedViT.from_recorded(
+                cfg.model_name or "",
+                cfg.model_from_pretrained_kwargs,
+                device=cfg.model_device or cfg.device,
+            )
+        return self.model
 
     def _open_images(self, override_images: Any) -> ImageSource:
         if override_images is not None:

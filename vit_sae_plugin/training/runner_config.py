@@ -12,9 +12,11 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
+from vit_sae_plugin.activations.cache.open_cache import is_cache_text
 from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.field_types import check_field_types
 from vit_sae_plugin.hooked_vit.token_layout import check_token_kind
+from vit_sae_plugin.training.cache_defaults import cache_defaults
 from vit_sae_plugin.training.config_checks import (
     check_choice,
     check_hook_name,
@@ -60,7 +62,7 @@ class ViTSAERunnerConfig:
     model_name: str | None = _auto()
     """The model, as ``HookedViT.from_pretrained`` takes it: an open_clip name, ``"hf:…"``,
     ``"timm:…"`` or ``"shapes-clip"``. ``"auto"``: ``"ViT-B-16"``, but None, which is unknown, with
-    ``embeddings_path``."""
+    ``embeddings_path``, and a cache's own with ``"cache:PATH"``."""
     model_class_name: str = "HookedViT"
     """Always ``"HookedViT"``; there so that the SAE's metadata say what to load."""
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +80,8 @@ class ViTSAERunnerConfig:
     """A slice (start, stop, step) of those tokens; ``(None,)`` takes them all."""
     dataset_path: str = ""
     """The images, as ``vit_sae_plugin.datasets.open_images`` takes them: a folder,
-    ``"hf:…"``, ``"wds:…"`` or ``"shapes"``."""
+    ``"hf:…"``, ``"wds:…"`` or ``"shapes"``. Or ``"cache:PATH"``, the activations that ``vit-sae
+    cache`` wrote: the model isn't run, and need not be named."""
 
     embeddings_path: str | None = None
     """Train on the rows of this ``.npy``, ``.safetensors`` or ``.parquet`` file instead of on
@@ -273,6 +276,11 @@ class ViTSAERunnerConfig:
             "device": best_device(),
             "eval_every_n_steps": max(1, n_steps // 10) if self.eval_dataset_path else 0,
         }
+        of_cache = cache_defaults(
+            self.dataset_path, self.model_name, self.model_from_pretrained_kwargs, AUTO
+        )
+        self.model_from_pretrained_kwargs |= of_cache.pop("model_from_pretrained_kwargs", {})
+        defaults |= of_cache
         for name, value in defaults.items():
             if getattr(self, name) == AUTO:
                 setattr(self, name, value)
@@ -313,7 +321,8 @@ class ViTSAERunnerConfig:
                 f"embeddings_path is {self.embeddings_path!r} and dataset_path is "
                 f"{self.dataset_path!r}; want one of the two"
             )
-        if self.model_name is None and self.embeddings_path is None:
+        has_rows = self.embeddings_path is not None or is_cache_text(self.dataset_path)
+        if self.model_name is None and not has_rows:
             raise ValueError("model_name is None; want the model whose activations to train on")
         embeddings = self.embeddings_path is not None or self.hook_name == "hook_image_embed"
         if self.standardize_embeddings and not embeddings:

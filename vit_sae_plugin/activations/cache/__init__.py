@@ -12,6 +12,7 @@ from vit_sae_plugin.activations.cache.cache_errors import (
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan
 from vit_sae_plugin.activations.cache.cache_store import CacheStore
 from vit_sae_plugin.activations.cache.check_cache import repair_cache, verify_cache
+from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.cache.plan_cache import plan_cache
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry
 from vit_sae_plugin.activations.cache.write_cache import write_cache
@@ -28,6 +29,7 @@ __all__ = [
     "ShardEntry",
     "ShardInUseError",
     "UnfinishedCacheError",
+    "open_cache",
     "plan_cache",
     "repair_cache",
     "verify_cache",

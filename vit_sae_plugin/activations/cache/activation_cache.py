@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class CachedBatch(NamedTuple):
     """Some images' activations, in the order of the images."""
 
-    index: Int[Tensor, " batch"]
+    index: Int[Tensor, " batch"]  # type: ignore[assignment]  # tuples have a method so called
     """Position in the cache's order of images."""
     ids: list[str]
     """Each image's id in its source."""

@@ -104,7 +104,7 @@ def _read(cache: Path, name: str, block: Block, target: np.ndarray) -> None:
     """
     path = shard_folder(cache, block.shard) / name
     row_bytes = target.shape[1] * target.itemsize
-    memory = memoryview(target[: block.n_rows].reshape(-1).view(np.uint8))
+    memory = target[: block.n_rows].reshape(-1).view(np.uint8).data
     n_read = 0
     try:
         descriptor = os.open(path, os.O_RDONLY)

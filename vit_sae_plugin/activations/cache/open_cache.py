@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_sae_plugin.activations.cache.activation_cache import ActivationCache
+from vit_sae_plugin.activations.cache.cache_plan import CachePlan
 
 _PREFIX, _PARTIAL = "cache:", "?partial=true"
 
@@ -24,11 +25,26 @@ def open_cache(images: Any) -> ActivationCache | None:
         return images
     if not is_cache_text(images):
         return None
-    path = images.removeprefix(_PREFIX)
-    is_partial = path.endswith(_PARTIAL) and not Path(path).exists()
-    return ActivationCache(path.removesuffix(_PARTIAL) if is_partial else path, partial=is_partial)
+    path, is_partial = _path_of(images)
+    return ActivationCache(path, partial=is_partial)
+
+
+def plan_of(text: str) -> CachePlan:
+    """What the cache holds that a text names, finished or not.
+
+    Raises:
+        FileNotFoundError, DamagedCacheError: see `CachePlan.load`.
+    """
+    return CachePlan.load(_path_of(text)[0])
 
 
 def is_cache_text(text: Any) -> bool:
     """Whether a text names a cache."""
     return isinstance(text, str) and text.startswith(_PREFIX)
+
+
+def _path_of(text: str) -> tuple[str, bool]:
+    """The folder, and whether what is finished of it will do."""
+    path = text.removeprefix(_PREFIX)
+    is_partial = path.endswith(_PARTIAL) and not Path(path).exists()
+    return path.removesuffix(_PARTIAL) if is_partial else path, is_partial

@@ -162,7 +162,7 @@ def file_checksum(path: Path, read: Callable[[int], object] = lambda n_bytes: No
 def write_array(path: Path, values: np.ndarray) -> dict[str, Any]:
     """Write an array's bytes and nothing else; returns size and checksum of what was meant to be
     written, taken from memory, so that a disk's own faults show."""
-    data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     digest = xxhash.xxh3_128()
     with path.open("wb") as file:
         for start in range(0, len(data), _BYTES_AT_A_TIME):

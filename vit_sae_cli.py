@@ -28,6 +28,7 @@ _IMAGES_HELP = (
     "the built-in shape scenes (options as in 'shapes:test?n_images=500&n_objects=1')"
 )
 
+_CACHE_HELP = "; or 'cache:FOLDER', the activations that 'vit-sae cache' wrote of them"
 
 _DEBUG_HELP = "show the traceback of an error"
 
@@ -329,7 +330,7 @@ def _add_adapt(commands) -> None:
 
 
 def _add_rows(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
+    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP + _CACHE_HELP)
     command.add_argument(
         "--embeddings",
         metavar="FILE",
@@ -402,8 +403,12 @@ def _add_eval(commands) -> None:
     )
     command.add_argument(
         "--suite",
-        choices=["splice", "msae", "masking", "concepts", "stability", "bias"],
-        help="splice: the measures of PatchSAE (default with --images); msae: those of the "
+        choices=[
+            *("splice", "reconstruction", "msae", "masking"),
+            *("concepts", "stability", "bias"),
+        ],
+        help="splice: the measures of PatchSAE (default with --images); reconstruction: those that "
+        "need only what the SAE reads; msae: those of the "
         "Matryoshka paper (default with --embeddings); masking: which latents decide a class; "
         "concepts: whether latents mean something, beside neurons and random latents; stability: "
         "which latents another SAE has too; bias: which concepts mislead a classifier",
@@ -563,7 +568,7 @@ def _add_analyze(commands) -> None:
         "again, and\na finished one is opened rather than made again; --overwrite starts afresh.",
     )
     command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
-    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
+    command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP + _CACHE_HELP)
     command.add_argument(
         "--embeddings",
         metavar="FILE",

@@ -13,6 +13,7 @@ from vit_sae_plugin.cli.saved_sae import folder_beside, load_model, load_sae
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+    from vit_sae_plugin.activations.cache import ActivationCache
     from vit_sae_plugin.activations.embedding_rows import EmbeddingRows
     from vit_sae_plugin.analysis import LatentAtlas
     from vit_sae_plugin.datasets import ImageSource
@@ -30,8 +31,12 @@ _ONLY_IMAGES = (
 )
 
 
+_WITH_PICTURES = ("report", "neuronpedia", "tree", *_CHECKED, "logit", "templates")
+
+
 def run(args: argparse.Namespace) -> int:
     """Analyse, save the atlas, and write the report if one is asked for."""
+    from vit_sae_plugin.activations.cache.open_cache import is_cache_text
     from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder
 
     if args.compare is not None:
@@ -39,9 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
         return run_comparison(args)
     _check(args)
-    report_options = _report_options(args)
     if args.names is not None and not Path(args.names).is_file():
         raise ValueError(f"--names {args.names}: there is no such file; want names from a report")
+    if is_cache_text(args.images):
+        return _run_on_cache(args)
+    report_options = _report_options(args)
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     images = _images(args, report_options)
@@ -77,6 +84,36 @@ def run(args: argparse.Namespace) -> int:
 
         written = export_neuronpedia(model, sae, atlas, images, args.neuronpedia)
         print(f"Rows for Neuronpedia are in {written}; NOT_INCLUDED.md there says what is missing")
+    return 0
+
+
+def _run_on_cache(args: argparse.Namespace) -> int:
+    """The atlas from activations on disk: no model runs, and there are no pictures to show."""
+    from vit_sae_plugin.activations.cache import CacheMismatchError
+    from vit_sae_plugin.activations.cache.open_cache import open_cache
+    from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder
+    from vit_sae_plugin.attached_sae.cached_sae import CachedPictures
+
+    for name in (*_WITH_PICTURES, "embeddings", "model", "pretrained", "n_workers"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} doesn't go with --images {args.images}, for a cache "
+                "holds activations and no pictures; make the atlas from it, then give the images "
+                "with the same --output-path, which opens the finished atlas"
+            )
+    sae = load_sae(args.sae, chosen_device(args.device))
+    cache = open_cache(args.images)
+    if cache is None:
+        raise CacheMismatchError(f"--images {args.images} is no cache; want cache:PATH")
+    name = folder_name("atlas", CachedPictures(cache))
+    folder = Path(args.output_path or folder_beside(args.sae, name))
+    check_output_folder(folder)
+    check_atlas_folder(folder)
+    atlas = _analyzed(args, None, sae, cache, None, folder)
+    if args.names is not None:
+        atlas.read_names(args.names)
+    print(atlas)
+    print(f"\nThe atlas is in {folder}; read it by LatentAtlas.load({str(folder)!r})")
     return 0
 
 
@@ -118,9 +155,9 @@ def _embeddings(args: argparse.Namespace, d_in: int) -> EmbeddingRows | None:
 
 def _analyzed(
     args: argparse.Namespace,
-    model: HookedViT,
+    model: HookedViT | None,
     sae: SAE[Any],
-    images: ImageSource | None,
+    images: ImageSource | ActivationCache | None,
     rows: EmbeddingRows | None,
     folder: Path,
 ) -> LatentAtlas:

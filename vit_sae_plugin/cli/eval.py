@@ -1,8 +1,8 @@
 """``vit-sae eval``: the measures of a saved SAE, on screen and as CSV and JSON.
 
-Five suites: what splicing the SAE in does to its model, the Matryoshka paper's measures of the
-rows that it reads, which latents decide a class (masking), whether latents mean something
-(concepts), and which of them another SAE has too (stability).
+Suites: how well it reconstructs, and what splicing it in does to its model; the Matryoshka paper's
+measures of the rows that it reads; which latents decide a class (masking); whether latents mean
+something (concepts); which of them another SAE has too (stability); which mislead (bias).
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ _ONLY_OF_SUITE = {
 _WITH_PROBE = ("msae", "masking")
 _WITH_ATLAS = ("masking", "concepts", "stability", "bias")
 _ONLY_IMAGES = ("images", "model", "pretrained", "n_images", "n_workers", "templates")
+_ON_CACHE = ("splice", "reconstruction", "msae")
+_NOT_ON_CACHE = ("captions", "probe_images", "save_latents", "n_workers")
 _BATCH_SIZE_IMAGES = {
     "splice": 64,
+    "reconstruction": 64,
     "msae": 64,
     "masking": 8,
     "concepts": 64,
@@ -55,6 +58,8 @@ _BATCH_SIZE_IMAGES = {
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables and save them."""
+    from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+
     _check(args)
     name = args.suite if args.suite in _WITH_ATLAS else "evaluation"
     folder = Path(args.output_path or folder_beside(args.sae, name))
@@ -64,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args.device)
     sae = load_sae(args.sae, device)
     evaluate = _on_images if args.embeddings is None else _on_embeddings
+    if is_cache_text(args.images):
+        evaluate = _on_cache
     if args.suite == "stability":
         evaluate = stability_suite
     report = evaluate(sae, args, device, folder)
@@ -76,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise where options don't go together."""
+    from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+
     if args.suite is None:
         args.suite = "splice" if args.embeddings is None else "msae"
     if args.batch_size_images is None:
@@ -112,10 +121,23 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.suite == "bias":
         check_bias_options(args)
+    if is_cache_text(args.images):
+        _check_on_cache(args)
     if args.encoder is not None and args.encoder_embeddings is not None:
         raise ValueError("give either --encoder or --encoder-embeddings, not both")
     if args.save_latents is not None and Path(args.save_latents).exists():
         raise ValueError(f"--save-latents {args.save_latents}: that exists; choose another folder")
+
+
+def _check_on_cache(args: argparse.Namespace) -> None:
+    if args.suite not in _ON_CACHE:
+        raise ValueError(
+            f"--suite {args.suite} needs pictures, and --images {args.images} holds activations; "
+            f"want the images, or one of --suite {', '.join(_ON_CACHE)}"
+        )
+    for name in _NOT_ON_CACHE:
+        if getattr(args, name):
+            raise ValueError(f"{_flag(name)} doesn't go with --images {args.images}, but images")
 
 
 def _flag(name: str) -> str:
@@ -135,6 +157,35 @@ def _on_embeddings(
     report.save(folder)
     if args.save_latents is not None:
         save_embedding_latents(sae, rows, args.save_latents)
+    return report
+
+
+def _on_cache(
+    sae: SAE[Any], args: argparse.Namespace, device: str, folder: Path
+) -> EvaluationReport:
+    """What rows at the SAE's hook suffice for; splicing runs the blocks above it."""
+    from vit_sae_plugin.activations.cache import ActivationCache
+    from vit_sae_plugin.activations.cache.open_cache import open_cache
+    from vit_sae_plugin.attached_sae import CachedSAE
+    from vit_sae_plugin.evaluation import evaluate_embeddings, evaluate_sae, image_rows
+
+    cache = open_cache(args.images)
+    if not isinstance(cache, ActivationCache):
+        raise ValueError(f"--images {args.images} is no cache; want cache:PATH")
+    walk = {
+        "batch_size_images": args.batch_size_images,
+        "n_images": args.n_images,
+        "progress": True,
+    }
+    if args.suite == "msae":
+        report = evaluate_embeddings(
+            sae, {"image": image_rows(CachedSAE(cache, sae), None, **walk)}
+        )
+    else:
+        splice = args.suite == "splice"
+        model = load_model(sae, args, device) if splice else None
+        report = evaluate_sae(model, sae, cache, templates=args.templates, splice=splice, **walk)
+    report.save(folder)
     return report
 
 
@@ -165,7 +216,8 @@ def _on_images(
     elif args.suite == "bias":
         report = bias_suite(model, sae, images, args, folder, named_atlas(args, sae))
     else:
-        report = evaluate_sae(model, sae, images, templates=args.templates, **walk)
+        splice = args.suite == "splice"
+        report = evaluate_sae(model, sae, images, templates=args.templates, splice=splice, **walk)
     report.save(folder)
     if args.save_latents is not None:
         save_latents(model, sae, images, args.save_latents, **walk)

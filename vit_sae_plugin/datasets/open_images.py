@@ -140,6 +140,11 @@ def _open_kind(kind: str, place: str, text: str, options: dict[str, Any]) -> Ima
     if kind == "hf":
         name, _, split = (place, "", "") if os.path.isdir(place) else place.partition(":")
         return HuggingFaceImages(name, **{"split": split or None, **options})
+    if text.startswith("cache:"):
+        raise ValueError(
+            f"{text!r} holds activations, no pictures: train, analyze and eval --suite splice, "
+            "reconstruction and msae read it; want the images here"
+        )
     if kind == "" and not os.path.exists(place):
         raise FileNotFoundError(
             f"there is no folder {place!r}, and it is of no other form; want {FORMS}"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_sae_plugin.attached_sae.cached_sae import CachedSAE
 from vit_sae_plugin.datasets import open_images
 
 if TYPE_CHECKING:
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
 
 
 def image_rows(
-    attached: AttachedSAE, images: Any, **settings: Any
+    attached: AttachedSAE | CachedSAE, images: Any, **settings: Any
 ) -> Iterator[Float[Tensor, "rows d_in"]]:
     """The activations of images, a row for each token that the SAE reads, in batches.
 
     Args:
-        attached: the SAE on its model.
+        attached: the SAE on its model, or on a cache, whose images are meant then.
         images: an image source, or what ``open_images`` makes one of.
-        settings: of the walk, such as ``batch_size_images`` and ``n_images``: see ``ImageWalk``.
+        settings: of the walk, such as ``batch_size_images`` and ``n_images``: see ``ImageWalk``, or
+            ``CachedSAE.batches``.
     """
+    if isinstance(attached, CachedSAE):
+        for run in attached.batches(**settings):
+            yield run.acts_btd.flatten(0, 1)
+        return
     for batch in attached.walk(open_images(images), **settings):
         yield attached.activations(batch.pixels).flatten(0, 1)
 

@@ -129,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_cache(commands)
     _add_adapt(commands)
     _add_eval(commands)
     _add_frontier(commands)
@@ -245,6 +246,98 @@ def _add_train(commands) -> None:
         metavar="FIELD=VALUE",
         help="set any other field of ViTSAERunnerConfig, or of the SAE's own config with "
         "'sae.FIELD', such as --set sae.l1_coefficient=1e-4; may be repeated",
+    )
+
+
+def _add_cache(commands) -> None:
+    command = _command(
+        commands,
+        "cache",
+        "write a model's activations to disk once, to train any number of SAEs from them",
+        "vit-sae cache caches/photos --images photos/ --model ViT-B-16 --pretrained openai "
+        "--hook-name blocks.8.hook_resid_post blocks.10.hook_resid_post --dtype bfloat16",
+        "vit-sae train --images cache:caches/photos --hook-name blocks.8.hook_resid_post "
+        "--output-path runs/photos",
+        "vit-sae cache caches/photos --verify",
+        "vit-sae cache caches/photos --repair",
+        note="All hooks are read in one forward pass an image. Give the same command again to go "
+        "on after any kind of\nend, or at the same time from other processes: each writes shards "
+        "that no other has. With a finished\ncache and no other flags, the command says what is in "
+        "it. The format is described in docs/cache_format.md.",
+    )
+    command.add_argument("folder", metavar="CACHE", help="the cache's folder")
+    what = command.add_argument_group("what to write")
+    what.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
+    _add_model(what)
+    what.add_argument(
+        "--hook-name",
+        nargs="+",
+        metavar="HOOK",
+        help="one or several, such as blocks.10.hook_resid_post (default: the output of the block "
+        "before the last)",
+    )
+    what.add_argument(
+        "--token-kind",
+        choices=["all", "patches", "cls"],
+        help="which tokens of an image become rows (default: all)",
+    )
+    what.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        help="number format on disk; 16 bits take half the room of float32 (the default), int8 "
+        "with a scale for each row a quarter",
+    )
+    what.add_argument(
+        "--add",
+        action="store_true",
+        help="also take in those of these images that a finished cache lacks",
+    )
+    how = command.add_argument_group("how to write it (default: what the cache was begun with)")
+    how.add_argument(
+        "--images-per-shard",
+        type=whole_number,
+        metavar="N",
+        help="images of a shard, the unit that is written whole; a multiple of "
+        "--batch-size-images (default: some 128 MiB)",
+    )
+    how.add_argument(
+        "--batch-size-images",
+        type=whole_number,
+        metavar="N",
+        help="images the model sees at once (default: 32)",
+    )
+    how.add_argument(
+        "--autocast", action="store_true", default=None, help="run the model under bfloat16"
+    )
+    how.add_argument(
+        "--seed", type=int, metavar="N", help="of the order of rows within shards (default: 0)"
+    )
+    how.add_argument(
+        "--n-workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode images (default: 0, in the main one)",
+    )
+    how.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    other = command.add_argument_group("what to do with a cache that is there")
+    other = other.add_mutually_exclusive_group()
+    other.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every byte, and list the shards that are damaged or missing (exit status 1 if "
+        "there are any)",
+    )
+    other.add_argument(
+        "--repair",
+        action="store_true",
+        help="write just those shards anew; --images and --model are only needed if they were "
+        "given as objects in code, or have moved",
+    )
+    other.add_argument(
+        "--mixing",
+        action="store_true",
+        help="measure how well training's batches mix the images",
     )
 
 

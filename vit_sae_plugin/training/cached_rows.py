@@ -72,10 +72,12 @@ def check_model_made(cache: ActivationCache, model: HookedViT) -> None:
 
 def _check_settings(cfg: ViTSAERunnerConfig, cache: ActivationCache) -> None:
     there = cache.plan.model
-    now = {"token_kind": cfg.token_kind, "seqpos_slice": list(cfg.seqpos_slice)}
+    now: dict[str, Any] = {"token_kind": cfg.token_kind, "seqpos_slice": list(cfg.seqpos_slice)}
     if there["model_name"] is not None:
         now["model_name"] = None if cfg.model_name is None else full_name(cfg.model_name)
-    differing = {name: (there[name], value) for name, value in now.items()}
+    differing: dict[str, tuple[Any, Any]] = {
+        name: (there[name], value) for name, value in now.items()
+    }
     kwargs_there, kwargs_now = there["model_from_pretrained_kwargs"], _plain(cfg)
     for name in sorted({*kwargs_there, *kwargs_now}):
         differing[f"model_from_pretrained_kwargs[{name!r}]"] = (

@@ -15,7 +15,7 @@ from vit_sae_plugin.activations.cache.check_cache import repair_cache, verify_ca
 from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.cache.plan_cache import plan_cache
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry
-from vit_sae_plugin.activations.cache.write_cache import write_cache
+from vit_sae_plugin.activations.cache.write_cache import write_cache, write_shards
 from vit_sae_plugin.activations.cache.write_shard import write_shard
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "verify_cache",
     "write_cache",
     "write_shard",
+    "write_shards",
 ]

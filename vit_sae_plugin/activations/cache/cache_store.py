@@ -98,8 +98,6 @@ class CacheStore(RowStore):
         block_rows = rows_of_a_block(row_bytes, buffer_rows)
         rows_of_shard = {number: entry.n_rows for number, entry in cache.entries.items()}
         self._order = ReadOrder(rows_of_shard, block_rows, buffer_rows, seed)
-        self._block_rows = block_rows
-        self._blocks_in_group = -(-buffer_rows // block_rows)
         self._rank, self._n_ranks = 0, 1
         self._threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
         self._memory: list[LoadedGroup] = []
@@ -200,8 +198,8 @@ class CacheStore(RowStore):
         if self._threads is None:
             self._threads = (ThreadPoolExecutor(1), ThreadPoolExecutor(self.n_readers))
         if not self._memory:
-            n_blocks = -(-self._blocks_in_group // self._n_ranks)
-            settings = (self.cache, self.hooks, n_blocks * self._block_rows, self.with_coordinates)
+            n_rows = -(-self._order.blocks_in_group // self._n_ranks) * self._order.block_rows
+            settings = (self.cache, self.hooks, n_rows, self.with_coordinates)
             self._memory = [LoadedGroup(*settings), LoadedGroup(*settings)]
         ahead, readers = self._threads
         loaded, rank, n_ranks = self._memory[number], self._rank, self._n_ranks

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan, check_same
 from vit_sae_plugin.activations.cache.shard_files import (
+    ENTRY_FILE,
     find_shard_damage,
     finished_numbers,
     shard_folder,
@@ -115,4 +116,6 @@ def _source(plan: CachePlan, part: int, images: Any) -> ImageSource:
 
 
 def _size(plan: CachePlan, number: int) -> int:
-    return sum(path.stat().st_size for path in shard_folder(plan.folder, number).glob("*.*"))
+    """Bytes of a shard's files, but for `shard.json`, which describes them."""
+    files = shard_folder(plan.folder, number).iterdir()
+    return sum(path.stat().st_size for path in files if path.name != ENTRY_FILE)

@@ -35,6 +35,7 @@ from vit_sae_plugin.activations.cache.cache_plan import (
     CachePlan,
     check_file_name,
 )
+from vit_sae_plugin.activations.cache.room import check_room
 from vit_sae_plugin.activations.cache.row_formats import row_format
 from vit_sae_plugin.activations.cache.shard_claims import CLAIMS_FOLDER
 from vit_sae_plugin.activations.cache.shard_files import finished_numbers
@@ -66,6 +67,7 @@ def plan_cache(
     autocast_model: bool | None = None,
     seed: int | None = None,
     add: bool = False,
+    images_text: str | None = None,
 ) -> CachePlan:
     """The plan of a cache, whose manifest is there when this returns.
 
@@ -84,6 +86,7 @@ def plan_cache(
         autocast_model: run the model under bfloat16 autocast. Default: no.
         seed: of the order of rows within shards. Default: 0.
         add: also take in those of these images that the cache lacks.
+        images_text: what names them, where `images` is an object that was made of a text.
 
     Raises:
         CacheMismatchError: the cache there is of another model, other hooks, tokens or images.
@@ -92,6 +95,7 @@ def plan_cache(
         ValueError: a hook, token kind or number that can't be.
     """
     source = open_images(images)
+    text = images if images_text is None else images_text
     wanted = _first_plan(
         Path(folder), model, hook_names, token_kind, seqpos_slice, dtype or "float32"
     )
@@ -100,19 +104,19 @@ def plan_cache(
         autocast_model=bool(autocast_model),
         seed=seed or 0,
         batch_size_images=batch_size_images or 32,
-        parts=[describe_images(source, images)],
+        parts=[describe_images(source, text)],
     )
     _check_sizes(batch_size_images, images_per_shard, seed)
     try:
         with _manifest_lock(wanted.folder):
             if not (wanted.folder / MANIFEST_FILE).exists():
                 plan = _with_shard_size(wanted, images_per_shard)
+                check_room(plan)  # a manifest would stand in the way of smaller settings
                 plan.save()
                 return plan
             return _go_on(
                 wanted,
                 source,
-                images,
                 add,
                 {
                     "dtype": dtype,
@@ -218,7 +222,7 @@ def _with_shard_size(plan: CachePlan, images_per_shard: int | None) -> CachePlan
 
 
 def _go_on(
-    wanted: CachePlan, source: ImageSource, images: Any, add: bool, settings: dict[str, Any]
+    wanted: CachePlan, source: ImageSource, add: bool, settings: dict[str, Any]
 ) -> CachePlan:
     plan = CachePlan.load(wanted.folder)
     unsaid = {name: getattr(plan, name) for name, value in settings.items() if value is None} | {
@@ -230,7 +234,7 @@ def _go_on(
     if not add:
         images_of_part(plan, len(plan.parts) - 1, source)  # raises, with both
     _check_finished(plan)
-    plan = plan.with_part(_added_part(plan, source, images))
+    plan = plan.with_part(_added_part(plan, wanted.parts[0], source))
     plan.save()
     return plan
 
@@ -245,9 +249,8 @@ def _check_finished(plan: CachePlan) -> None:
         )
 
 
-def _added_part(plan: CachePlan, source: ImageSource, images: Any) -> CachedImages:
+def _added_part(plan: CachePlan, part: CachedImages, source: ImageSource) -> CachedImages:
     """The next part: of a source that has grown only what is new, of another one all of it."""
-    part = describe_images(source, images)
     if source.is_streaming:
         return part
     n_parts = len(plan.parts)

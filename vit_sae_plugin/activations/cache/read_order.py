@@ -57,7 +57,7 @@ class ReadOrder:
 
     Args:
         rows_of_shard: shard → its rows.
-        block_rows: rows of a block; a shard's last one may have fewer.
+        block_rows: rows of a block at most; a shard is cut into equal ones.
         buffer_rows: rows that are in memory at once, at least.
         seed: of the order.
     """
@@ -66,16 +66,24 @@ class ReadOrder:
         self, rows_of_shard: Mapping[int, int], block_rows: int, buffer_rows: int, seed: int
     ) -> None:
         self.seed = seed
-        starts = {shard: range(0, n, block_rows) for shard, n in rows_of_shard.items()}
-        self._shards = np.concatenate(
-            [np.full(len(s), shard, np.int64) for shard, s in starts.items()]
-        )
-        self._starts = np.concatenate([np.asarray(s, dtype=np.int64) for s in starts.values()])
-        ends = np.array([rows_of_shard[int(shard)] for shard in self._shards])
-        self._sizes = np.minimum(block_rows, ends - self._starts)
+        shards, starts, sizes = [], [], []
+        for shard, n_rows in rows_of_shard.items():
+            # equal parts: a small last block of each shard would cost a read and mix little
+            n_blocks = -(-n_rows // block_rows)
+            edges = np.arange(n_blocks + 1) * n_rows // max(n_blocks, 1)
+            shards.append(np.full(n_blocks, shard, dtype=np.int64))
+            starts.append(edges[:-1])
+            sizes.append(np.diff(edges))
+        self._shards, self._starts = np.concatenate(shards), np.concatenate(starts)
+        self._sizes = np.concatenate(sizes)
         self.n_rows = int(self._sizes.sum())
         self.n_blocks = len(self._sizes)
-        self.n_groups = -(-self.n_blocks // max(1, -(-buffer_rows // block_rows)))
+        self.block_rows = int(self._sizes.max())
+        """Rows of the largest block."""
+        blocks_in_memory = -(-buffer_rows // self.block_rows)
+        self.n_groups = -(-self.n_blocks // blocks_in_memory)
+        self.blocks_in_group = -(-self.n_blocks // self.n_groups)
+        """Blocks of the largest group."""
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def group(self, epoch: int, number: int) -> Group:

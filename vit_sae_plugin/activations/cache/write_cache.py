@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,17 +13,14 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import EVERY_TOKEN
 from vit_sae_plugin.activations.cache.activation_cache import ActivationCache
-from vit_sae_plugin.activations.cache.cache_errors import CacheWriteError, ShardInUseError
+from vit_sae_plugin.activations.cache.cache_errors import ShardInUseError
 from vit_sae_plugin.activations.cache.cache_images import images_of_part
 from vit_sae_plugin.activations.cache.image_feed import ImageFeed
 from vit_sae_plugin.activations.cache.plan_cache import end_stream, plan_cache
+from vit_sae_plugin.activations.cache.room import check_room
 from vit_sae_plugin.activations.cache.shard_buffer import ShardBuffer
 from vit_sae_plugin.activations.cache.shard_claims import ShardClaim, ShardClaims
-from vit_sae_plugin.activations.cache.shard_files import (
-    ShardEntry,
-    finished_numbers,
-    shard_folder,
-)
+from vit_sae_plugin.activations.cache.shard_files import ShardEntry, shard_folder
 from vit_sae_plugin.activations.cache.write_shard import fill, save
 from vit_sae_plugin.datasets import SkippedImages, open_images
 
@@ -86,13 +82,36 @@ def write_cache(
         seed=seed,
         add=add,
     )
+    return write_shards(plan, model, images, n_workers=n_workers, progress=progress)
+
+
+def write_shards(
+    plan: CachePlan,
+    model: HookedViT,
+    images: Any,
+    *,
+    n_workers: int = 0,
+    progress: bool = True,
+) -> ActivationCache:
+    """Write all shards of a plan that are missing, as `write_cache` does.
+
+    Args:
+        plan: from `plan_cache`.
+        model, images: what the plan was made with.
+        n_workers: processes that decode images.
+        progress: show a progress bar.
+
+    Raises:
+        CacheWriteError, NoReadableImagesError: see `write_cache`.
+        CacheMismatchError: these aren't the images of the plan.
+    """
     source = open_images(images)
     part = _part_of(plan, source)
     check_room(plan)
     feed = ImageFeed(
         plan, images_of_part(plan, part, source), model.require_preprocess(), n_workers
     )
-    writer = _Writer(plan, part, model, feed)
+    writer = _Writer(plan, part, model.eval(), feed)
     with tqdm(
         total=plan.parts[part].n_images,
         desc="Caching activations",
@@ -103,30 +122,13 @@ def write_cache(
     return ActivationCache(plan.folder)
 
 
-def bytes_to_write(plan: CachePlan) -> int | None:
-    """Bytes that the shards not yet there will take; None for a stream of unknown length."""
-    if plan.n_images is None:
-        return None
-    finished = set(finished_numbers(plan.folder))
-    missing = sum(shard.n_images for shard in plan.shards if shard.number not in finished)
-    return missing * plan.image_bytes()
-
-
-def check_room(plan: CachePlan) -> None:
-    """Raise a `CacheWriteError` if the disk has no room for the shards that are missing."""
-    needed = bytes_to_write(plan)
-    free = shutil.disk_usage(plan.folder).free
-    if needed is not None and needed > free:
-        raise CacheWriteError(
-            f"the cache {plan.folder} needs {needed / 1e9:.1f} GB more, but its disk has "
-            f"{free / 1e9:.1f} GB free; want another folder, a 16-bit dtype, fewer hooks, tokens "
-            "or images"
-        )
-
-
 def _part_of(plan: CachePlan, source: ImageSource) -> int:
     fingerprint = source.fingerprint()
-    return next(i for i, part in enumerate(plan.parts) if part.fingerprint == fingerprint)
+    for number, part in enumerate(plan.parts):
+        if part.fingerprint == fingerprint:
+            return number
+    images_of_part(plan, len(plan.parts) - 1, source)  # raises, with both
+    return len(plan.parts) - 1
 
 
 class _Writer:

@@ -1,4 +1,4 @@
-"""The trainer: SAELens's to the bit by default, and the published unclipped step on request."""
+"""The trainer: SAELens's but for rounding by default; on request, the published unclipped step."""
 
 from __future__ import annotations
 
@@ -58,12 +58,14 @@ def _same_weights(one, other) -> bool:
     return all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
-def test_by_default_it_trains_as_saelens_does_to_the_bit() -> None:
+def test_by_default_it_trains_as_saelens_does() -> None:
     ours, theirs = _sae(), _sae()
     _train(SAETrainer(_trainer_config(), theirs, _batches()))
     norms = _train(ViTSAETrainer(_trainer_config(), ours, _batches()))
     assert max(norms) > 1, "the clip must bind for this to say anything"
-    assert _same_weights(ours, theirs)
+    # a fused optimizer rounds in another order
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
 
 
 def test_unclipped_steps_are_those_of_a_bare_optimizer() -> None:

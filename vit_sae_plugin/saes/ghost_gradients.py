@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 def ghost_gradient_error(
@@ -50,19 +50,33 @@ def ghost_gradient_error(
         if dead.numel() == 0:
             return torch.zeros_like(reconstruction_error)
         ghost_acts, decoder_rows = hidden_pre[..., dead], decoder_rows[dead]
-    # Dead latents of a top-k SAE may have large pre-activations. A factor common to a token's
-    # latents cancels when g is scaled, and without it exp overflows.
-    largest = ghost_acts.detach().amax(dim=-1, keepdim=True).clamp(min=0)
-    ghost_out = (ghost_acts - largest).exp() @ decoder_rows
-
-    residual = (sae_in - sae_out).detach()
-    residual_norm = residual.norm(dim=-1, keepdim=True)
-    ghost_norm = ghost_out.detach().norm(dim=-1, keepdim=True)
-    ghost_out = ghost_out * (residual_norm / (2 * ghost_norm + _EPSILON))
-    # A perfectly reconstructed token has r = g = 0 and no error, not 0 / 0.
-    smallest = torch.finfo(residual_norm.dtype).tiny
-    error = (ghost_out - residual).square() / residual_norm.clamp(min=smallest)
-    ghost = error * (reconstruction_error / (error + _EPSILON)).detach()
+    ghost_out = exponential_acts(ghost_acts) @ decoder_rows
+    ghost = scaled_ghost_error(ghost_out, (sae_in - sae_out).detach(), reconstruction_error)
     if torch.compiler.is_compiling():
         ghost = torch.where(dead_neuron_mask.any(), ghost, torch.zeros_like(ghost))
     return ghost
+
+
+def exponential_acts(hidden_pre: Float[Tensor, "*batch dead"]) -> Float[Tensor, "*batch dead"]:
+    """``exp`` of dead latents before the activation function, up to a factor common to a token's.
+
+    Dead latents of a top-k SAE may have large pre-activations. The factor cancels when ``g`` is
+    scaled, and without it exp overflows.
+    """
+    largest = hidden_pre.detach().amax(dim=-1, keepdim=True).clamp(min=0)
+    return (hidden_pre - largest).exp()
+
+
+def scaled_ghost_error(
+    ghost_out: Float[Tensor, "*batch d_in"],
+    residual: Float[Tensor, "*batch d_in"],
+    reconstruction_error: Float[Tensor, "*batch d_in"],
+) -> Float[Tensor, "*batch d_in"]:
+    """The ghost term of what the dead latents decode, ``exponential_acts(...) @ W_dec[dead]``."""
+    residual_norm = residual.norm(dim=-1, keepdim=True)
+    ghost_norm = ghost_out.detach().norm(dim=-1, keepdim=True)
+    ghost_out = ghost_out * (residual_norm / (2 * ghost_norm + EPSILON))
+    # A perfectly reconstructed token has r = g = 0 and no error, not 0 / 0.
+    smallest = torch.finfo(residual_norm.dtype).tiny
+    error = (ghost_out - residual).square() / residual_norm.clamp(min=smallest)
+    return error * (reconstruction_error / (error + EPSILON)).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .b_dec_init import BDecInitMethod, central_point, check_b_dec_init_method
+from .dense_step import DenseWeights, dense_step, has_hooks, step_kernels
+from .firing_counts import CountedStepOutput
 from .ghost_gradients import ghost_gradient_error
 from .image_aggregation import COUNT_RULE, ImageAggregationMixin, check_rule
 from .l1_coefficient import MSENormalization
@@ -226,6 +229,8 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         sae_in = step_input.sae_in
         if self.training:
             self._start_step(sae_in, step_input.n_training_steps)
+        if kernels := self._kernels_for(sae_in):
+            return self._dense_step(step_input, kernels)
         decoder_rows = tangent_rows(self.W_dec)
         feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
         sae_out = self._decode_by(decoder_rows, feature_acts)
@@ -252,6 +257,54 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
             hidden_pre=hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
+        )
+
+    def _kernels_for(self, sae_in: Tensor) -> ctypes.CDLL | None:
+        """The C functions of a step on a CPU, if it needs nothing that they don't do."""
+        cfg = self.cfg
+        plain = (
+            type(self) is PatchTrainingSAE  # one derived from it may compute something else
+            and sae_in.device.type == self.W_dec.device.type == "cpu"
+            and sae_in.dtype == self.W_dec.dtype
+            and sae_in.ndim == 2
+            and not sae_in.requires_grad
+            and cfg.apply_b_dec_to_input
+            and cfg.normalize_activations not in ("layer_norm", "constant_norm_rescale")
+            and cfg.cls_mse_coefficient == 1.0
+            and type(self.activation_fn) is nn.ReLU
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not has_hooks(self)
+        )
+        return step_kernels(sae_in.dtype) if plain else None
+
+    def _dense_step(self, step_input: TrainStepInput, kernels: ctypes.CDLL) -> TrainStepOutput:
+        """The same as ``training_forward_pass``, faster."""
+        sae_in = step_input.sae_in.contiguous()
+        penalty = torch.as_tensor(step_input.coefficients["l1"], dtype=torch.float64)
+        if self.cfg.relative_l1_coefficient is not None:
+            penalty = penalty * self.l1_scale
+        dead = step_input.dead_neuron_mask
+        has_ghosts = self.cfg.use_ghost_grads and self.training and dead is not None
+        step = dense_step(
+            sae_in,
+            DenseWeights(self.W_enc, self.b_enc, self.W_dec, self.b_dec),
+            penalty.to(sae_in.dtype),
+            dead if has_ghosts else None,
+            kernels,
+            divide_by_norm=self.cfg.mse_normalization == "input_norm",
+        )
+        losses = {"mse_loss": step.mse_loss, "l1_loss": step.l1_loss}
+        if has_ghosts:
+            losses["ghost_grad_loss"] = step.ghost_loss
+        return CountedStepOutput(
+            sae_in=sae_in,
+            sae_out=step.sae_out,
+            feature_acts=step.feature_acts,
+            hidden_pre=step.hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            n_fired=step.n_fired,
         )
 
     @override

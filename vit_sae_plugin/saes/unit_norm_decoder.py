@@ -6,11 +6,14 @@ Both are functions of the weight alone. A gradient hook on the parameter would b
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 
 _SMALLEST_NORM = 1e-8
 
@@ -34,9 +37,20 @@ def remove_parallel_part(
     gradient: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_in"]:
     """The gradient without its component along each decoder row: ``g - (g·w / w·w) w``."""
+    return remove_parallel_part_(gradient.clone(memory_format=torch.contiguous_format), W_dec)
+
+
+def remove_parallel_part_(
+    gradient: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "d_sae d_in"]:
+    """The same in place."""
+    if kernels := _kernels_for(gradient, W_dec):
+        least = W_dec.new_tensor(_SMALLEST_NORM**2)
+        run_kernel(kernels.project_rows, gradient, W_dec, least, *W_dec.shape)
+        return gradient
     squared_norm = W_dec.square().sum(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM**2)
     parallel = (gradient * W_dec).sum(dim=-1, keepdim=True) / squared_norm
-    return gradient - parallel * W_dec
+    return gradient.sub_(parallel * W_dec)
 
 
 def tangent_rows(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
@@ -52,6 +66,10 @@ def tangent_rows(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_i
 @torch.no_grad()
 def normalize_rows_(W_dec: Float[Tensor, "d_sae d_in"]) -> None:
     """Divide each row by its norm, in place. A row of zeros stays zero."""
+    if kernels := _kernels_for(W_dec):
+        least = W_dec.new_tensor(_SMALLEST_NORM)
+        run_kernel(kernels.normalize_rows, W_dec, least, *W_dec.shape)
+        return
     W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM))
 
 
@@ -71,3 +89,14 @@ def move_row_norms_to_encoder_(
     W_dec.div_(norm.unsqueeze(-1))
     W_enc.mul_(norm)
     b_enc.mul_(norm)
+
+
+def _kernels_for(*arrays: Tensor) -> ctypes.CDLL | None:
+    """C functions for these arrays: each is one pass over memory, which takes most of the time."""
+    dtype = arrays[0].dtype
+    plain = dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    if not plain or any(
+        a.device.type != "cpu" or a.dtype != dtype or not a.is_contiguous() for a in arrays
+    ):
+        return None
+    return load_kernels(__file__, "double" if dtype == torch.float64 else "float")

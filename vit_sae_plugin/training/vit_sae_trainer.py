@@ -4,12 +4,14 @@ All else that this package asks of SAELens's trainer is public: ``step``, ``mayb
 ``save_trainer_state``, ``load_trainer_state``, ``set_final_sae_metadata``,
 ``build_train_step_log_dict``, its counters and its ``activation_scaler``. Its clip, at a norm of 1,
 and its counting of firing latents, by several passes over all latents of the batch, lie inside
-``_train_step``, so that is the one private method written anew here; a test holds the result to
-SAELens's own, to the bit.
+``_train_step``, so that is the one private method written anew here; a test holds the weights to
+SAELens's own within 1e-6. (The optimizer is torch's fused one, a pass over the weights instead of a
+dozen, and rounds in another order.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ SAE_LENS_MAX_NORM = 1.0
 class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     """``SAETrainer`` with clipping at any norm or none, Adam or AdamW, and their eps.
 
-    With ``clip_grad_norm=1`` and the other defaults, training is SAELens's to the bit.
+    With ``clip_grad_norm=1`` and the other defaults, training is SAELens's but for rounding.
 
     Args:
         cfg: SAELens's own settings.
@@ -70,6 +72,7 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             betas=(cfg.adam_beta1, cfg.adam_beta2),
             eps=adam_eps,
             weight_decay=weight_decay,
+            fused=True,
         )
         self.lr_scheduler = get_lr_scheduler(
             cfg.lr_scheduler_name,
@@ -130,7 +133,16 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             self.sae.W_dec.grad = None  # the optimizer passes over it, weight decay included
         parameters = list(self.sae.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm(gradients)
+        self.grad_norm = gradient_norm(gradients)
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
         self.n_steps_above_max_norm += self.grad_norm > SAE_LENS_MAX_NORM
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, as ``torch.nn.utils.get_total_norm`` gives it."""
+    if not all(g.device.type == "cpu" and g.is_contiguous() for g in gradients):
+        return nn.utils.get_total_norm(gradients)
+    # a dot product takes half the time of a norm, and adds up in the same precision
+    squares = [torch.dot(g.flatten(), g.flatten()) for g in gradients]
+    return torch.stack(squares).sum().sqrt()

@@ -1,0 +1,207 @@
+"""The step in C gives what autograd gives, and makes way where it can't."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from sae_lens.saes.sae import TrainStepInput
+from torch import nn
+
+from tests.c_compiler import C_COMPILERS
+from vit_sae_plugin.saes import (
+    PatchTrainingSAE,
+    PatchTrainingSAEConfig,
+    dense_step,
+    patch_sae,
+)
+from vit_sae_plugin.saes.firing_counts import CountedStepOutput
+
+pytestmark = pytest.mark.skipif(not C_COMPILERS, reason="no C compiler")
+
+D_IN, D_SAE, N_ROWS = 7, 40, 33
+SETTINGS = {
+    "plain": {},
+    "no normalisation": {"mse_normalization": "none"},
+    "no ghosts": {"use_ghost_grads": False},
+    "relative penalty": {"relative_l1_coefficient": 0.3},
+}
+
+
+def make_sae(dtype="float64", **settings) -> PatchTrainingSAE:
+    torch.manual_seed(0)
+    sae = PatchTrainingSAE(
+        PatchTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, dtype=dtype, l1_coefficient=0.01, **settings)
+    )
+    with torch.no_grad():
+        sae.b_enc.normal_()
+        if settings.get("relative_l1_coefficient"):
+            sae.l1_scale.fill_(0.75)
+    return sae
+
+
+def rows(dtype=torch.float64) -> torch.Tensor:
+    made = torch.randn(N_ROWS, D_IN, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    made[4] = 0  # a row without a norm
+    return made
+
+
+def step_input(sae_in: torch.Tensor, dead=()) -> TrainStepInput:
+    mask = torch.zeros(D_SAE, dtype=torch.bool)
+    mask[list(dead)] = True
+    return TrainStepInput(sae_in, {"l1": 0.05}, mask, 3, False)
+
+
+def silence(sae: PatchTrainingSAE, latents) -> None:
+    with torch.no_grad():
+        sae.b_enc[list(latents)] = -50
+
+
+def both_ways(sae, step, also=lambda output: 0.0):
+    """Outputs and gradients, in C and by autograd."""
+    results = []
+    for way in ("C", "autograd"):
+        one = copy.deepcopy(sae)
+        with pytest.MonkeyPatch.context() as patch:
+            if way == "autograd":
+                patch.setattr(patch_sae, "step_kernels", lambda dtype: None)
+            output = one.training_forward_pass(step)
+        assert isinstance(output, CountedStepOutput) == (way == "C")
+        (output.loss + also(output)).backward()
+        results.append((output, {name: p.grad for name, p in one.named_parameters()}))
+    return results
+
+
+def assert_same(results, rtol=1e-9, atol=1e-11) -> None:
+    (fast, fast_grads), (slow, slow_grads) = results
+    for name in ("sae_out", "feature_acts", "hidden_pre", "loss"):
+        mine, other = getattr(fast, name), getattr(slow, name)
+        torch.testing.assert_close(mine, other, rtol=rtol, atol=atol, msg=name)
+    torch.testing.assert_close(fast.losses, slow.losses, rtol=rtol, atol=atol)
+    assert torch.equal(fast.n_fired, slow.feature_acts.bool().sum(0).to(fast.n_fired.dtype))
+    for name, gradient in slow_grads.items():
+        torch.testing.assert_close(fast_grads[name], gradient, rtol=rtol, atol=atol, msg=name)
+    assert slow_grads["b_dec"].abs().max() > 0
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    ("silent", "dead"),
+    [
+        ((), ()),
+        ((), (2, 5)),  # dead by the trainer's count, but they fire
+        (range(10), ()),
+        (range(10), range(4, 16)),  # silent, ghosts, and both
+        (range(1, D_SAE), range(1, D_SAE)),
+        (range(D_SAE), range(30)),
+    ],
+)
+def test_losses_and_gradients_are_autograds(settings, silent, dead):
+    sae = make_sae(**SETTINGS[settings])
+    silence(sae, silent)
+    assert_same(both_ways(sae, step_input(rows(), dead)))
+
+
+def test_in_single_precision_too():
+    sae = make_sae("float32")
+    silence(sae, range(10))
+    results = both_ways(sae, step_input(rows(torch.float32), range(4, 16)))
+    assert_same(results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("silent", [(), range(10)])
+def test_every_output_has_its_gradient(silent):
+    sae = make_sae()
+    silence(sae, silent)
+
+    def also(output):
+        parts = (output.sae_out, output.feature_acts, output.hidden_pre)
+        return sum((i + 1) * (part**2).mean() for i, part in enumerate(parts))
+
+    assert_same(both_ways(sae, step_input(rows(), (2, 3)), also))
+
+
+def test_single_losses_can_be_differentiated():
+    sae = make_sae()
+    for name in ("mse_loss", "l1_loss", "ghost_grad_loss"):
+        results = both_ways(
+            sae,
+            step_input(rows(), range(4)),
+            lambda output, name=name: 7 * output.losses[name] - output.loss,
+        )
+        (_, fast), (_, slow) = results
+        for parameter, gradient in slow.items():
+            torch.testing.assert_close(fast[parameter], gradient, msg=f"{name} {parameter}")
+
+
+def test_nan_reaches_the_loss_and_the_gradients():
+    sae, sae_in = make_sae(), rows()
+    sae_in[3, 2] = torch.nan
+    output = sae.training_forward_pass(step_input(sae_in))
+    output.loss.backward()
+    assert isinstance(output, CountedStepOutput)
+    assert output.loss.isnan()
+    assert sae.W_enc.grad.isnan().any()
+
+
+def test_outputs_that_are_kept_are_not_written_over():
+    sae = make_sae("float32")
+    kept = sae.training_forward_pass(step_input(rows(torch.float32)))
+    kept.loss.backward()
+    acts, gradient = kept.feature_acts.detach().clone(), sae.W_enc.grad.clone()
+    gradients = sae.W_enc.grad
+    for _ in range(3):
+        sae.W_enc.grad = None
+        sae.training_forward_pass(step_input(2 * rows(torch.float32))).loss.backward()
+    assert torch.equal(kept.feature_acts, acts)
+    assert torch.equal(gradients, gradient)
+
+
+class _Doubled(PatchTrainingSAE):
+    def encode_with_hidden_pre(self, x):
+        acts, hidden_pre = super().encode_with_hidden_pre(x)
+        return 2 * acts, hidden_pre
+
+
+def test_who_needs_something_else_gets_the_plain_way():
+    def is_fast(sae, sae_in):
+        return isinstance(sae.training_forward_pass(step_input(sae_in)), CountedStepOutput)
+
+    sae, sae_in = make_sae(), rows()
+    assert is_fast(sae, sae_in)
+    assert not is_fast(sae, sae_in[None])
+    assert not is_fast(sae, sae_in.float())
+    assert not is_fast(sae, sae_in.clone().requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_fast(make_sae("float32"), sae_in.float())
+    assert not is_fast(_Doubled(sae.cfg), sae_in)
+    assert not is_fast(make_sae(normalize_activations="layer_norm"), sae_in)
+    sae.activation_fn = nn.Softplus()
+    assert not is_fast(sae, sae_in)
+
+
+@pytest.mark.parametrize("kind", ["fwd", "bwd"])
+def test_hooks_see_and_change_the_step(kind):
+    sae, seen = make_sae(), []
+
+    def double(value, hook):
+        seen.append(value)
+        return 2 * value if kind == "fwd" else (2 * value,)
+
+    sae.hook_sae_acts_post.add_hook(double, kind)
+    output = sae.training_forward_pass(step_input(rows()))
+    output.loss.backward()
+    assert len(seen) == 1
+    sae.reset_hooks()
+    assert not dense_step.has_hooks(sae)
+    assert isinstance(sae.training_forward_pass(step_input(rows())), CountedStepOutput)
+
+
+def test_the_compiled_step_is_the_plain_one():
+    sae = make_sae("float32")
+    compiled = torch.compile(sae.training_forward_pass, backend="eager", fullgraph=True)
+    step = step_input(rows(torch.float32), (1,))
+    output = compiled(step)
+    assert not isinstance(output, CountedStepOutput)
+    torch.testing.assert_close(output.loss, sae.training_forward_pass(step).loss)

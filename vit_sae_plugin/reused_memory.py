@@ -48,7 +48,7 @@ class ReusedMemory:
     def release(self) -> None:
         """Give back all memory that is not in use."""
         with self._lock:
-            self._blocks.clear()
+            self._blocks = []
 
     def _take(self, n_bytes: int) -> np.ndarray:
         self._n_asked += 1

@@ -1,0 +1,81 @@
+"""Memory is used again when nothing refers to it, and never before."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from vit_sae_plugin.reused_memory import MAX_IDLE, ReusedMemory
+
+pytestmark = pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="no reference counts: memory is never used again"
+)
+SHAPE = (300, 7)
+
+
+def empty(memory, *shape, dtype=torch.float32):
+    return memory.empty(*(shape or SHAPE), dtype=dtype)
+
+
+def test_what_is_free_is_used_again():
+    memory = ReusedMemory()
+    first = empty(memory)
+    assert (first.shape, first.dtype, first.is_contiguous()) == (SHAPE, torch.float32, True)
+    place = first.data_ptr()
+    del first
+    second = empty(memory)
+    assert second.data_ptr() == place
+    del second
+    assert empty(memory, 150, 7, dtype=torch.float64).data_ptr() == place, "as many bytes"
+
+
+@pytest.mark.parametrize("keep", [torch.Tensor.view_as, lambda a, b: a[3:], torch.Tensor.numpy])
+def test_what_a_view_still_shows_is_not(keep):
+    memory = ReusedMemory()
+    first = empty(memory).fill_(1)
+    kept = first.numpy() if keep is torch.Tensor.numpy else keep(first, first)
+    del first
+    empty(memory).fill_(2)
+    assert (kept == 1).all()
+
+
+def test_a_parameters_gradient_keeps_its_memory_until_it_is_dropped():
+    memory, weight = ReusedMemory(), torch.nn.Parameter(torch.zeros(SHAPE))
+
+    class Ones(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, weight):
+            return weight.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return empty(memory).fill_(1)
+
+    Ones.apply(weight).backward()
+    place = weight.grad.data_ptr()
+    assert empty(memory).fill_(5).data_ptr() != place
+    assert (weight.grad == 1).all()
+    weight.grad = None
+    assert place in {empty(memory).data_ptr(), empty(memory).data_ptr()}
+
+
+def test_idle_memory_is_given_back():
+    memory = ReusedMemory()
+    kept, idle = empty(memory, 5000), empty(memory, 6000)
+    del idle
+    for _ in range(MAX_IDLE + 1):
+        empty(memory)
+    assert sorted(block.nbytes for block, _ in memory._blocks) == [4 * 2100, 4 * 5000]
+    del kept
+    memory.release()
+    assert memory._blocks == []
+
+
+def test_small_arrays_and_other_formats_are_ordinary_ones():
+    memory = ReusedMemory()
+    assert empty(memory, 3).shape == (3,)
+    assert empty(memory, 0, 5).shape == (0, 5)
+    assert empty(memory, 5000, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert memory._blocks == []

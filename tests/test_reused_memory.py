@@ -58,7 +58,8 @@ def test_a_parameters_gradient_keeps_its_memory_until_it_is_dropped():
     assert empty(memory).fill_(5).data_ptr() != place
     assert (weight.grad == 1).all()
     weight.grad = None
-    assert place in {empty(memory).data_ptr(), empty(memory).data_ptr()}
+    others = [empty(memory), empty(memory)]
+    assert place in [other.data_ptr() for other in others]
 
 
 def test_idle_memory_is_given_back():

@@ -193,6 +193,7 @@ def _add_train(commands) -> None:
         "train an SAE on the activations of a vision transformer",
         "vit-sae train --images photos/ --model ViT-B-16 --pretrained openai "
         "--output-path runs/photos",
+        "vit-sae train --sweep sweep.yaml --images photos/ --output-path runs/sweep",
     )
     start = command.add_argument_group("where the settings come from (flags below override them)")
     start.add_argument(
@@ -200,7 +201,15 @@ def _add_train(commands) -> None:
     )
     start.add_argument("--config", metavar="FILE", help="settings saved as YAML or JSON")
     start.add_argument(
-        "--resume", metavar="RUN", help="go on with the run in this folder, exactly where it was"
+        "--sweep",
+        metavar="FILE",
+        help="train several SAEs on one stream of rows: YAML with the settings of all (preset, "
+        "config, settings) and the changes of each (members, grid); see docs/sweeps.md",
+    )
+    start.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with the run or the sweep in this folder, exactly where it was",
     )
     command.add_argument("--images", metavar="SOURCE", help=_IMAGES_HELP)
     command.add_argument(

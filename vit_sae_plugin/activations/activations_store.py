@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -113,10 +113,13 @@ class ViTActivationsStore(RowStore):
         autocast_model: run the model under bfloat16 autocast.
         hook_name_out: for transcoders: another hook, read in the same forward pass. Rows are then
             ``[input | output]``, as wide as both.
+        hook_names_beside: more hooks, read in the same forward pass, whose rows stand to the right
+            of those; see ``columns``.
         with_coordinates: keep where each row comes from, see ``coordinates``.
 
     Attributes:
         source: what the rows are, for the SAE's metadata.
+        columns: name of a hook → which columns of a row are its own.
         coordinates: ``[rows, 3]`` of the batch given last: the image's index in its source, and
             row and column of the patch, −1 and −1 for what is no patch. None without
             ``with_coordinates``.
@@ -145,6 +148,7 @@ class ViTActivationsStore(RowStore):
         device: str | torch.device = "cpu",
         autocast_model: bool = False,
         hook_name_out: str | None = None,
+        hook_names_beside: Sequence[str] = (),
         with_coordinates: bool = False,
     ) -> None:
         for name, size in (
@@ -157,14 +161,18 @@ class ViTActivationsStore(RowStore):
         self.model = model.eval()  # dropout would make the rows random
         self.images = images
         self.preprocess = model.require_preprocess()
-        self.source = ActivationSource.from_model(model, hook_name, token_kind, seqpos_slice)
-        self._sources = [self.source]
-        if hook_name_out is not None:
-            self._sources.append(
-                ActivationSource.from_model(model, hook_name_out, token_kind, seqpos_slice)
-            )
+        out = [] if hook_name_out is None else [hook_name_out]
+        self._sources = [
+            ActivationSource.from_model(model, name, token_kind, seqpos_slice)
+            for name in (hook_name, *out, *hook_names_beside)
+        ]
+        self.source = self._sources[0]
         self.hook_name_out = hook_name_out
-        self.d_in = sum(model.hook_width(source.hook_name) for source in self._sources)
+        self.columns: dict[str, slice] = {}
+        self.d_in = 0
+        for source in self._sources:
+            start, self.d_in = self.d_in, self.d_in + model.hook_width(source.hook_name)
+            self.columns[source.hook_name] = slice(start, self.d_in)
         self.train_batch_size_tokens = train_batch_size_tokens
         self.store_batch_size_images = store_batch_size_images
         self.n_batches_in_buffer = n_batches_in_buffer
@@ -298,9 +306,14 @@ class ViTActivationsStore(RowStore):
 
     def describe(self) -> dict[str, Any]:
         """The source's description, and the output hook's name."""
-        description = self.source.to_metadata()
-        if self.hook_name_out is not None:
-            description["hook_name_out"] = self.hook_name_out
+        return self.describe_part(self.source.hook_name, self.hook_name_out)
+
+    def describe_part(self, hook_name: str, hook_name_out: str | None) -> dict[str, Any]:
+        """What ``describe`` of a store of these hooks alone gives; both are read here."""
+        named = {source.hook_name: source for source in self._sources}
+        description = named[hook_name].to_metadata()
+        if hook_name_out is not None:
+            description["hook_name_out"] = hook_name_out
         return description
 
     def fingerprint(self) -> dict[str, Any]:
@@ -407,12 +420,12 @@ class ViTActivationsStore(RowStore):
     def _rows(self, values: list[Tensor]) -> Float[Tensor, "batch token d_in"]:
         cfg = self.model.cfg
         parts = [s.select(cfg, value) for s, value in zip(self._sources, values, strict=True)]
-        n_tokens = [part.shape[1] for part in parts]
-        if len(set(n_tokens)) > 1:
-            raise ValueError(
-                f"{self.source.hook_name} has {n_tokens[0]} tokens and {self.hook_name_out} "
-                f"{n_tokens[1]}; want hooks with the same tokens"
-            )
+        if len({part.shape[1] for part in parts}) > 1:
+            names = [source.hook_name for source in self._sources]
+            counts = [
+                f"{name} has {part.shape[1]}" for name, part in zip(names, parts, strict=True)
+            ]
+            raise ValueError(f"{', '.join(counts)} tokens; want hooks with the same tokens")
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _coordinates_of(self, images: ImageBatch, hook_value: Tensor) -> Int[Tensor, "rows 3"]:

@@ -12,6 +12,7 @@ from vit_sae_plugin.training.presets import (
 )
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.sweep import Sweep, SweepResults, ViTSAESweepRunner
 from vit_sae_plugin.training.trainee import DivergedError
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, read_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
@@ -21,8 +22,11 @@ __all__ = [
     "CheckpointFolder",
     "DamagedCheckpointError",
     "DivergedError",
+    "Sweep",
+    "SweepResults",
     "TrainingInterruptedError",
     "ViTSAERunnerConfig",
+    "ViTSAESweepRunner",
     "ViTSAETrainer",
     "ViTSAETrainingRunner",
     "check_settings",

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.activations.shared_rows import SharedRows
 from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.interruption import InterruptRequest, TrainingInterruptedError
 from vit_sae_plugin.training.trainee import DivergedError, Trainee
@@ -36,7 +37,7 @@ class TrainingLoop:
     def __init__(
         self,
         trainees: Sequence[Trainee],
-        store: RowStore,
+        store: RowStore | SharedRows,
         *,
         checkpoint_every_minutes: float = 5.0,
         on_finished: Callable[[Trainee], None] = lambda trainee: None,

@@ -1,0 +1,134 @@
+"""Whether SAEs can be trained from one stream of rows, and that stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_lens.util import str_to_dtype
+
+from vit_sae_plugin.activations.activations_store import ViTActivationsStore
+from vit_sae_plugin.activations.shared_rows import HooksOfOnePass, SharedRows, StoresInStep
+from vit_sae_plugin.training.row_stores import POOLED_HOOK, store_of_embeddings, store_of_images
+from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.sweep.sweep_folder import is_sweep_folder
+
+if TYPE_CHECKING:
+    from vit_sae_plugin.datasets import ImageSource
+    from vit_sae_plugin.hooked_vit import HookedViT
+
+_SHARED = (
+    "model_name model_from_pretrained_kwargs dataset_path embeddings_path standardize_embeddings "
+    "embedding_modality non_finite_rows token_kind seqpos_slice train_batch_size_tokens "
+    "store_batch_size_images n_batches_in_buffer n_workers shuffle_images dtype autocast_model "
+    "seed checkpoint_every_minutes"
+).split()
+
+
+def check_shared_input(members: Mapping[str, ViTSAERunnerConfig]) -> None:
+    """Raise a ValueError unless the members can be trained from one stream of rows.
+
+    The message names two that can't, and what differs, with both values.
+    """
+    (first, one), *others = members.items()
+    for name, other in others:
+        differing = {
+            what: (value, other_value)
+            for what, value_of in _VALUES.items()
+            if (value := value_of(one)) != (other_value := value_of(other))
+        }
+        if differing:
+            listed = "; ".join(
+                f"{what} is {a!r} and {b!r}" for what, (a, b) in sorted(differing.items())
+            )
+            raise ValueError(
+                f"members {first!r} and {name!r} can't share a stream of rows: {listed}; want the "
+                "same, or two sweeps"
+            )
+    for name, cfg in members.items():
+        if cfg.logger.log_to_wandb:
+            raise ValueError(
+                f"logger.log_to_wandb is True for member {name!r}, but Weights & Biases keeps one "
+                "run a process; want False"
+            )
+
+
+def rows_name(cfg: ViTSAERunnerConfig) -> str:
+    """What a member reads, by which members that read the same find each other."""
+    out = "" if cfg.hook_name_out is None else f" → {cfg.hook_name_out}"
+    return cfg.hook_name + out
+
+
+def shared_rows(
+    members: Mapping[str, ViTSAERunnerConfig],
+    model: HookedViT | None,
+    images: ImageSource | None,
+    folder: Path,
+) -> SharedRows:
+    """The one stream that all members read.
+
+    Args:
+        members: settings that ``check_shared_input`` has passed.
+        model, images: that they name; None where rows come from a file of embeddings.
+        folder: of the sweep; embeddings made of images are kept there.
+    """
+    by_rows = {rows_name(cfg): cfg for cfg in members.values()}
+    cfg = next(iter(by_rows.values()))
+    if model is None or images is None:
+        return StoresInStep({rows_name(cfg): store_of_embeddings(cfg)})
+    if _reads_pooled(cfg):
+        kept_in = _in_folder(cfg, folder)
+        return StoresInStep({rows_name(cfg): store_of_images(kept_in, model, images)})
+    hooks = {name: (each.hook_name, each.hook_name_out) for name, each in by_rows.items()}
+    every = dict.fromkeys(hook for pair in hooks.values() for hook in pair if hook is not None)
+    first, *beside = every
+    store = ViTActivationsStore(
+        model,
+        images,
+        hook_name=first,
+        hook_names_beside=beside,
+        token_kind=cfg.token_kind,
+        seqpos_slice=cfg.seqpos_slice,
+        train_batch_size_tokens=cfg.train_batch_size_tokens,
+        store_batch_size_images=cfg.store_batch_size_images,
+        n_batches_in_buffer=cfg.n_batches_in_buffer,
+        n_workers=cfg.n_workers,
+        shuffle_images=cfg.shuffle_images,
+        seed=cfg.seed,
+        dtype=str_to_dtype(cfg.dtype),
+        device=cfg.act_store_device or cfg.device,
+        autocast_model=cfg.autocast_model,
+    )
+    return HooksOfOnePass(store, hooks)
+
+
+def _in_folder(cfg: ViTSAERunnerConfig, folder: Path) -> ViTSAERunnerConfig:
+    """The settings of a run in this folder, which goes on if there is anything of it."""
+    resumed = str(folder) if is_sweep_folder(folder) else None
+    return replace(cfg, output_path=str(folder), resume_from_checkpoint=resumed)
+
+
+def _reads_pooled(cfg: ViTSAERunnerConfig) -> bool:
+    return cfg.hook_name == POOLED_HOOK and cfg.hook_name_out is None
+
+
+def _n_estimate_batches(cfg: ViTSAERunnerConfig) -> int:
+    """Batches that a run reads before its first step."""
+    wants = cfg.sae.normalize_activations in ("expected_average_only_in", "covariance_whitening")
+    return cfg.n_batches_for_norm_estimate if wants else 0
+
+
+def _setting(name: str) -> Callable[[ViTSAERunnerConfig], Any]:
+    return lambda cfg: getattr(cfg, name)
+
+
+_VALUES: dict[str, Callable[[ViTSAERunnerConfig], Any]] = {
+    **{name: _setting(name) for name in _SHARED},
+    "model_device": lambda cfg: cfg.model_device or cfg.device,
+    "act_store_device": lambda cfg: cfg.act_store_device or cfg.device,
+    "rows of": lambda cfg: "pooled embeddings" if _reads_pooled(cfg) else "tokens",
+    "batches that sae.normalize_activations reads before training": _n_estimate_batches,
+}
+"""What must be the same for all, by name."""

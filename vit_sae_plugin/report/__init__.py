@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .report_folder import check_report_folder as check_report_folder
     from .report_folder import check_report_options as check_report_options
     from .static_site import write_report as write_report
+    from .sweep_page import write_sweep_page as write_sweep_page
 
 _HOME_OF = {
     "write_card": "card",
@@ -28,6 +29,7 @@ _HOME_OF = {
     "check_report_folder": "report_folder",
     "check_report_options": "report_folder",
     "write_report": "static_site",
+    "write_sweep_page": "sweep_page",
 }
 
 __all__ = sorted(_HOME_OF)

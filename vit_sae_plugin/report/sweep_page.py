@@ -1,0 +1,198 @@
+"""The page of a sweep: its SAEs side by side, and how each of them trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from vit_sae_plugin.report.page_pieces import html_table, inline_svg
+from vit_sae_plugin.report.study_page import Section, write_study_page
+from vit_sae_plugin.report.sweep_plots import (
+    Family,
+    families,
+    fidelity,
+    legend_html,
+    plot_sweep_curves,
+    plot_sweep_frontier,
+)
+from vit_sae_plugin.training.sweep import SweepResults
+
+PAGE_FILE = "index.html"
+_WORDS = {
+    "sae.architecture": "architecture",
+    "n_tokens": "rows seen",
+    "l0": "L0",
+    "explained_variance": "explained variance",
+    "n_dead_latents": "dead latents",
+    "held_out_l0": "L0, held out",
+    "held_out_explained_variance": "explained variance, held out",
+    "held_out_output_cosine": "output cosine, held out",
+    "l1_coefficient": "λ",
+    "relative_l1_coefficient": "relative λ",
+    "l0_coefficient": "λ of L0",
+    "hook_name": "hook",
+    "d_sae": "latents",
+}
+
+
+def write_sweep_page(
+    results: SweepResults, path: str | Path | None = None, *, title: str | None = None
+) -> Path:
+    """Write a sweep as one self-contained HTML page.
+
+    Args:
+        results: of a sweep, finished or not.
+        path: of the file; None: ``index.html`` in the sweep's folder.
+        title: of the page.
+
+    Returns:
+        The page.
+    """
+    lines = families(results)
+    hooks: dict[str, list[Family]] = {}
+    for family in lines:
+        settings = family.members[0].settings
+        out = "" if settings.get("hook_name_out") is None else f" → {settings['hook_name_out']}"
+        hooks.setdefault(settings["hook_name"] + out, []).append(family)
+    return write_study_page(
+        results.folder / PAGE_FILE if path is None else path,
+        title=title or f"Sweep: {len(results.members)} SAEs on one stream",
+        lead=[_lead(results, list(hooks))],
+        facts=_facts(results),
+        sections=[
+            _frontier_section(results, hooks),
+            Section(
+                "All members",
+                "Training measures are means over the last tenth of the logged steps. "
+                "● : no other member at the same hook has both fewer active latents and a better "
+                "reconstruction.",
+                f'<div class="tables">{html_table(_readable(results))}</div>'
+                "<details><summary>Every setting in which they differ</summary>"
+                f'<div class="tables">{html_table(_differences(results))}</div></details>',
+            ),
+            _curves_section(lines),
+        ],
+        warnings=[
+            f"{member.name} was stopped, the others went on: {member.diverged}"
+            for member in results.members
+            if member.status == "diverged"
+        ],
+        commands=_commands(results),
+    )
+
+
+def on_frontier(results: SweepResults) -> dict[str, bool]:
+    """Which members no other at the same hook beats in both L0 and reconstruction."""
+    points = {
+        member.name: (
+            (member.settings["hook_name"], member.settings.get("hook_name_out")),
+            *found,
+        )
+        for member in results.members
+        if member.status != "diverged" and (found := fidelity(member)) is not None
+    }
+    return {
+        member.name: member.name in points
+        and not any(
+            hook == points[member.name][0]
+            and l0 <= points[member.name][1]
+            and fvu <= points[member.name][2]
+            and (l0, fvu) != points[member.name][1:]
+            for hook, l0, fvu in points.values()
+        )
+        for member in results.members
+    }
+
+
+def _lead(results: SweepResults, hooks: list[str]) -> str:
+    one = results.members[0].settings
+    model = one.get("model_name") or "a model without a name"
+    return (
+        f"Each saw the same rows in the same order: {one['token_kind']} tokens of {model} at "
+        f"{', '.join(hooks)}, in batches of {one['train_batch_size_tokens']:,}, from images that "
+        "ran through the model once for all of them."
+        if one.get("embeddings_path") is None
+        else f"Each saw the same rows of {one['embeddings_path']} in the same order, in batches of "
+        f"{one['train_batch_size_tokens']:,}."
+    )
+
+
+def _facts(results: SweepResults) -> dict[str, str]:
+    members = results.members
+    table = results.table()
+    n_done = sum(member.status == "finished" for member in members)
+    points = [point for member in members if (point := fidelity(member)) is not None]
+    facts = {
+        "SAEs finished": f"{n_done}" if n_done == len(members) else f"{n_done} of {len(members)}",
+        "rows seen": _range(table["n_tokens"].tolist(), "{:,.0f}"),
+    }
+    if points:
+        facts["active latents a row"] = _range([l0 for l0, _ in points], "{:.3g}")
+        facts["explained variance"] = _range([1 - fvu for _, fvu in points], "{:.3f}")
+    return facts
+
+
+def _range(values: list[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _frontier_section(results: SweepResults, hooks: dict[str, list[Family]]) -> Section:
+    held_out = any("held_out_l0" in member.measures() for member in results.members)
+    where = "Measured on held-out images." if held_out else "Measured on the last training batches."
+    body = ""
+    for hook, chosen in hooks.items():
+        heading = f"<h4>{hook}</h4>" if len(hooks) > 1 else ""
+        body += (
+            f'{heading}<div class="plot-and-legend"><div>{inline_svg(plot_sweep_frontier(chosen))}'
+            f"</div>{legend_html(chosen)}</div>"
+        )
+    apart = " Rows of different hooks are not equally hard, so each has its own plot."
+    return Section(
+        "Sparsity against fidelity",
+        f"Lower and further left is better. {where} A line joins SAEs that differ in their "
+        "sparsity setting alone; hollow marks were stopped or are not finished."
+        + (apart if len(hooks) > 1 else ""),
+        body,
+    )
+
+
+def _curves_section(lines: list[Family]) -> Section:
+    pictures = "".join(
+        f"<div>{inline_svg(plot_sweep_curves(lines, measure))}</div>"
+        for measure in ("fvu", "l0", "dead_share")
+    )
+    return Section(
+        "How they trained",
+        "Of training batches, which are the same for all: dips and bumps that all lines share are "
+        "the rows'.",
+        f'<div class="halves">{pictures}{legend_html(lines)}</div>',
+    )
+
+
+def _readable(results: SweepResults) -> pd.DataFrame:
+    table = results.short_table()
+    best = on_frontier(results)
+    table.insert(0, "frontier", ["●" if best[name] else "" for name in table.index])
+    if (table["status"] == "finished").all():
+        table = table.drop(columns="status")
+    for name in ("hook_name",):
+        if name in table and table[name].nunique() == 1:
+            table = table.drop(columns=name)
+    return table.rename(columns=_WORDS).rename_axis("")
+
+
+def _differences(results: SweepResults) -> pd.DataFrame:
+    names = [name.removeprefix("sae.") for name in results.varied()]
+    table = results.table()
+    shown = table[[name for name in names if name in table]]
+    return shown.map(lambda value: str(value) if isinstance(value, bool) else value).rename_axis("")
+
+
+def _commands(results: SweepResults) -> list[str]:
+    folder = results.folder
+    commands = [f"vit-sae frontier {folder}/*/sae --images SOURCE --output-path frontier"]
+    if any(member.status == "unfinished" for member in results.members):
+        commands.insert(0, f"vit-sae train --resume {folder}")
+    return commands

@@ -107,7 +107,7 @@ def test_circles_are_found():
 
 def test_names_are_followed_to_their_files():
     graph = imports()
-    assert "vit_sae_plugin.hooked_vit.hooked_vit" in graph["vit_sae_plugin.cli.train"]
+    assert "vit_sae_plugin.hooked_vit.hooked_vit" in graph["vit_sae_plugin.cli.train_flags"]
     assert "vit_sae_plugin.report.static_site" in graph["vit_sae_plugin.cli.analyze"]
 
 

@@ -20,6 +20,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 
 from tests.training.small_run import sae_config, small_config, small_images, small_model
+from vit_sae_plugin.activations.cache import write_cache
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training import (
     DivergedError,
@@ -287,6 +288,33 @@ def test_a_sweep_has_its_folder_for_itself(model, images, tmp_path) -> None:
     assert (tmp_path / "one/sae/sae_weights.safetensors").read_bytes() != before
     with pytest.raises(ValueError, match=r"can't resume with other settings \(lr: 0.002 in the"):
         ViTSAESweepRunner.resume(tmp_path, images, model, lr=1.0)
+
+
+def test_from_a_cache_members_read_several_hooks_and_go_on_exactly(model, images, tmp_path) -> None:
+    hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    write_cache(
+        tmp_path / "cache", model, images, hook_names=hooks, token_kind="patches", progress=False
+    )
+    members = {
+        hook[7]: small_config(
+            None,
+            "topk",
+            hook_name=hook,
+            training_tokens=12 * ROWS,
+            model_name=None,
+            dataset_path=f"cache:{tmp_path / 'cache'}",
+        )
+        for hook in hooks
+    }
+    runner = ViTSAESweepRunner(members, tmp_path / "sweep")
+    _interrupt_in_step(runner.saes["1"], 7)
+    with pytest.raises(TrainingInterruptedError, match="8 of 12"):
+        runner.run()
+    ViTSAESweepRunner.resume(tmp_path / "sweep").run()
+    for name, cfg in members.items():
+        settings = {**cfg.to_dict(), "output_path": str(tmp_path / name)}
+        ViTSAETrainingRunner(ViTSAERunnerConfig.from_dict(settings)).run()
+        _same_files(tmp_path / name, tmp_path / "sweep" / name)
 
 
 def test_pooled_embeddings_are_made_once(model, images, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from vit_sae_plugin.report.sweep_plots import (
 from vit_sae_plugin.training.sweep import SweepResults
 
 PAGE_FILE = "index.html"
+_TOKENS = {"all": "all tokens", "patches": "patches", "cls": "class tokens"}
 _WORDS = {
     "sae.architecture": "architecture",
     "n_tokens": "rows seen",
@@ -65,7 +67,7 @@ def write_sweep_page(
             Section(
                 "All members",
                 "Training measures are means over the last tenth of the logged steps. "
-                "● : no other member at the same hook has both fewer active latents and a better "
+                "●: no other member at the same hook has both fewer active latents and a better "
                 "reconstruction.",
                 f'<div class="tables">{html_table(_readable(results))}</div>'
                 "<details><summary>Every setting in which they differ</summary>"
@@ -109,8 +111,8 @@ def _lead(results: SweepResults, hooks: list[str]) -> str:
     one = results.members[0].settings
     model = one.get("model_name") or "a model without a name"
     return (
-        f"Each saw the same rows in the same order: {one['token_kind']} tokens of {model} at "
-        f"{', '.join(hooks)}, in batches of {one['train_batch_size_tokens']:,}, from images that "
+        f"Each saw the same rows in the same order: {_TOKENS[one['token_kind']]} of {model} at "
+        f"{' and '.join(hooks)}, in batches of {one['train_batch_size_tokens']:,}; each image "
         "ran through the model once for all of them."
         if one.get("embeddings_path") is None
         else f"Each saw the same rows of {one['embeddings_path']} in the same order, in batches of "
@@ -125,7 +127,7 @@ def _facts(results: SweepResults) -> dict[str, str]:
     points = [point for member in members if (point := fidelity(member)) is not None]
     facts = {
         "SAEs finished": f"{n_done}" if n_done == len(members) else f"{n_done} of {len(members)}",
-        "rows seen": _range(table["n_tokens"].tolist(), "{:,.0f}"),
+        "rows, the longest run": f"{table['n_tokens'].max():,.0f}",
     }
     if points:
         facts["active latents a row"] = _range([l0 for l0, _ in points], "{:.3g}")
@@ -141,13 +143,18 @@ def _range(values: list[float], form: str) -> str:
 def _frontier_section(results: SweepResults, hooks: dict[str, list[Family]]) -> Section:
     held_out = any("held_out_l0" in member.measures() for member in results.members)
     where = "Measured on held-out images." if held_out else "Measured on the last training batches."
-    body = ""
-    for hook, chosen in hooks.items():
-        heading = f"<h4>{hook}</h4>" if len(hooks) > 1 else ""
-        body += (
-            f'{heading}<div class="plot-and-legend"><div>{inline_svg(plot_sweep_frontier(chosen))}'
-            f"</div>{legend_html(chosen)}</div>"
+    drawn = {hook: some for hook, chosen in hooks.items() if (some := _measured(chosen))}
+    every = [family for chosen in drawn.values() for family in chosen]
+    if len(drawn) > 1:
+        plots = "".join(
+            f"<div><h4>{html.escape(hook)}</h4>"
+            f"{inline_svg(plot_sweep_frontier(chosen, small=True))}</div>"
+            for hook, chosen in drawn.items()
         )
+        body = f'<div class="halves">{plots}</div>{legend_html(every)}'
+    else:
+        plot = inline_svg(plot_sweep_frontier(every))
+        body = f'<div class="plot-and-legend"><div>{plot}</div>{legend_html(every)}</div>'
     apart = " Rows of different hooks are not equally hard, so each has its own plot."
     return Section(
         "Sparsity against fidelity",
@@ -158,7 +165,16 @@ def _frontier_section(results: SweepResults, hooks: dict[str, list[Family]]) -> 
     )
 
 
+def _measured(chosen: list[Family]) -> list[Family]:
+    return [
+        family
+        for family in chosen
+        if any(fidelity(member) is not None for member in family.members)
+    ]
+
+
 def _curves_section(lines: list[Family]) -> Section:
+    lines = [family for family in lines if any(len(m.metrics) > 0 for m in family.members)]
     pictures = "".join(
         f"<div>{inline_svg(plot_sweep_curves(lines, measure))}</div>"
         for measure in ("fvu", "l0", "dead_share")
@@ -166,7 +182,7 @@ def _curves_section(lines: list[Family]) -> Section:
     return Section(
         "How they trained",
         "Of training batches, which are the same for all: dips and bumps that all lines share are "
-        "the rows'.",
+        "the rows'. Of one colour, the first member is drawn solid, the next dashed, then dotted.",
         f'<div class="halves">{pictures}{legend_html(lines)}</div>',
     )
 
@@ -174,13 +190,19 @@ def _curves_section(lines: list[Family]) -> Section:
 def _readable(results: SweepResults) -> pd.DataFrame:
     table = results.short_table()
     best = on_frontier(results)
-    table.insert(0, "frontier", ["●" if best[name] else "" for name in table.index])
-    if (table["status"] == "finished").all():
-        table = table.drop(columns="status")
-    for name in ("hook_name",):
-        if name in table and table[name].nunique() == 1:
-            table = table.drop(columns=name)
-    return table.rename(columns=_WORDS).rename_axis("")
+    names = [f"{name} ●" if best[name] else name for name in table.index]
+    measured = list(table.columns[table.columns.get_loc("n_tokens") :])
+    settings = [
+        name
+        for name in table.columns
+        if name not in measured and table[name].nunique(dropna=False) > 1
+    ]
+    table = table[[*settings[:1], *measured[1:], *settings[1:], "n_tokens"]]
+    for name in ("lr", "explained_variance", "held_out_explained_variance"):
+        if name in table:
+            form = "{:g}" if name == "lr" else "{:.4f}"
+            table[name] = ["–" if pd.isna(x) else form.format(x) for x in table[name]]
+    return table.rename(columns=_WORDS).set_axis(names).rename_axis("")
 
 
 def _differences(results: SweepResults) -> pd.DataFrame:

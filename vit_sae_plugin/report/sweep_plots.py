@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vit_sae_plugin.report.page_pieces import INK
 from vit_sae_plugin.report.plots import new_figure
@@ -81,6 +82,8 @@ def _label(member: MemberResult, others: Sequence[MemberResult]) -> str:
     # of settings that follow one another, such as a schedule's steps, the first says enough
     named = [name for name in _NAMED_FIRST if name in differing] or sorted(differing)[:2]
     parts = [str(member.settings["sae.architecture"])]
+    if len({other.settings["hook_name"] for other in others}) > 1:
+        parts[0] += f" at {member.settings['hook_name']}"
     for name in named:
         parts.append(f"{name.removeprefix('sae.')}={_number(member.settings[name])}")
     return ", ".join(parts)
@@ -96,16 +99,20 @@ def fidelity(member: MemberResult) -> tuple[float, float] | None:
     return point if np.isfinite(point).all() else None
 
 
-def plot_sweep_frontier(chosen: Sequence[Family]) -> Figure:
+def plot_sweep_frontier(chosen: Sequence[Family], *, small: bool = False) -> Figure:
     """Fraction of variance unexplained against L0: a line a family, a point a member.
 
     Lower and further left is better. Members that have no finite measure are left out; those that
     were stopped are drawn hollow.
+
+    Args:
+        chosen: of these families.
+        small: for a place beside another.
     """
-    figure = new_figure(6.6, 4.3)
+    figure = new_figure(*((4.9, 3.6) if small else (6.6, 4.3)))
     axes = figure.add_subplot()
     values = []
-    for family in chosen:
+    for number, family in enumerate(chosen):
         points = [(p, m) for m in family.members if (p := fidelity(m)) is not None]
         points.sort(key=lambda pair: pair[0])
         if not points:
@@ -126,14 +133,16 @@ def plot_sweep_frontier(chosen: Sequence[Family]) -> Figure:
             axes.annotate(
                 family.label_of(member),
                 (x, y),
-                xytext=(6, 5),
+                xytext=(6, 5) if number % 2 == 0 else (-6, -6),
                 textcoords="offset points",
+                ha="left" if number % 2 == 0 else "right",
+                va="bottom" if number % 2 == 0 else "top",
                 fontsize=8,
                 color=INK,
             )
+    axes.margins(0.12, 0.12)
     if values:
         _scale(axes, np.concatenate(values))
-    axes.margins(0.12, 0.12)
     _dress(axes, LABELS["l0"], LABELS["fvu"])
     return figure
 
@@ -161,12 +170,10 @@ def plot_sweep_curves(chosen: Sequence[Family], measure: str) -> Figure:
             axes.plot(lines["n_tokens"], values, color=family.color, linestyle=dash, linewidth=1.5)
     if measure != "dead_share":
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_PLAIN)
-        low, high = axes.get_ylim()
-        axes.yaxis.set_minor_formatter(_PLAIN if high < 10 * low else NullFormatter())
+        _readable_log(axes.yaxis, *axes.get_ylim())
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 0.02))
     names = {"fvu": LABELS["fvu"], "l0": LABELS["l0"], "dead_share": "dead latents"}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
     _dress(axes, "rows seen", names[measure])
@@ -190,16 +197,24 @@ _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 def _scale(axes: Axes, points: np.ndarray) -> None:
     """Log scales where values are above 0, with numbers that can be read off."""
-    for values, set_scale, axis in (
-        (points[:, 0], axes.set_xscale, axes.xaxis),
-        (points[:, 1], axes.set_yscale, axes.yaxis),
-    ):
-        if (values > 0).all():
+    scales = (axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)
+    for values, (set_scale, axis) in zip(points.T, scales, strict=True):
+        low, high = values.min(), values.max()
+        if low > 0 and high > 1.5 * low:
             set_scale("log")
-            axis.set_major_formatter(_PLAIN)
-            # within one power of ten there may be no major tick to read a value from
-            is_short = values.max() < 10 * values.min()
-            axis.set_minor_formatter(_PLAIN if is_short else NullFormatter())
+            _readable_log(axis, low, high)
+        elif low > 0:  # close together, or one alone
+            axis.set_view_interval(0.6 * low, 1.4 * high, ignore=True)
+            axis.set_major_locator(MaxNLocator(5))
+
+
+def _readable_log(axis: Axis, low: float, high: float) -> None:
+    """A log axis with some four to nine numbers on it, whatever its range."""
+    decades = np.log10(high / low)
+    steps = (1, 2, 3, 5, 7) if decades < 0.8 else (1, 2, 5) if decades < 2.2 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_locator(NullLocator())
 
 
 def _dress(axes: Axes, x: str, y: str) -> None:

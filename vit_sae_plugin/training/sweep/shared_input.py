@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_lens.util import str_to_dtype
 
 from vit_sae_plugin.activations.activations_store import ViTActivationsStore
 from vit_sae_plugin.activations.shared_rows import HooksOfOnePass, SharedRows, StoresInStep
+from vit_sae_plugin.training.cached_rows import store_of_cache
 from vit_sae_plugin.training.row_stores import POOLED_HOOK, store_of_embeddings, store_of_images
+from vit_sae_plugin.training.run_input import RunInput
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.sweep.sweep_folder import is_sweep_folder
-
-if TYPE_CHECKING:
-    from vit_sae_plugin.datasets import ImageSource
-    from vit_sae_plugin.hooked_vit import HookedViT
 
 _SHARED = (
     "model_name model_from_pretrained_kwargs dataset_path embeddings_path standardize_embeddings "
@@ -62,20 +60,21 @@ def rows_name(cfg: ViTSAERunnerConfig) -> str:
 
 
 def shared_rows(
-    members: Mapping[str, ViTSAERunnerConfig],
-    model: HookedViT | None,
-    images: ImageSource | None,
-    folder: Path,
+    members: Mapping[str, ViTSAERunnerConfig], given: RunInput, folder: Path
 ) -> SharedRows:
     """The one stream that all members read.
 
     Args:
         members: settings that ``check_shared_input`` has passed.
-        model, images: that they name; None where rows come from a file of embeddings.
+        given: what they name, opened.
         folder: of the sweep; embeddings made of images are kept there.
     """
     by_rows = {rows_name(cfg): cfg for cfg in members.values()}
     cfg = next(iter(by_rows.values()))
+    model, images, cache = given.model, given.images, given.cache
+    if cache is not None:
+        stores = {name: store_of_cache(each, cache, model) for name, each in by_rows.items()}
+        return StoresInStep(stores)
     if model is None or images is None:
         return StoresInStep({rows_name(cfg): store_of_embeddings(cfg)})
     if _reads_pooled(cfg):

@@ -128,8 +128,14 @@ class SweepResults:
         table = self.table()
         knobs = [name.removeprefix("sae.") for name in (*_ALWAYS, *SPARSITY_SETTINGS, *_NAMED)]
         measures = [*_MEASURES, *_HELD_OUT]
+        if "relative_l1_coefficient" in table:  # it decides, where it is given
+            given = table["relative_l1_coefficient"].notna()
+            table.loc[given, "l1_coefficient"] = None
         wanted = ["status", *knobs, "n_tokens", *measures]
-        return table[[name for name in wanted if name in table]]
+        short = table[[name for name in wanted if name in table]]
+        return short.drop(
+            columns=[name for name in knobs if name in short and short[name].isna().all()]
+        )
 
 
 def _is_group(value: Any) -> bool:

@@ -14,12 +14,11 @@ from sae_lens.util import temporary_seed
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.atomic_files import delete_leftovers, write_text_atomically
-from vit_sae_plugin.datasets import ImageSource
 from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.generators import generator_states
 from vit_sae_plugin.training.run_folder import check_run_folder
-from vit_sae_plugin.training.run_input import RunInput
+from vit_sae_plugin.training.run_input import RunInput, load_model
 from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
@@ -104,7 +103,8 @@ class ViTSAESweepRunner:
         for name, own in settings.items():
             with _naming(name):
                 members[name] = given.config(own)
-        return cls(members, output_path, given.images, given.model, override_eval_images)
+        images = given.images if given.cache is None else given.cache
+        return cls(members, output_path, images, given.model, override_eval_images)
 
     @classmethod
     def resume(
@@ -158,13 +158,15 @@ class ViTSAESweepRunner:
         stopped = {name: read_diverged(folder / name) for name in members}
         self.diverged = {name: why for name, why in stopped.items() if why is not None}
         """Name → why the member was stopped."""
-        cfg = next(iter(members.values()))
-        self.model: HookedViT | None = override_model
-        self.images: ImageSource | None = None
-        if cfg.embeddings_path is None:
-            given = RunInput.open(cfg.to_dict(), model=override_model, images=override_images)
-            self.model, self.images = given.model, given.images
-        self.rows = shared_rows(members, self.model, self.images, folder)
+        settings = next(iter(members.values())).to_dict()
+        given = RunInput.open(settings, model=override_model, images=override_images)
+        if given.model is None:
+            given.model = override_model
+        evaluates = any(cfg.eval_every_n_steps > 0 for cfg in members.values())
+        if given.model is None and evaluates and settings["model_name"] is not None:
+            given.model = load_model(settings)
+        self.input = given
+        self.rows = shared_rows(members, given, folder)
         self.runners: dict[str, ViTSAETrainingRunner] = {}
         for name, cfg in members.items():
             if name in self.diverged:
@@ -172,11 +174,12 @@ class ViTSAESweepRunner:
             with _naming(name):
                 self.runners[name] = ViTSAETrainingRunner(
                     cfg,
-                    override_model=self.model,
+                    override_images=given.cache,
+                    override_model=given.model,
                     override_store=self.rows.stores[rows_name(cfg)],
                     override_eval_images=override_eval_images,
                 )
-            self.runners[name].images = self.images  # by which a resumed run knows them again
+            self.runners[name].images = given.images  # by which a resumed run knows them again
 
     @property
     def saes(self) -> dict[str, TrainingSAE[Any]]:

@@ -29,15 +29,14 @@ def step_metrics(trainer: ViTSAETrainer, output: TrainStepOutput) -> dict[str, f
     sae_in = output.sae_in.float()
     residual = (output.sae_out.float() - sae_in).square().sum()
     variance = (sae_in - sae_in.mean(dim=0)).square().sum()
-    active = output.feature_acts.bool().float().sum(dim=-1)
     return {
         "step": trainer.n_training_steps,
         "n_tokens": trainer.n_training_samples,
         "loss": output.loss.item(),
         **{name: _number(value) for name, value in output.losses.items()},
-        "l0": (active.to_dense() if active.is_sparse else active).mean().item(),
+        "l0": trainer.l0_of(output.feature_acts).item(),
         "explained_variance": 1 - (residual / variance).item(),
-        "n_dead_latents": int(trainer.dead_neurons.sum().item()),
+        "n_dead_latents": trainer.n_dead_latents(),
         "lr": trainer.optimizer.param_groups[0]["lr"],
         "grad_norm": trainer.grad_norm.item(),
         "share_grad_norm_above_1": trainer.share_of_steps_above_max_norm,

@@ -90,6 +90,16 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Share of the steps so far in which SAELens's clip at norm 1 binds, or would."""
         return self.n_steps_above_max_norm.item() / max(1, self.n_training_steps)
 
+    @torch.no_grad()
+    def l0_of(self, feature_acts: Tensor) -> Tensor:
+        """Mean number of active latents of a batch's rows."""
+        active = feature_acts.bool().float().sum(dim=-1)
+        return (active.to_dense() if active.is_sparse else active).mean()
+
+    def n_dead_latents(self) -> int:
+        """How many latents count as dead."""
+        return int(self.dead_neurons.sum())
+
     @override
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         sae.train()
@@ -131,12 +141,15 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Between the backward pass and the optimizer's step: measure and clip the gradients."""
         if self.freeze_decoder:
             self.sae.W_dec.grad = None  # the optimizer passes over it, weight decay included
-        parameters = list(self.sae.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.grad_norm = gradient_norm(gradients)
+        self.grad_norm = self._gradient_norm()
         if self.clip_grad_norm is not None:
+            parameters = self.sae.parameters()
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
         self.n_steps_above_max_norm += self.grad_norm > SAE_LENS_MAX_NORM
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]
+        return gradient_norm(gradients)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

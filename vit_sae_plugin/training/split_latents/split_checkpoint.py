@@ -1,0 +1,129 @@
+"""Weights and training state of a split SAE on disk, by PyTorch's distributed checkpoint.
+
+Each process writes a safetensors file with its part of every tensor (there is no pickle), and where
+in the whole it lies; so any other number of processes, each reading what is its own then, can go
+on. What isn't of single latents is the same on all processes and lies beside.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+
+from .latent_split import LATENT_DIMENSION, LatentSplit
+from .split_trainer import SplitLatentsTrainer
+
+SHARDS_FOLDER = "shards"
+_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
+_NUMBERS = (
+    "n_training_samples",
+    "n_training_steps",
+    "n_frac_active_samples",
+    "started_fine_tuning",
+)
+
+
+def save_shards(trainer: SplitLatentsTrainer, folder: Path) -> None:
+    """Write what is of single latents, and the weights, into ``shards/`` in a folder.
+
+    Every process must call it, with the same folder, on a disk that all see.
+    """
+    writer = HuggingFaceStorageWriter(str(folder / SHARDS_FOLDER), save_distributed=True)
+    with _processes(trainer.split) as processes:
+        dcp.save(_shards(trainer), storage_writer=writer, **processes)
+
+
+def save_rest(trainer: SplitLatentsTrainer, folder: Path) -> None:
+    """Write the rest of the training state into the folder; one process must call it."""
+    optimizer = trainer.optimizer.state_dict()
+    schedulers = trainer.coefficient_schedulers.items()
+    torch.save(
+        {
+            **{name: getattr(trainer, name) for name in _NUMBERS},
+            "lr_scheduler": trainer.lr_scheduler.state_dict(),
+            "coefficient_schedulers": {name: each.state_dict() for name, each in schedulers},
+            "param_groups": optimizer["param_groups"],
+            "optimizer_counters": {
+                number: {name: value for name, value in entries.items() if _is_counter(value)}
+                for number, entries in optimizer["state"].items()
+            },
+            "optimizer_moments": {
+                number: [name for name, value in entries.items() if not _is_counter(value)]
+                for number, entries in optimizer["state"].items()
+            },
+        },
+        folder / TRAINER_STATE_FILENAME,
+    )
+    trainer.activation_scaler.save(str(folder / ACTIVATION_SCALER_CFG_FILENAME))
+
+
+def load_split(trainer: SplitLatentsTrainer, folder: Path) -> None:
+    """Read what ``save_shards`` and ``save_rest`` wrote, by whatever number of processes.
+
+    Every process must call it. Parameters stay where they are in memory.
+    """
+    trainer.activation_scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+    state = torch.load(
+        folder / TRAINER_STATE_FILENAME, map_location=trainer.cfg.device, weights_only=True
+    )
+    for name in _NUMBERS:
+        setattr(trainer, name, state[name])
+    trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for name, scheduler_state in state["coefficient_schedulers"].items():
+        trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
+    parameters = list(trainer.sae.parameters())
+    optimizer_state = {
+        number: {
+            **state["optimizer_counters"][number],
+            **{name: torch.zeros_like(parameters[number]) for name in moments},
+        }
+        for number, moments in state["optimizer_moments"].items()
+    }
+    trainer.optimizer.load_state_dict(
+        {"state": optimizer_state, "param_groups": state["param_groups"]}
+    )
+    reader = HuggingFaceStorageReader(str(folder / SHARDS_FOLDER))
+    with _processes(trainer.split) as processes:
+        dcp.load(_shards(trainer), storage_reader=reader, **processes)
+
+
+def _shards(trainer: SplitLatentsTrainer) -> dict[str, Tensor]:
+    """All tensors by name, as ``DTensor``s that share the trainer's memory."""
+    split = trainer.split
+    shards = {f"sae.{name}": shard for name, shard in trainer.sae.shards().items()}
+    for name, parameter in trainer.sae.named_parameters():
+        for entry, value in trainer.optimizer.state.get(parameter, {}).items():
+            if not _is_counter(value):
+                dimension = LATENT_DIMENSION.get(name)
+                shards[f"optimizer.{name}.{entry}"] = split.as_global(value, dimension)
+    for name in _COUNTERS:
+        shards[f"trainer.{name}"] = split.as_global(getattr(trainer, name), 0)
+    return shards
+
+
+def _is_counter(value: Any) -> bool:
+    """Whether an entry of the optimizer's state is one number, not one for each weight."""
+    return not isinstance(value, Tensor) or value.ndim == 0
+
+
+@contextmanager
+def _processes(split: LatentSplit) -> Iterator[dict[str, Any]]:
+    """How a distributed checkpoint is told who takes part."""
+    if split.mesh is not None:
+        yield {"process_group": split.mesh.get_group()}
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield {"no_dist": True}

@@ -158,12 +158,7 @@ class ImageLoader:
             while True:
                 decoded, death = _next_or_death(batches)
                 if death is not None:
-                    raise WorkerDiedError(
-                        f"a worker process that decodes {self.source.name} died: {death}; most "
-                        "often memory ran out: use fewer n_workers or a smaller "
-                        "batch_size_images, or give the container more shared memory "
-                        "(--shm-size); with n_workers=0 the cause shows in this process"
-                    )
+                    raise worker_died(self.source.name, death)
                 if decoded is None:
                     return
                 if decoded.error is not None:
@@ -174,12 +169,27 @@ class ImageLoader:
             del batches
 
 
+def is_worker_death(error: RuntimeError) -> bool:
+    """Whether this is torch's message that a worker process died."""
+    return str(error).startswith("DataLoader worker")
+
+
+def worker_died(source_name: str, death: str) -> WorkerDiedError:
+    """The error for torch's message that a worker process died, which it raises wherever the main
+    process happens to be."""
+    return WorkerDiedError(
+        f"a worker process that decodes {source_name} died: {death}; most often memory ran out: "
+        "use fewer n_workers or a smaller batch_size_images, or give the container more shared "
+        "memory (--shm-size); with n_workers=0 the cause shows in this process"
+    )
+
+
 def _next_or_death(batches: Iterator[_DecodedBatch]) -> tuple[_DecodedBatch | None, str | None]:
     """The next batch (None after the last), or torch's message if a worker died."""
     try:
         return next(batches, None), None
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not is_worker_death(error):
             raise
         return None, str(error)
 

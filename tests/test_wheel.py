@@ -1,5 +1,7 @@
 """The wheel holds everything that an installed package needs."""
 
+import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -7,16 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.c_compiler import C_COMPILERS
+from vit_sae_plugin import cpu_kernels
+from vit_sae_plugin.kernel_cache import processor
+
 ROOT = Path(__file__).parent.parent
+
+
+def build(folder, **environment):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(build(tmp_path_factory.mktemp("wheel"))) as archive:
         yield archive
 
 
@@ -53,3 +62,24 @@ def test_the_wheel_installs_the_command_and_the_licence(wheel):
     entry_points = next(n for n in wheel.namelist() if n.endswith("entry_points.txt"))
     assert "vit-sae = vit_sae_cli:main" in wheel.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+@pytest.mark.skipif(
+    not C_COMPILERS or (platform.system(), platform.machine()) != ("Linux", "x86_64"),
+    reason="kernels are compiled ahead on Linux x86_64, by a C compiler",
+)
+def test_a_wheel_with_kernels_serves_a_machine_without_a_compiler(tmp_path, monkeypatch):
+    path = build(tmp_path, VIT_SAE_WHEEL_KERNELS="1")
+    assert path.name.endswith("-py3-none-linux_x86_64.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    sources = sorted((tmp_path / "vit_sae_plugin").rglob("*.c"))
+    assert len(sources) == len(list((ROOT / "vit_sae_plugin").rglob("*.c"))) > 0
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    supported = cpu_kernels._LEVELS["x86-64-v3"] <= set(processor()["flags"].split())
+    for source in sources:
+        for level in cpu_kernels._LEVELS:
+            assert source.with_name(f"{source.stem}.float.{level}.so").is_file()
+        if supported:
+            assert cpu_kernels._compiled.__wrapped__(str(source.with_suffix(".py"))) is not None

@@ -17,8 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FLAGS = ["-O3", "-shared", "-fPIC", f"-I{Path(__file__).parent}"]
+from vit_sae_plugin import kernel_cache
 
+_PACKAGE = Path(__file__).parent
+_FLAGS = ["-O3", "-shared", "-fPIC"]
+# not every compiler knows these two
+_OPTIONAL_FLAGS = [[*a, *b] for a, b in product((["-fopenmp"], []), (["-march=native"], []))]
+
+_V3 = frozenset("avx avx2 bmi1 bmi2 f16c fma abm movbe".split())
+_LEVELS = {
+    "x86-64-v4": _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split()),
+    "x86-64-v3": _V3,
+}
+"""What a processor must know for the libraries that a wheel may hold (``hatch_build.py``)."""
 
 _COMPILING = threading.Lock()
 
@@ -27,8 +38,9 @@ def load_kernels(module_file: str, real: str = "float") -> ctypes.CDLL | None:
     """The functions of the C file beside a Python file; None where they can't be had.
 
     Compiling takes about a second, by the compiler named in ``CC``, or ``cc``, ``gcc`` or
-    ``clang``. Nothing stays on disk: code for this machine's processor would fail on another one
-    that shares the disk.
+    ``clang``. The library is kept in the user's cache folder (``kernel_cache``), for this source,
+    compiler and kind of processor. Without a compiler, a library that came with the package is
+    used, if there is one that this processor can run.
 
     Args:
         module_file: the Python file, ``__file__`` of the module that calls.
@@ -46,20 +58,72 @@ def _compiled(module_file: str, real: str = "float") -> ctypes.CDLL | None:
     if compiler is None:
         failure = "there is no C compiler"
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            library = str(Path(folder) / "kernels.so")
-            # not every compiler knows these two
-            for openmp, machine in product((["-fopenmp"], []), (["-march=native"], [])):
-                flags = [*_FLAGS, *openmp, *machine, f"-DREAL={real}"]
-                command = [compiler, *flags, "-o", library, str(source)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode == 0:
-                    return ctypes.CDLL(library)
-        failure = f"{compiler} can't compile {source.name}: {done.stderr.strip()[-300:]}"
+        try:
+            return _kept_or_compiled(source, compiler, real)
+        except _CompilerError as error:
+            failure = f"{compiler} can't compile {source.name}: {error}"
+    if (shipped := _shipped(source, real)) is not None:
+        return shipped
     warnings.warn(
         f"{failure}. PyTorch does the work of {source.name} instead, more slowly.",
         stacklevel=3,
     )
+    return None
+
+
+class _CompilerError(RuntimeError):
+    """The compiler can't do it; the message is its own."""
+
+
+def _kept_or_compiled(source: Path, compiler: str, real: str) -> ctypes.CDLL:
+    folder, key = kernel_cache.cache_folder(), _key(source, compiler, real)
+    try:
+        kernel_cache.make_private(folder)
+        if (kept := kernel_cache.find(folder, key)) is not None:
+            return ctypes.CDLL(str(kept))
+    except OSError as error:
+        warnings.warn(f"Compiled kernels are not kept: {error}", stacklevel=5)
+        folder = None
+    with tempfile.TemporaryDirectory() as aside:
+        library = Path(aside) / "kernels.so"
+        _compile(source, compiler, real, library)
+        if folder is not None:
+            try:
+                return ctypes.CDLL(str(kernel_cache.keep(folder, key, library)))
+            except OSError as error:  # a full disk, or one on which no program may run
+                warnings.warn(f"Compiled kernels are not kept: {error}", stacklevel=5)
+        return ctypes.CDLL(str(library))
+
+
+def _compile(source: Path, compiler: str, real: str, library: Path) -> None:
+    for optional in _OPTIONAL_FLAGS:
+        flags = [*_FLAGS, *optional, f"-DREAL={real}", f"-I{_PACKAGE}"]
+        command = [compiler, *flags, "-o", str(library), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+    raise _CompilerError(done.stderr.strip()[-300:])
+
+
+def _key(source: Path, compiler: str, real: str) -> str:
+    """Of all that the library depends on."""
+    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
+    headers = {*_PACKAGE.glob("*.h"), *source.parent.glob("*.h")}
+    texts = [path.read_bytes() for path in [source, *sorted(headers)]]
+    about = [os.path.realpath(compiler), repr([_FLAGS, _OPTIONAL_FLAGS]), real]
+    return kernel_cache.key_of(*about, repr(kernel_cache.processor()), version, *texts)
+
+
+def _shipped(source: Path, real: str) -> ctypes.CDLL | None:
+    """The best library that came with the package, of those that this processor can run."""
+    known = set(kernel_cache.processor().get("flags", "").split())
+    for level, needed in _LEVELS.items():
+        library = source.with_name(f"{source.stem}.{real}.{level}.so")
+        if needed <= known and library.is_file():
+            try:
+                return ctypes.CDLL(str(library))
+            except OSError:  # another system than it was made for
+                continue
     return None
 
 

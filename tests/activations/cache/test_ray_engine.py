@@ -1,0 +1,82 @@
+"""Shards as Ray tasks on a local cluster of two workers, one of which is killed."""
+
+import pytest
+import torch
+
+from tests.activations.cache.killing_images import KillingImages, times_read
+from tests.activations.cache.small_cache import HOOKS, small_cache, small_model
+from vit_sae_plugin.activations.cache import (
+    ActivationCache,
+    CacheMismatchError,
+    CacheWriteError,
+    plan_cache,
+    ray_engine,
+)
+from vit_sae_plugin.activations.cache.ray_engine import write_shards_with_ray
+
+pytest.importorskip("ray", reason="Ray isn't installed")
+SETTINGS = {"hook_names": HOOKS, "images_per_shard": 4, "batch_size_images": 2}
+N = 18
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    """What one process writes."""
+    torch.set_num_threads(1)  # as Ray's workers, for the last bit
+    return small_cache(tmp_path_factory.mktemp("alone") / "c", model, KillingImages(N, None))
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_written_twice(
+    cluster, model, alone, tmp_path, capsys
+):
+    images = KillingImages(N, tmp_path, deadly=6)
+    plan = plan_cache(tmp_path / "c", model, images, **SETTINGS)
+    cache = write_shards_with_ray(plan, images, load_model=small_model)
+    assert (tmp_path / "killed").exists()
+    assert cache.fingerprint() == alone.fingerprint()
+    # shard 1 was begun twice, images 4 to 6; all else was read once
+    again = {4: 2, 5: 2, 6: 2}
+    assert times_read(tmp_path) == dict.fromkeys(range(N), 1) | again
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1, "one bar"
+    assert f"{N}/{N}" in shown
+
+    write_shards_with_ray(plan, images, load_model=small_model, progress=False)
+    assert times_read(tmp_path) == dict.fromkeys(range(N), 1) | again, "finished shards stay"
+
+
+def test_a_worker_that_always_dies_is_named_and_the_rest_stays(cluster, model, alone, tmp_path):
+    images = KillingImages(N, tmp_path, deadly=17, always=True)
+    plan = plan_cache(tmp_path / "c", model, images, **SETTINGS)
+    with pytest.raises(CacheWriteError, match=r"shard 4 of .*: its process died 1 times"):
+        write_shards_with_ray(plan, images, load_model=small_model, max_retries=0, progress=False)
+    partial = ActivationCache(tmp_path / "c", partial=True)
+    assert 4 not in partial.shards
+    for number, entry in partial.entries.items():
+        assert entry == alone.entries[number]
+
+
+def test_what_does_not_fit_is_refused(cluster, model, tmp_path, monkeypatch):
+    images = KillingImages(4, None)
+    plan = plan_cache(tmp_path / "c", model, images, **SETTINGS)
+    with pytest.raises(CacheMismatchError, match=r"worker loaded .*; want the same weights"):
+        write_shards_with_ray(plan, images, load_model=lambda: small_model(1), progress=False)
+    with pytest.raises(CacheMismatchError, match="isn't of"):
+        write_shards_with_ray(plan, KillingImages(5, None), progress=False)
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install \"vit-sae-plugin\[ray\]\""):
+        ray_engine.write_shards_with_ray(plan, images)

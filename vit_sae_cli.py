@@ -329,6 +329,21 @@ def _add_cache(commands) -> None:
         help="processes that decode images (default: 0, in the main one)",
     )
     how.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    how.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="ray: each shard a task of a Ray cluster, or of one on this machine's processors; "
+        "what dies is run again (default: local, this process, or those that torchrun starts)",
+    )
+    how.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of the cluster, such as 'auto' (default: RAY_ADDRESS, or one on this machine)",
+    )
+    how.add_argument(
+        "--gpus-per-task", type=float, default=0, metavar="X", help="that Ray reserves (default: 0)"
+    )
     other = command.add_argument_group("what to do with a cache that is there")
     other = other.add_mutually_exclusive_group()
     other.add_argument(
@@ -1013,15 +1028,26 @@ def _add_export(commands) -> None:
     command = _command(
         commands,
         "export",
-        "save an SAE as a plain SAELens one that loads where this plugin is not installed",
+        "save an SAE, or a cache, as a plain SAELens one that loads where this plugin is not "
+        "installed",
         "vit-sae export runs/photos/sae exported/",
+        "vit-sae export cache:caches/photos exported/ --dtype float16",
     )
-    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
-    command.add_argument("output_path", metavar="FOLDER", help="the new folder")
     command.add_argument(
-        "--architecture", choices=["standard", "topk"], default="standard", help="default: standard"
+        "sae",
+        metavar="SAE_FOLDER",
+        help="a folder saved by SAELens or train; or 'cache:FOLDER', for SAELens's cached "
+        "activations",
     )
+    command.add_argument("output_path", metavar="FOLDER", help="the new folder")
+    command.add_argument("--architecture", choices=["standard", "topk"], help="default: standard")
     command.add_argument("--k", type=int, metavar="K", help="with topk: latents kept for each row")
+    command.add_argument(
+        "--hook-name", nargs="+", metavar="HOOK", help="of a cache: only these hooks (default: all)"
+    )
+    command.add_argument(
+        "--dtype", choices=["float32", "float16"], help="of a cache's rows (default: float32)"
+    )
 
 
 if __name__ == "__main__":

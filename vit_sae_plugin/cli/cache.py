@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ def _write(args: argparse.Namespace, begun: CachePlan | None) -> int:
     from vit_sae_plugin.datasets import open_images
 
     check_output_folder(args.folder, "another name")
+    if args.engine != "ray" and (args.ray_address or args.gpus_per_task):
+        raise ValueError("--ray-address and --gpus-per-task go with --engine ray")
     images = open_images(args.images)
     model = _model(args, begun)
     hook_names = args.hook_name or ([_default_hook(model)] if begun is None else list(begun.hooks))
@@ -69,15 +72,31 @@ def _write(args: argparse.Namespace, begun: CachePlan | None) -> int:
         seed=args.seed,
         add=args.add,
     )
+    speaks = os.environ.get("RANK", "0") == "0"  # one of the processes that torchrun starts
     needed = bytes_to_write(plan)
     size = f"{in_words(plan.image_bytes())} an image" + (
         "" if needed is None else f", {in_words(needed)} to write"
     )
-    print(
-        f"{plan.n_tokens} rows an image at {', '.join(plan.hooks)}, {plan.dtype}: {size}",
-        file=sys.stderr,
-    )
-    cache = write_shards(plan, model, images, n_workers=args.n_workers)
+    if speaks:
+        print(
+            f"{plan.n_tokens} rows an image at {', '.join(plan.hooks)}, {plan.dtype}: {size}",
+            file=sys.stderr,
+        )
+    if args.engine == "ray":
+        from vit_sae_plugin.activations.cache.ray_engine import write_shards_with_ray
+
+        cache = write_shards_with_ray(
+            plan,
+            args.images,
+            load_model=lambda: _model(args, begun or plan),
+            address=args.ray_address,
+            n_workers=args.n_workers,
+            gpus_per_task=args.gpus_per_task,
+        )
+    else:
+        cache = write_shards(plan, model, images, n_workers=args.n_workers, progress=speaks)
+    if not speaks:
+        return 0
     _report_skipped(cache)
     print(_in_words(cache))
     print(f"Train from it:  vit-sae train --images cache:{args.folder} --hook-name {hook_names[0]}")
@@ -88,6 +107,8 @@ def _model(args: argparse.Namespace, begun: CachePlan | None) -> HookedViT:
     from vit_sae_plugin.hooked_vit import HookedViT
 
     device = chosen_device(args.device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     if args.model is None and args.pretrained is None and begun is not None:
         return begun.source(next(iter(begun.hooks))).load_model(device)
     return HookedViT.from_pretrained(

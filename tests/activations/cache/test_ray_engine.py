@@ -1,5 +1,7 @@
 """Shards as Ray tasks on a local cluster of two workers, one of which is killed."""
 
+import sys
+
 import pytest
 import torch
 
@@ -10,7 +12,6 @@ from vit_sae_plugin.activations.cache import (
     CacheMismatchError,
     CacheWriteError,
     plan_cache,
-    ray_engine,
 )
 from vit_sae_plugin.activations.cache.ray_engine import write_shards_with_ray
 
@@ -70,13 +71,13 @@ def test_a_worker_that_always_dies_is_named_and_the_rest_stays(cluster, model, a
         assert entry == alone.entries[number]
 
 
-def test_what_does_not_fit_is_refused(cluster, model, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_refused(cluster, tmp_path, monkeypatch):
     images = KillingImages(4, None)
-    plan = plan_cache(tmp_path / "c", model, images, **SETTINGS)
+    plan = plan_cache(tmp_path / "c", small_model(2), images, **SETTINGS)
     with pytest.raises(CacheMismatchError, match=r"worker loaded .*; want the same weights"):
-        write_shards_with_ray(plan, images, load_model=lambda: small_model(1), progress=False)
+        write_shards_with_ray(plan, images, load_model=small_model, progress=False)
     with pytest.raises(CacheMismatchError, match="isn't of"):
         write_shards_with_ray(plan, KillingImages(5, None), progress=False)
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ImportError, match=r"pip install \"vit-sae-plugin\[ray\]\""):
-        ray_engine.write_shards_with_ray(plan, images)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install \"vit-sae-plugin\[ray\]\", or --engine"):
+        write_shards_with_ray(plan, images)

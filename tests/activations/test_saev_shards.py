@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_lens import SAE
 
+from tests.cli.command import vit_sae
 from vit_sae_plugin.activations.saev_shards import SaevShards
 from vit_sae_plugin.activations.saev_store import SaevStore
 
@@ -173,3 +175,63 @@ def test_missing_files_layers_and_tokens_are_refused(tmp_path):
         SaevShards(folder)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         SaevShards(tmp_path / "nowhere")
+
+
+def test_ranks_share_each_batch(tmp_path):
+    folder = write_folder(tmp_path)
+    whole, shares = store(folder), [store(folder) for _ in range(3)]
+    for rank, share in enumerate(shares):
+        share.take_share(rank, 3, gather=lambda text: [text])
+    for _ in range(7):
+        batch, parts = next(whole), [next(share) for share in shares]
+        assert [len(part) for part in parts] == [3, 3, 2]
+        assert [share.global_batch_rows for share in shares] == [8, 8, 8]
+        for rank, part in enumerate(parts):
+            assert torch.equal(part, batch[rank::3])
+
+
+def test_training_on_them_leaves_the_models_name_in_the_sae(tmp_path):
+    folder = write_folder(tmp_path)
+    saes = tmp_path / "run"
+    command = ("train", "--images", f"saev:{folder}", "--hook-name", HOOK, "--d-sae", 8)
+    run = ("--training-tokens", 64, "--set", "train_batch_size_tokens=8", "--output-path", saes)
+    assert vit_sae(*command, *run) == 0
+    metadata = SAE.load_from_disk(saes / "sae").cfg.metadata
+    assert metadata.model_name == "ViT-B-16"
+    assert metadata.model_from_pretrained_kwargs == {"pretrained": "openai"}
+    assert (metadata.hook_name, metadata.token_kind) == (HOOK, "all")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "choose one with --hook-name"),
+        (("--hook-name", HOOK, "--model", "ViT-L-14"), "are of ViT-B-16/openai"),
+        (("--hook-name", "blocks.3.hook_resid_post"), "hook_name is 'blocks.3.hook_resid_post'"),
+        (("--hook-name", HOOK, "--set", "seqpos_slice=[1]"), "want token_kind"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, capsys, words, message):
+    folder = write_folder(tmp_path)
+    run = ("--d-sae", 8, "--training-tokens", 8192, "--output-path", tmp_path / "run")
+    assert vit_sae("train", "--images", f"saev:{folder}", *words, *run) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_sweep_reads_several_layers(tmp_path):
+    folder = write_folder(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(
+        f"""
+settings: {{dataset_path: "saev:{folder}", training_tokens: 64, train_batch_size_tokens: 8,
+            sae: {{architecture: standard, d_sae: 8}}}}
+members:
+  - {{name: early, hook_name: blocks.4.hook_resid_post}}
+  - {{name: late, hook_name: {HOOK}}}
+"""
+    )
+    sweep = ("train", "--sweep", tmp_path / "sweep.yaml", "--output-path", tmp_path / "out")
+    assert vit_sae(*sweep) == 0
+    for name, hook in (("early", "blocks.4.hook_resid_post"), ("late", HOOK)):
+        (sae,) = (tmp_path / "out").glob(f"**/{name}/sae")
+        assert SAE.load_from_disk(sae).cfg.metadata.hook_name == hook

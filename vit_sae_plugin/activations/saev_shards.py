@@ -24,6 +24,20 @@ _AFTER_BLOCK = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 _BYTES_PER_NUMBER = 4
 
 
+def is_saev_text(text: Any) -> bool:
+    """Whether a text names saev's shards, as in ``"saev:PATH"``."""
+    return isinstance(text, str) and text.startswith("saev:")
+
+
+def open_saev(text: Any) -> SaevShards | None:
+    """The shards that ``"saev:PATH"`` names; None for anything else.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``SaevShards``.
+    """
+    return SaevShards(text.removeprefix("saev:")) if is_saev_text(text) else None
+
+
 class SaevShards:
     """A folder of saev's shards, checked when it is opened; rows are read as they are asked for.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.activations.row_store import Gather, RowStore
 from vit_sae_plugin.activations.saev_shards import SaevShards
 from vit_sae_plugin.activations.shuffle_buffer import ShuffleBuffer
 
@@ -64,6 +64,7 @@ class SaevStore(RowStore):
         self._buffer = ShuffleBuffer(
             n_batches_in_buffer, train_batch_size_tokens, self.d_in, dtype, device
         )
+        self._share = (0, 1)
         self._filled: int | None = None
         self._next_row = 0
         self._order: tuple[int, Int[np.ndarray, " n_examples"]] | None = None
@@ -80,7 +81,17 @@ class SaevStore(RowStore):
             self._buffer.fill(self._take_rows, (self.seed, number))
             self._filled = number
         self.n_batches_served += 1
-        return self._buffer.batch(batch)
+        rows = self._buffer.batch(batch)
+        self.global_batch_rows = len(rows)
+        rank, n_ranks = self._share
+        return rows if n_ranks == 1 else rows[rank::n_ranks].contiguous()
+
+    def take_share(self, rank: int, n_ranks: int, gather: Gather) -> None:
+        """Give every ``n_ranks``-th row only. Each process reads them all: on one machine, from one
+        copy in memory."""
+        if not 0 <= rank < n_ranks:
+            raise ValueError(f"rank is {rank}; want 0 to {n_ranks - 1}")
+        self._share = (rank, n_ranks)
 
     def _take_rows(self, n_rows: int) -> tuple[Tensor, Tensor]:
         """What is left of an example's rows, at most ``n_rows``."""

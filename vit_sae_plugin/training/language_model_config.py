@@ -71,7 +71,7 @@ _WITHOUT_EFFECT = (
     "dead_feature_threshold streaming save_final_checkpoint sae_lens_version "
     "sae_lens_training_version"
 ).split()
-_SOURCES = ("folder:", "hf:", "wds:", "shapes:", "shapes?", "cache:")
+_SOURCES = ("folder:", "hf:", "wds:", "shapes:", "shapes?", "cache:", "saev:")
 
 
 def from_language_model_config(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_sae_plugin.activations.cache import ActivationCache, open_cache
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
+from vit_sae_plugin.activations.saev_shards import SaevShards, open_saev
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.presets import complete_settings
@@ -31,6 +32,8 @@ class RunInput:
     """None: rows come from elsewhere."""
     embeddings: EmbeddingRows | None = None
     """None: rows come from images."""
+    saev: SaevShards | None = None
+    """None: rows don't come from saev."""
 
     @classmethod
     def open(
@@ -62,6 +65,8 @@ class RunInput:
         cache = open_cache(settings["dataset_path"] if images is None else images)
         if cache is not None:
             return cls(model, cache=cache)
+        if images is None and (shards := open_saev(settings["dataset_path"])) is not None:
+            return cls(model, saev=shards)
         images = (
             open_images(settings["dataset_path"], from_file=from_file)
             if images is None
@@ -84,6 +89,8 @@ class RunInput:
             d_in, n_rows = self.embeddings.d_in, len(self.embeddings)
         elif self.cache is not None:
             d_in, n_rows = _complete_from_cache(settings, self.cache), self.cache.n_rows
+        elif self.saev is not None:
+            d_in, n_rows = self.saev.d_model, _complete_from_saev(settings, self.saev)
         elif self.model is not None:
             model = self.model
             # As PatchSAE does: the last block's output serves the class token alone.
@@ -131,3 +138,16 @@ def _complete_from_cache(settings: dict[str, Any], cache: ActivationCache) -> in
     if settings.get("hook_name_out") and sae.get("d_out") is None:
         sae["d_out"] = cache.d_in(settings["hook_name_out"])
     return cache.d_in(hook_name)
+
+
+def _complete_from_saev(settings: dict[str, Any], shards: SaevShards) -> int:
+    """Fill in the layer, if there is only one; returns the number of rows."""
+    hooks = [f"blocks.{layer}.hook_resid_post" for layer in shards.layers]
+    if settings.get("hook_name") is None:
+        if len(hooks) > 1:
+            raise ValueError(
+                f"the shards in {shards.path} hold {', '.join(hooks)}; choose one with --hook-name"
+            )
+        settings["hook_name"] = hooks[0]
+    tokens = shards.tokens(settings.get("token_kind") or "all")
+    return shards.n_examples * (tokens.stop - tokens.start)

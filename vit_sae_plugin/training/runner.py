@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.activations.saev_shards import open_saev
 from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
@@ -50,6 +51,7 @@ from vit_sae_plugin.training.run_folder import (
 )
 from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.saev_rows import store_of_saev
 from vit_sae_plugin.training.trainee import Trainee
 from vit_sae_plugin.training.training_loop import TrainingLoop
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
@@ -122,6 +124,8 @@ class ViTSAETrainingRunner:
             if cfg.eval_every_n_steps > 0 and cfg.model_name is not None:
                 self._load_model()
             self.store = store_of_cache(cfg, cache, self.model)
+        elif override_images is None and (shards := open_saev(cfg.dataset_path)) is not None:
+            self.store = store_of_saev(cfg, shards)
         else:
             self.images = self._open_images(override_images)
             self.store = store_of_images(cfg, self._load_model(), self.images)

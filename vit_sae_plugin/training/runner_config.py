@@ -13,6 +13,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
 from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+from vit_sae_plugin.activations.saev_shards import is_saev_text
 from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.field_types import check_field_types
 from vit_sae_plugin.hooked_vit.token_layout import check_token_kind
@@ -81,7 +82,8 @@ class ViTSAERunnerConfig:
     dataset_path: str = ""
     """The images, as ``vit_sae_plugin.datasets.open_images`` takes them: a folder,
     ``"hf:…"``, ``"wds:…"`` or ``"shapes"``. Or ``"cache:PATH"``, the activations that ``vit-sae
-    cache`` wrote: the model isn't run, and need not be named."""
+    cache`` wrote, or ``"saev:PATH"``, shards that saev wrote: the model isn't run, and need not be
+    named."""
 
     embeddings_path: str | None = None
     """Train on the rows of this ``.npy``, ``.safetensors`` or ``.parquet`` file instead of on
@@ -271,7 +273,9 @@ class ViTSAERunnerConfig:
         n_steps = self.total_training_steps
         defaults = training_defaults(self.sae.architecture()).settings(n_steps)
         defaults |= {
-            "model_name": None if self.embeddings_path else "ViT-B-16",
+            "model_name": None
+            if self.embeddings_path or is_saev_text(self.dataset_path)
+            else "ViT-B-16",
             "hook_name": "hook_image_embed" if self.embeddings_path else _DEFAULT_HOOK,
             "device": best_device(),
             "eval_every_n_steps": max(1, n_steps // 10) if self.eval_dataset_path else 0,
@@ -321,7 +325,8 @@ class ViTSAERunnerConfig:
                 f"embeddings_path is {self.embeddings_path!r} and dataset_path is "
                 f"{self.dataset_path!r}; want one of the two"
             )
-        has_rows = self.embeddings_path is not None or is_cache_text(self.dataset_path)
+        is_on_disk = is_cache_text(self.dataset_path) or is_saev_text(self.dataset_path)
+        has_rows = self.embeddings_path is not None or is_on_disk
         if self.model_name is None and not has_rows:
             raise ValueError("model_name is None; want the model whose activations to train on")
         embeddings = self.embeddings_path is not None or self.hook_name == "hook_image_embed"

@@ -15,6 +15,7 @@ from vit_sae_plugin.training.cached_rows import store_of_cache
 from vit_sae_plugin.training.row_stores import POOLED_HOOK, store_of_embeddings, store_of_images
 from vit_sae_plugin.training.run_input import RunInput
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.saev_rows import store_of_saev
 from vit_sae_plugin.training.sweep.sweep_folder import is_sweep_folder
 
 _SHARED = (
@@ -75,6 +76,8 @@ def shared_rows(
     if cache is not None:
         stores = {name: store_of_cache(each, cache, model) for name, each in by_rows.items()}
         return StoresInStep(stores)
+    if (shards := given.saev) is not None:
+        return StoresInStep({name: store_of_saev(each, shards) for name, each in by_rows.items()})
     if model is None or images is None:
         return StoresInStep({rows_name(cfg): store_of_embeddings(cfg)})
     if _reads_pooled(cfg):

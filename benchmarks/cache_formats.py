@@ -11,6 +11,7 @@ and a format that is known to be too coarse (4 bits, simulated).
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from vit_sae_plugin.training import ViTSAERunnerConfig, ViTSAETrainingRunner
 HOOK = "blocks.2.hook_resid_post"
 FORMATS = ("float32", "bfloat16", "float16", "int8")
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "topk": {"k": 16},
+    "topk_ghost": {"k": 16},
     "patchsae": {"l1_coefficient": 1e-3},
 }
-D_SAE = 1024
+D_SAE, BATCH_ROWS = 512, 512
 
 
 def held_out_rows(model: HookedViT, folder: Path, n_images: int) -> Tensor:
@@ -68,8 +69,8 @@ def trained(cache: ActivationCache, architecture: str, seed: int, n_steps: int) 
             "sae": {**sae, **ARCHITECTURES[architecture]},
             "dataset_path": f"cache:{cache.path}",
             "hook_name": HOOK,
-            "train_batch_size_tokens": 1024,
-            "training_tokens": 1024 * n_steps,
+            "train_batch_size_tokens": BATCH_ROWS,
+            "training_tokens": BATCH_ROWS * n_steps,
             "output_path": None,
             "device": "cpu",
             "seed": seed,
@@ -81,8 +82,6 @@ def trained(cache: ActivationCache, architecture: str, seed: int, n_steps: int) 
 
 def coarser(cache: ActivationCache, folder: Path, n_bits: int) -> ActivationCache:
     """The cache with rows rounded to `n_bits` bits, a scale for each row, in float32 files."""
-    import shutil
-
     shutil.copytree(cache.path, folder)
     for shard in cache.shards:
         path = next((folder / "shards").glob(f"*{shard:06d}/{HOOK}.rows.bin"))
@@ -146,9 +145,9 @@ def differences(found: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n-images", type=int, default=2000)
+    parser.add_argument("--n-images", type=int, default=1000)
     parser.add_argument("--n-seeds", type=int, default=5)
-    parser.add_argument("--n-steps", type=int, default=600)
+    parser.add_argument("--n-steps", type=int, default=400)
     args = parser.parse_args()
     found = compare(args.n_images, args.n_seeds, args.n_steps)
     pd.set_option("display.width", 200, "display.max_rows", 100)

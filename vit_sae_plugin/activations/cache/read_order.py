@@ -53,7 +53,7 @@ class ReadOrder:
 
     An epoch visits the blocks of all shards in random order, some at a time, and the rows of these
     in random order. As rows lie in random order within their shard, a block is a sample of the
-    shard's images. It takes 16 bytes for each block of the cache.
+    shard's images. It takes 40 bytes for each block of the cache.
 
     Args:
         rows_of_shard: shard → its rows.

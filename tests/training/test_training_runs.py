@@ -31,6 +31,7 @@ from vit_sae_plugin.training import (
     TrainingInterruptedError,
     ViTSAETrainingRunner,
 )
+from vit_sae_plugin.training.divergence import DivergenceWatch
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +323,11 @@ def test_images_that_cannot_be_used_are_listed_once(model, images, tmp_path) -> 
     assert [line.split(",")[1] for line in lines[1:]] == ["i0", "i9", "i18", "i27", "i36"]
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
-    runner_of, tmp_path
+    runner_of, tmp_path, late, monkeypatch
 ) -> None:
+    monkeypatch.setattr(DivergenceWatch, "_is_late", staticmethod(lambda device: late))
     runner = runner_of(tmp_path, "standard", checkpoint_every_minutes=0)
     step = runner.sae.training_forward_pass
 

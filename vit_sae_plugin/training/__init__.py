@@ -3,6 +3,7 @@
 from vit_sae_plugin.training.checkpoints import CheckpointFolder, DamagedCheckpointError
 from vit_sae_plugin.training.config_files import check_settings, parse_setting
 from vit_sae_plugin.training.config_files import read as read_settings
+from vit_sae_plugin.training.divergence import DivergedError
 from vit_sae_plugin.training.interruption import TrainingInterruptedError
 from vit_sae_plugin.training.presets import (
     complete_settings,
@@ -13,7 +14,6 @@ from vit_sae_plugin.training.presets import (
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.sweep import Sweep, SweepResults, ViTSAESweepRunner
-from vit_sae_plugin.training.trainee import DivergedError
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, read_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.activation_scaler import ActivationScaler
@@ -23,15 +22,12 @@ from vit_sae_plugin.training.checkpoints import (
     DamagedCheckpointError,
     read_state,
 )
+from vit_sae_plugin.training.divergence import DivergenceWatch
 from vit_sae_plugin.training.generators import drawing_from, generator_states, restore_generators
 from vit_sae_plugin.training.training_metrics import step_metrics
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 RNG_FILE = "rng_state.safetensors"
-
-
-class DivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite."""
 
 
 class Trainee:
@@ -88,6 +84,7 @@ class Trainee:
         self.summary = ""
         """The metrics taken last, for a progress bar."""
         self._last_checkpoint: Path | None = None
+        self._watch = DivergenceWatch(lambda: self._last_checkpoint)
         self._clock = _RowClock(0)
 
     @property
@@ -140,7 +137,8 @@ class Trainee:
             wait_for: calls what may be left anywhere, see ``InterruptRequest``.
 
         Raises:
-            DivergedError: the loss or the gradient is no longer finite.
+            DivergedError: the loss or the gradient is no longer finite; on a GPU that may have
+                been so in the step before already.
         """
         trainer, rows = self.trainer, self.rows_of(batch)
         with self._drawing():
@@ -150,10 +148,11 @@ class Trainee:
                 self.report_window(window)
             output = trainer.step(rows)
             trainer.n_training_steps += 1
-            self._check_finite(output)
+            self._watch.note(self.n_steps, output, trainer.grad_norm)
             self.report_step(output)
             measures = self._measures_if_due(wait_for)
         if measures or self.is_finished or self.n_steps % self.log_every_n_steps == 0:
+            self._watch.settle()
             metrics = step_metrics(trainer, output) | measures
             self.report({**metrics, **self._clock.rates(trainer.n_training_samples)})
             self.l0 = metrics["l0"] if self.is_finished else None
@@ -173,8 +172,12 @@ class Trainee:
         Args:
             store_state: where the store stands after the last step.
             keep: for good.
+
+        Raises:
+            DivergedError: the last step's loss or gradient is not finite: nothing is saved.
         """
         trainer = self.trainer
+        self._watch.settle()
         if self.checkpoints is None or self._is_saved(self.n_steps):
             return
         trainer.sae.cfg.metadata.input_scaling = trainer.activation_scaler.scaling_factor
@@ -221,20 +224,6 @@ class Trainee:
         if every == 0 or not (self.is_finished or self.n_steps % every == 0):
             return {}
         return wait_for(self.evaluate) or {}
-
-    def _check_finite(self, output: TrainStepOutput) -> None:
-        if bool(torch.isfinite(output.loss) & torch.isfinite(self.trainer.grad_norm)):
-            return
-        if not bool(torch.isfinite(output.sae_in).all()):
-            cause = "the activations aren't finite; a 16-bit model may have overflowed"
-        else:
-            cause = "the activations are finite; a smaller lr or clip_grad_norm may help"
-        kept = self._last_checkpoint or "none"
-        raise DivergedError(
-            f"the loss is {output.loss.item()} and the gradient's norm "
-            f"{self.trainer.grad_norm.item()} at step {self.n_steps}: {cause} "
-            f"(last good checkpoint: {kept})"
-        )
 
     def _is_saved(self, step: int) -> bool:
         return self._last_checkpoint is not None and self._last_checkpoint == (

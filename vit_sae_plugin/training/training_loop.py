@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shared_rows import SharedRows
 from vit_sae_plugin.training.checkpoints import read_state, restoring
+from vit_sae_plugin.training.divergence import DivergedError
 from vit_sae_plugin.training.interruption import InterruptRequest, TrainingInterruptedError
-from vit_sae_plugin.training.trainee import DivergedError, Trainee
+from vit_sae_plugin.training.trainee import Trainee
 
 
 class TrainingLoop:
@@ -52,6 +53,7 @@ class TrainingLoop:
         self.on_diverged = on_diverged
         self.how_to_resume = how_to_resume
         self.progress = progress
+        self._given_up: list[Trainee] = []
         self._saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -106,10 +108,7 @@ class TrainingLoop:
                 try:
                     trainee.step(batch, interrupt.wait_for)
                 except DivergedError as error:
-                    if self.on_diverged is None:
-                        raise
-                    self.on_diverged(trainee, error)
-                    training.remove(trainee)
+                    self._give_up(trainee, error)
                     here.remove(trainee)
             if here:
                 n_rows = here[0].trainer.n_training_samples
@@ -123,10 +122,17 @@ class TrainingLoop:
     def _without_finished(self, trainees: list[Trainee]) -> list[Trainee]:
         """Those that go on, when the others have been saved."""
         for trainee in trainees:
-            if trainee.is_finished:
+            if trainee.is_finished and trainee not in self._given_up:
                 trainee.save(self.store.state_dict())
                 self.on_finished(trainee)
-        return [trainee for trainee in trainees if not trainee.is_finished]
+        going_on = [trainee for trainee in trainees if trainee not in self._given_up]
+        return [trainee for trainee in going_on if not trainee.is_finished]
+
+    def _give_up(self, trainee: Trainee, error: DivergedError) -> None:
+        if self.on_diverged is None:
+            raise error
+        self.on_diverged(trainee, error)
+        self._given_up.append(trainee)
 
     def _estimate_normalization(self) -> bool:
         start = self.store.state_dict()
@@ -154,7 +160,10 @@ class TrainingLoop:
         self, trainees: list[Trainee], store_state: dict[str, Any], keep: Sequence[bool] = ()
     ) -> None:
         for number, trainee in enumerate(trainees):
-            trainee.save(store_state, bool(keep) and keep[number])
+            try:
+                trainee.save(store_state, bool(keep) and keep[number])
+            except DivergedError as error:
+                self._give_up(trainee, error)
         self._saved_at = time.monotonic()
 
     def _stop(self, trainees: list[Trainee], store_state: dict[str, Any], n_done: int) -> NoReturn:

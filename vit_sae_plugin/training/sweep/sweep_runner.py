@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from vit_sae_plugin.atomic_files import delete_leftovers, write_text_atomically
 from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.training.divergence import DivergedError
 from vit_sae_plugin.training.generators import generator_states
 from vit_sae_plugin.training.run_folder import check_run_folder
 from vit_sae_plugin.training.run_input import RunInput, load_model
@@ -34,7 +35,7 @@ from vit_sae_plugin.training.sweep.sweep_folder import (
     write_sweep,
 )
 from vit_sae_plugin.training.sweep.sweep_results import SweepResults
-from vit_sae_plugin.training.trainee import DivergedError, Trainee
+from vit_sae_plugin.training.trainee import Trainee
 from vit_sae_plugin.training.training_loop import TrainingLoop
 
 

@@ -1,0 +1,96 @@
+"""Is training still finite? Asked of each step, without waiting for a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sae_lens.saes.sae import TrainStepOutput
+from torch import Tensor
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+@dataclass(frozen=True)
+class _Figures:
+    step: int
+    values: Tensor
+    """The step's loss, its gradient's norm, and 1 if its activations are finite."""
+    arrival: torch.cuda.Event | None
+    """When ``values`` have come from the GPU."""
+
+
+class DivergenceWatch:
+    """Looks at each step's loss and gradient: on a CPU at once, on a GPU one step late.
+
+    A step is launched on a GPU long before it is done; to look at its loss at once would leave the
+    GPU without work until the next is launched. So the figures are copied beside the work, and
+    looked at when the next step has been launched, or by ``settle`` when they must be known.
+
+    Args:
+        last_checkpoint: the checkpoint that the error's message names.
+    """
+
+    def __init__(self, last_checkpoint: Callable[[], Path | None] = lambda: None) -> None:
+        self._last_checkpoint = last_checkpoint
+        self._noted: _Figures | None = None
+
+    def note(self, step: int, output: TrainStepOutput, grad_norm: Tensor) -> None:
+        """Take down a step's figures, and look at those whose time has come.
+
+        Raises:
+            DivergedError: a loss or a gradient's norm is not finite.
+        """
+        before, self._noted = self._noted, _take_down(step, output, grad_norm)
+        self._look_at(before)
+        if not self._is_late(output.loss.device):
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at the figures of the last step, if that hasn't been done.
+
+        Raises:
+            DivergedError: as ``note``.
+        """
+        noted, self._noted = self._noted, None
+        self._look_at(noted)
+
+    @staticmethod
+    def _is_late(device: torch.device) -> bool:
+        return device.type != "cpu"
+
+    def _look_at(self, figures: _Figures | None) -> None:
+        if figures is None:
+            return
+        if figures.arrival is not None:
+            figures.arrival.synchronize()
+        loss, grad_norm, inputs_are_finite = figures.values.tolist()
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        cause = (
+            "the activations are finite; a smaller lr or clip_grad_norm may help"
+            if inputs_are_finite
+            else "the activations aren't finite; a 16-bit model may have overflowed"
+        )
+        raise DivergedError(
+            f"the loss is {loss} and the gradient's norm {grad_norm} at step {figures.step}: "
+            f"{cause} (last good checkpoint: {self._last_checkpoint() or 'none'})"
+        )
+
+
+@torch.no_grad()
+def _take_down(step: int, output: TrainStepOutput, grad_norm: Tensor) -> _Figures:
+    inputs = torch.isfinite(output.sae_in).all()
+    values = torch.stack([x.float().to(inputs.device) for x in (output.loss, grad_norm, inputs)])
+    if not values.is_cuda:
+        return _Figures(step, values, None)
+    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    on_host.copy_(values, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return _Figures(step, on_host, arrival)

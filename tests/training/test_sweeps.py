@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -247,7 +250,9 @@ def test_random_numbers_of_one_member_are_not_anothers(model, images, tmp_path) 
         assert torch.equal(sae.W_enc, alone.W_enc)
 
 
-def test_members_that_cannot_share_a_stream_are_refused(model, images, tmp_path) -> None:
+def test_members_that_cannot_share_a_stream_are_refused(
+    model, images, tmp_path, monkeypatch
+) -> None:
     one = small_config(None)
     for changes, message in (
         ({"seed": 5}, "seed is 3 and 5"),
@@ -272,6 +277,9 @@ def test_members_that_cannot_share_a_stream_are_refused(model, images, tmp_path)
     wrong = replace(one, hook_name="blocks.0.mlp.hook_post")
     with pytest.raises(ValueError, match=r"member 'other': sae.d_in is 32, .* want d_in="):
         ViTSAESweepRunner({"one": one, "other": wrong}, tmp_path, images, model)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"one of 2 processes .* a sweep trains in one"):
+        ViTSAESweepRunner({"one": one}, tmp_path, images, model)
     assert not list(tmp_path.iterdir())
 
 
@@ -288,6 +296,51 @@ def test_a_sweep_has_its_folder_for_itself(model, images, tmp_path) -> None:
     assert (tmp_path / "one/sae/sae_weights.safetensors").read_bytes() != before
     with pytest.raises(ValueError, match=r"can't resume with other settings \(lr: 0.002 in the"):
         ViTSAESweepRunner.resume(tmp_path, images, model, lr=1.0)
+
+
+def test_a_sweep_killed_again_and_again_ends_with_the_same_weights(
+    alone, model, images, tmp_path
+) -> None:
+    names = ("patchsae", "deeper", "short")
+    members = {
+        name: replace(cfg, checkpoint_every_minutes=0.0)
+        for name, cfg in _members().items()
+        if name in names
+    }
+
+    def live() -> None:
+        if (tmp_path / "sweep.yaml").exists():
+            ViTSAESweepRunner.resume(tmp_path, images, model).run()
+        else:
+            ViTSAESweepRunner(members, tmp_path, images, model).run()
+
+    draw = random.Random(0)
+    for n_steps in (0, 6, 19):
+        child = os.fork()
+        if child == 0:
+            try:
+                warnings.simplefilter("ignore")
+                live()
+            finally:
+                os._exit(0)
+        _wait_for_step(tmp_path / "deeper", n_steps)
+        time.sleep(draw.uniform(0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    live()
+    for name in names:
+        _same_files(alone / name, tmp_path / name)
+
+
+def _wait_for_step(run: Path, n_steps: int) -> None:
+    """Until the run has a checkpoint of that many steps or more."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        steps = [int(path.name[5:]) for path in run.glob("checkpoints/step_*")]
+        if max(steps, default=-1) >= n_steps:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} did not get as far as step {n_steps}")
 
 
 def test_from_a_cache_members_read_several_hooks_and_go_on_exactly(model, images, tmp_path) -> None:

@@ -154,7 +154,7 @@ def _frontier_section(results: SweepResults, hooks: dict[str, list[Family]]) -> 
         body = f'<div class="halves">{plots}</div>{legend_html(every)}'
     else:
         plot = inline_svg(plot_sweep_frontier(every))
-        body = f'<div class="plot-and-legend"><div>{plot}</div>{legend_html(every)}</div>'
+        body = f'<div class="plot-and-lines"><div>{plot}</div>{legend_html(every)}</div>'
     apart = " Rows of different hooks are not equally hard, so each has its own plot."
     return Section(
         "Sparsity against fidelity",

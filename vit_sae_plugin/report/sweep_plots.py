@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,11 +82,18 @@ def _label(member: MemberResult, others: Sequence[MemberResult]) -> str:
     # of settings that follow one another, such as a schedule's steps, the first says enough
     named = [name for name in _NAMED_FIRST if name in differing] or sorted(differing)[:2]
     parts = [str(member.settings["sae.architecture"])]
-    if len({other.settings["hook_name"] for other in others}) > 1:
-        parts[0] += f" at {member.settings['hook_name']}"
+    hooks = {str(other.settings["hook_name"]) for other in others}
+    if len(hooks) > 1:
+        parts[0] += f" at {_apart(str(member.settings['hook_name']), hooks)}"
     for name in named:
         parts.append(f"{name.removeprefix('sae.')}={_number(member.settings[name])}")
     return ", ".join(parts)
+
+
+def _apart(hook_name: str, hooks: Collection[str]) -> str:
+    """A hook's name, ``"blocks.2.hook_resid_post"``, without the last part if all share it."""
+    layers = {hook.rpartition(".")[2] for hook in hooks}
+    return hook_name.rpartition(".")[0] if len(layers) == 1 else hook_name
 
 
 def fidelity(member: MemberResult) -> tuple[float, float] | None:
@@ -189,7 +196,7 @@ def legend_html(chosen: Sequence[Family]) -> str:
         entries.append(
             f"<li>{mark}<b>{html.escape(family.label)}</b><span>{html.escape(names)}</span></li>"
         )
-    return f'<ul class="legend">{"".join(entries)}</ul>'
+    return f'<ul class="lines">{"".join(entries)}</ul>'
 
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")

@@ -83,7 +83,7 @@ class Sweep:
         """With ``changes`` for all members, as a command line's flags are.
 
         Raises:
-            ValueError: a member changes the same setting.
+            ValueError: a member changes the same setting, or a bad setting.
         """
         for name, own in self.members.items():
             if both := own.keys() & changes.keys():
@@ -91,7 +91,9 @@ class Sweep:
                     f"{min(both)} is set for all members, but member {name!r} has its own "
                     f"({own[min(both)]!r}); want it in one place"
                 )
-        return Sweep(with_changes(self.base, changes), self.members)
+        base = with_changes(self.base, changes)
+        _check("settings", base)
+        return Sweep(base, self.members)
 
 
 def check_member_name(name: str) -> None:

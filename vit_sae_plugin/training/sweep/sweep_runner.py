@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -148,6 +149,12 @@ class ViTSAESweepRunner:
         override_eval_images: Any,
         resumed: bool = False,
     ) -> None:
+        n_processes = os.environ.get("WORLD_SIZE", "1")
+        if n_processes != "1":
+            raise ValueError(
+                f"this is one of {n_processes} processes (WORLD_SIZE), but a sweep trains in one; "
+                "leave out torchrun, or train the members apart"
+            )
         if not members:
             raise ValueError("there are no members; want the SAEs to train, by name")
         for name in members:

@@ -364,11 +364,18 @@ def _parts(job: Job, folder: Path) -> tuple[dict[str, Callable[[], object]], dic
 
 
 def take_rates(bench: Path) -> None:
-    """Keep what `make bench` measured, with its machine, in ``scaling_rates.json``."""
-    section = json.loads(bench.read_text(encoding="utf-8"))["sections"].get("scaling", {})
+    """Keep what `make bench` measured, with its machine, in ``scaling_rates.json``.
+
+    Reading is the cache's own, shuffled, if the benchmark of the cache was run too.
+    """
+    sections = json.loads(bench.read_text(encoding="utf-8"))["sections"]
+    section = sections.get("scaling", {})
     rates = {
         name: rate for line in section.get("table", []) for name, rate in line["rates"].items()
     }
+    for line in sections.get("cache", {}).get("table", []):
+        if "sequential_bytes_per_second" in line["rates"]:
+            rates["read"] = line["rates"]["bytes_per_second"]
     missing = [part for part in PARTS if part not in rates]
     if missing:
         raise ValueError(

@@ -69,6 +69,11 @@ def test_rates_come_from_the_bench_or_not_at_all(tmp_path, monkeypatch):
     assert kept["rates"] == {
         "decode": 10.0, "tower": 11.0, "write": 12.0, "read": 13.0, "steps": 14.0
     }  # fmt: skip
+    shuffled = {"rates": {"bytes_per_second": 9.0, "sequential_bytes_per_second": 18.0}}
+    cache = {"table": [{"rates": {"bytes_per_second": 1.0}}, shuffled]}
+    bench.write_text(json.dumps({"sections": {"scaling": section, "cache": cache}}))
+    scaling_costs.take_rates(bench)
+    assert json.loads((tmp_path / "rates.json").read_text())["rates"]["read"] == 9.0
     bench.write_text(json.dumps({"sections": {"scaling": section | {"table": table[:3]}}}))
     with pytest.raises(ValueError, match="no rates of read, steps; measure them with"):
         scaling_costs.take_rates(bench)

@@ -109,10 +109,11 @@ def _columns(
     index = images.loc[images["skipped"] == "", "index"].tolist()
     batches = [cache.images_in_order(hook, _BATCH_SIZE_IMAGES, index=index) for hook in hooks]
     for some in zip(*batches, strict=True):
-        columns = {
-            hook: batch.acts_btd.numpy().astype(dtype)
-            for hook, batch in zip(hooks, some, strict=True)
-        }
+        with np.errstate(over="ignore"):  # it is looked for below
+            columns = {
+                hook: batch.acts_btd.numpy().astype(dtype)
+                for hook, batch in zip(hooks, some, strict=True)
+            }
         for hook, values in columns.items():
             if not np.isfinite(values).all():
                 largest = max(float(batch.acts_btd.abs().max()) for batch in some)

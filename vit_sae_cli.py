@@ -265,8 +265,6 @@ def _add_cache(commands) -> None:
         "write a model's activations to disk once, to train any number of SAEs from them",
         "vit-sae cache caches/photos --images photos/ --model ViT-B-16 --pretrained openai "
         "--hook-name blocks.8.hook_resid_post blocks.10.hook_resid_post --dtype bfloat16",
-        "vit-sae train --images cache:caches/photos --hook-name blocks.8.hook_resid_post "
-        "--output-path runs/photos",
         "vit-sae cache caches/photos --verify",
         "vit-sae cache caches/photos --repair",
         note="All hooks are read in one forward pass an image. Give the same command again to go "

@@ -8,7 +8,6 @@ import pytest
 import torch
 from sae_lens import TrainingSAE
 from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainStepOutput
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.small_run import D_IN, sae_config
@@ -19,18 +18,18 @@ from vit_sae_plugin.training.trainee import Trainee
 
 
 def test_a_diverged_step_is_seen_in_the_next_one_or_when_asked() -> None:
-    def output(loss):
-        return TrainStepOutput(*[torch.ones(2, 3)] * 4, loss=torch.tensor(loss), losses={})
+    def figures(loss, grad_norm):
+        return torch.tensor(loss), torch.tensor(grad_norm), torch.tensor(True)
 
     at_once, late = DivergenceWatch(), DivergenceWatch(lambda: Path("step_4"))
     with pytest.raises(DivergedError, match=r"loss is nan .* 0.5 at step 5: the activations are f"):
-        at_once.note(5, output(torch.nan), torch.tensor(0.5))
+        at_once.note(5, *figures(torch.nan, 0.5))
     late._is_late = lambda device: True
-    late.note(5, output(1.0), torch.tensor(torch.inf))
+    late.note(5, *figures(1.0, torch.inf))
     with pytest.raises(DivergedError, match=r"loss is 1.0 .* inf at step 5: .*step_4\)"):
-        late.note(6, output(1.0), torch.tensor(0.5))
+        late.note(6, *figures(1.0, 0.5))
     late.settle()
-    late.note(7, output(torch.nan), torch.tensor(0.5))
+    late.note(7, *figures(torch.nan, 0.5))
     with pytest.raises(DivergedError, match="step 7"):
         late.settle()
     late.settle()

@@ -11,9 +11,10 @@ def chosen_device(name: str | None) -> str:
     """
     import torch
 
-    from vit_sae_plugin.devices import best_device
+    from vit_sae_plugin.devices import best_device, device_of_rank
 
     if name is not None:
+        name = device_of_rank(name)
         try:
             torch.empty(1, device=name)
         except (RuntimeError, AssertionError) as error:

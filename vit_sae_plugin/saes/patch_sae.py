@@ -319,6 +319,15 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         return {}
 
     @torch.no_grad()
+    def start_from(self, first_batch: Float[Tensor, "rows d_in"]) -> None:
+        """Set what the first batch decides, ``b_dec`` and the scale of λ, unless it is set.
+
+        The first training step does so itself. This is for those that train on parts of a batch,
+        and have to know the whole of the first.
+        """
+        self._start_step(first_batch, n_training_steps=0)
+
+    @torch.no_grad()
     def _start_step(self, sae_in: Tensor, n_training_steps: int) -> None:
         normalize_rows_(self.W_dec)
         if n_training_steps == 0 and self.cfg.b_dec_init_method != "zeros":

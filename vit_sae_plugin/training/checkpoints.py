@@ -99,6 +99,10 @@ class CheckpointFolder:
             )
         return None
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint, whose files aren't checked; None if there is none."""
+        return next(iter(self._folders()), None)
+
     def settings(self) -> dict[str, Any] | None:
         """The settings that the newest readable checkpoint was made with; None if none says so.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sae_lens.saes.sae import TrainStepOutput
 from torch import Tensor
 
 
@@ -40,15 +39,16 @@ class DivergenceWatch:
         self._last_checkpoint = last_checkpoint
         self._noted: _Figures | None = None
 
-    def note(self, step: int, output: TrainStepOutput, grad_norm: Tensor) -> None:
+    def note(self, step: int, loss: Tensor, grad_norm: Tensor, inputs_are_finite: Tensor) -> None:
         """Take down a step's figures, and look at those whose time has come.
 
         Raises:
             DivergedError: a loss or a gradient's norm is not finite.
         """
-        before, self._noted = self._noted, _take_down(step, output, grad_norm)
+        figures = _take_down(step, loss, grad_norm, inputs_are_finite)
+        before, self._noted = self._noted, figures
         self._look_at(before)
-        if not self._is_late(output.loss.device):
+        if not self._is_late(loss.device):
             self.settle()
 
     def settle(self) -> None:
@@ -83,10 +83,8 @@ class DivergenceWatch:
         )
 
 
-@torch.no_grad()
-def _take_down(step: int, output: TrainStepOutput, grad_norm: Tensor) -> _Figures:
-    inputs = torch.isfinite(output.sae_in).all()
-    values = torch.stack([x.float().to(inputs.device) for x in (output.loss, grad_norm, inputs)])
+def _take_down(step: int, *figures: Tensor) -> _Figures:
+    values = torch.stack([figure.detach().float().to(figures[0].device) for figure in figures])
     if not values.is_cuda:
         return _Figures(step, values, None)
     on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -16,7 +16,7 @@ class TrainingInterruptedError(KeyboardInterrupt):
     """Training was stopped by Ctrl-C or SIGTERM; the message says how to go on."""
 
 
-class _StopWaiting(BaseException):
+class StopWaiting(BaseException):
     """Leaves what is being waited for; not an Exception, so that nothing on the way catches it."""
 
 
@@ -29,10 +29,17 @@ class InterruptRequest:
     all the same, where its next batch is waited for.)
 
     Outside the main thread signals can't be handled, and nothing changes.
+
+    Args:
+        with_others: this is one of several processes that ``torchrun`` has started. It passes on
+            to them what a terminal has sent them already, so a second SIGINT means nothing; and
+            once they stop it sends them SIGTERM, which must not cut short what they have to say:
+            if an error ends the block, both are ignored from then on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, with_others: bool = False) -> None:
         self.requested = False
+        self._with_others = with_others
         self._waiting = False
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -44,9 +51,24 @@ class InterruptRequest:
             self._ignore_children()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        ends = self._with_others and error is not None
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            is_ending_signal = number in (signal.SIGINT, signal.SIGTERM)
+            signal.signal(number, signal.SIG_IGN if ends and is_ending_signal else handler)
+
+    def wait_for_all(self, function: Callable[[], T]) -> T | None:
+        """What ``function`` returns, or None if it raised ``StopWaiting``.
+
+        For code that several processes run together: it can be left only when all leave it, which
+        they must agree on.
+        """
+        try:
+            return function()
+        except StopWaiting:
+            return None
+        finally:
+            self._ignore_children()
 
     def wait_for(self, function: Callable[[], T]) -> T | None:
         """What ``function`` returns, or None if a signal came before it did.
@@ -60,7 +82,7 @@ class InterruptRequest:
             result = function()
             self._waiting = False
             return result
-        except _StopWaiting:
+        except StopWaiting:
             return None
         except Exception:
             if self.requested:
@@ -77,11 +99,11 @@ class InterruptRequest:
             if number == signal.SIGTERM:
                 os._exit(0)
             return
-        if self.requested and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT and not self._with_others:
             raise KeyboardInterrupt("interrupted twice: stopped without saving")
         self.requested = True
         if self._waiting:
-            raise _StopWaiting
+            raise StopWaiting
 
     def _ignore_children(self) -> None:
         child = getattr(signal, "SIGCHLD", None)  # Windows has none

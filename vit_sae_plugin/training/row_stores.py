@@ -17,6 +17,7 @@ from vit_sae_plugin.hooked_vit import embedding_width
 if TYPE_CHECKING:
     from vit_sae_plugin.datasets import ImageSource
     from vit_sae_plugin.hooked_vit import HookedViT
+    from vit_sae_plugin.training.ranks.process_group import Ranks
     from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 
 POOLED_HOOK = "hook_image_embed"
@@ -24,19 +25,20 @@ EMBEDDINGS_FILE = "embeddings.npy"
 
 
 def store_of_images(
-    cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource
+    cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource, ranks: Ranks | None = None
 ) -> ViTActivationsStore | EmbeddingStore:
     """Rows from images.
 
     Pooled embeddings are one row an image: they are made once, kept in the run's folder, and every
-    epoch reads them again. A stream can't be, so its embeddings are made as it goes by.
+    epoch reads them again. A stream can't be, so its embeddings are made as it goes by. Of several
+    processes the first makes the file.
 
     Raises:
         ValueError: a stream's embeddings are to be standardised, which needs them all first.
     """
     is_pooled = cfg.hook_name == POOLED_HOOK and cfg.hook_name_out is None
     if is_pooled and not images.is_streaming:
-        return store_of_embeddings(cfg, _embedded_once(cfg, model, images))
+        return store_of_embeddings(cfg, _embedded_once(cfg, model, images, ranks))
     if cfg.standardize_embeddings:
         raise ValueError(
             "standardize_embeddings needs all embeddings before training, but these images are a "
@@ -82,8 +84,21 @@ def _check_model_made(rows: EmbeddingRows, cfg: ViTSAERunnerConfig) -> None:
         )
 
 
-def _embedded_once(cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource) -> EmbeddingRows:
+def _embedded_once(
+    cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource, ranks: Ranks | None
+) -> EmbeddingRows:
     kept = None if cfg.run_folder is None else Path(cfg.run_folder) / EMBEDDINGS_FILE
+    if kept is None or ranks is None:
+        return _load_or_embed(cfg, model, images, kept)
+    # one process writes the file, and the others read it
+    rows = _load_or_embed(cfg, model, images, kept) if ranks.is_first else None
+    ranks.wait_for_all()
+    return load_embedding_rows(kept, non_finite=cfg.non_finite_rows) if rows is None else rows
+
+
+def _load_or_embed(
+    cfg: ViTSAERunnerConfig, model: HookedViT, images: ImageSource, kept: Path | None
+) -> EmbeddingRows:
     if kept is not None and cfg.resume_from_checkpoint is not None and kept.is_file():
         return load_embedding_rows(kept, non_finite=cfg.non_finite_rows)
     rows = embed_images(

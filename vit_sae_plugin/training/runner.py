@@ -35,6 +35,9 @@ from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
+from vit_sae_plugin.training.ranks.data_parallel import DataParallelTrainer
+from vit_sae_plugin.training.ranks.process_group import Ranks
+from vit_sae_plugin.training.ranks.shared_run import config_of_rank, connected, path_from_first
 from vit_sae_plugin.training.resume_checks import (
     check_same_input,
     check_same_settings,
@@ -68,6 +71,9 @@ class ViTSAETrainingRunner:
 
     A run that was killed goes on by ``resume``, and on a CPU ends with the same weights, to
     the bit, as one that wasn't.
+
+    Started by ``torchrun`` in several processes, they share each training batch and end with the
+    weights that one would end with, but for rounding; rank 0 writes the folder.
 
     Args:
         cfg: the settings; SAELens's own config with ``model_class_name="HookedViT"`` will do.
@@ -109,6 +115,9 @@ class ViTSAETrainingRunner:
                     cfg.model_name, cfg.model_from_pretrained_kwargs or {}, device=cfg.llm_device
                 )
             cfg = from_language_model_config(cfg, self.model.cfg.tokens)
+        self.ranks = Ranks.from_environment()
+        if self.ranks is not None:
+            cfg = config_of_rank(cfg, self.ranks)
         self.cfg: ViTSAERunnerConfig = cfg
         if cfg.run_folder is not None:
             check_free(cfg.run_folder)
@@ -128,7 +137,7 @@ class ViTSAETrainingRunner:
             self.store = store_of_saev(cfg, shards)
         else:
             self.images = self._open_images(override_images)
-            self.store = store_of_images(cfg, self._load_model(), self.images)
+            self.store = store_of_images(cfg, self._load_model(), self.images, self.ranks)
         self.eval_images: ImageSource | None = None
         if cfg.eval_every_n_steps > 0:
             self.eval_images = (
@@ -185,13 +194,35 @@ class ViTSAETrainingRunner:
             DivergedError: the loss or the gradient is no longer finite.
             DamagedCheckpointError: a resumed run has checkpoints, but none is intact.
             RunInUseError: another process writes in the run's folder.
+            RankLostError: another of the processes that train together has ended.
         """
-        if self.cfg.run_folder is None:
+        if self.ranks is None:
+            return self._run_locked()
+        with connected(self.ranks, checkpoints_of(self.cfg), self._how_to_resume):
+            return self._run_locked()
+
+    def _run_locked(self) -> TrainingSAE[Any]:
+        if self.cfg.run_folder is None or not self._writes:
             return self._run()
         self.cfg.run_folder.mkdir(parents=True, exist_ok=True)
         with locked(self.cfg.run_folder):
             check_run_folder(self.cfg)  # another run may have come and gone
             return self._run()
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes files and says something: of several, the first."""
+        return self.ranks is None or self.ranks.is_first
+
+    @property
+    def _how_to_resume(self) -> str:
+        command = f"vit-sae train --resume {self.cfg.output_path}"
+        if self.ranks is None:
+            return f"Go on with: {command}"
+        return (
+            f"Go on with: torchrun --nproc-per-node N --no-python {command} (any number N, or "
+            "without torchrun)"
+        )
 
     def _run(self) -> TrainingSAE[Any]:
         cfg = self.cfg
@@ -200,8 +231,9 @@ class ViTSAETrainingRunner:
                 [trainee],
                 self.store,
                 checkpoint_every_minutes=cfg.checkpoint_every_minutes,
-                how_to_resume=f"Go on with: vit-sae train --resume {cfg.output_path}",
+                how_to_resume=self._how_to_resume,
                 progress=cfg.verbose,
+                ranks=self.ranks,
             )
             if cfg.resume_from_checkpoint is not None:
                 loop.go_to([self.restore(trainee)])
@@ -217,19 +249,10 @@ class ViTSAETrainingRunner:
         Args:
             settings: what else ``Trainee`` takes.
         """
-        cfg, wandb = self.cfg, WeightsAndBiases(self.cfg)
+        cfg, wandb = self.cfg, WeightsAndBiases(self.cfg, writes=self._writes)
         with self._compiled_sae(), wandb.run():
-            trainer = ViTSAETrainer(
-                cfg.to_sae_trainer_config(),
-                self.sae,
-                self.store,
-                clip_grad_norm=cfg.clip_grad_norm,  # type: ignore[arg-type]
-                optimizer=cfg.optimizer,
-                adam_eps=cfg.adam_eps,
-                weight_decay=cfg.weight_decay,
-                freeze_decoder=cfg.freeze_decoder,
-            )
-            metrics_file = prepare_run_folder(cfg)
+            trainer = self._trainer()
+            metrics_file = prepare_run_folder(cfg) if self._writes else None
 
             def report(metrics: dict[str, Any]) -> None:
                 if metrics_file is not None:
@@ -238,7 +261,7 @@ class ViTSAETrainingRunner:
 
             yield Trainee(
                 trainer,
-                checkpoints=checkpoints_of(cfg),
+                checkpoints=checkpoints_of(cfg) if self._writes else None,
                 run_state=self._run_state(),
                 on_checkpoint=self._save_skipped,
                 report=report,
@@ -261,6 +284,22 @@ class ViTSAETrainingRunner:
             )
         return self.model
 
+    def _trainer(self) -> ViTSAETrainer:
+        cfg = self.cfg
+        settings: dict[str, Any] = {
+            "clip_grad_norm": cfg.clip_grad_norm,
+            "optimizer": cfg.optimizer,
+            "adam_eps": cfg.adam_eps,
+            "weight_decay": cfg.weight_decay,
+            "freeze_decoder": cfg.freeze_decoder,
+        }
+        sae_trainer_cfg = cfg.to_sae_trainer_config()
+        if self.ranks is None:
+            return ViTSAETrainer(sae_trainer_cfg, self.sae, self.store, **settings)
+        return DataParallelTrainer(
+            sae_trainer_cfg, self.sae, self.store, ranks=self.ranks, **settings
+        )
+
     def _open_images(self, override_images: Any) -> ImageSource:
         if override_images is not None:
             return open_images(override_images)
@@ -274,7 +313,7 @@ class ViTSAETrainingRunner:
 
     def _evaluation(self, trainer: ViTSAETrainer) -> Callable[[], dict[str, float]]:
         cfg, model = self.cfg, self.model
-        if self.eval_images is None or model is None:
+        if self.eval_images is None or model is None or not self._writes:
             return dict
         held_out = HeldOutImages(
             model,
@@ -329,6 +368,8 @@ class ViTSAETrainingRunner:
             DamagedCheckpointError: there are checkpoints, but none can be restored.
         """
         checkpoint = trainee.checkpoints.newest_intact() if trainee.checkpoints else None
+        if self.ranks is not None:
+            checkpoint = path_from_first(self.ranks, checkpoint)
         if checkpoint is not None:
             saved, now = read_state(checkpoint), dict(trainee.run_state)
             settings = now.pop("settings")
@@ -337,7 +378,8 @@ class ViTSAETrainingRunner:
             with restoring(checkpoint):
                 trainee.restore(checkpoint)
         folder = Path(self.cfg.output_path or "")
-        MetricsFile(folder / METRICS_FILE).rewind(trainee.n_steps)
+        if self._writes:
+            MetricsFile(folder / METRICS_FILE).rewind(trainee.n_steps)
         skipped_file = folder / SKIPPED_FILE
         if self.store.skipped is not None and skipped_file.is_file():
             self.store.skipped = SkippedImages.load(skipped_file)
@@ -364,7 +406,7 @@ class ViTSAETrainingRunner:
             sae.cfg.metadata.l0 = trainee.l0
         sae.cfg.metadata.input_scaling = None
         sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
-        if self.cfg.run_folder is None:
+        if self.cfg.run_folder is None or not self._writes:
             return
         self._save_skipped()
 

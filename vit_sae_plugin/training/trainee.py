@@ -143,15 +143,18 @@ class Trainee:
         trainer, rows = self.trainer, self.rows_of(batch)
         with self._drawing():
             if self.n_steps == 0:
-                self.first_batch(rows)
+                self.first_batch(trainer.whole_batch(rows))
             if window := trainer.maybe_reset_sparsity():
                 self.report_window(window)
             output = trainer.step(rows)
             trainer.n_training_steps += 1
-            self._watch.note(self.n_steps, output, trainer.grad_norm)
+            self._watch.note(
+                self.n_steps, output.loss, trainer.grad_norm, trainer.input_is_finite(output)
+            )
             self.report_step(output)
-            measures = self._measures_if_due(wait_for)
-        if measures or self.is_finished or self.n_steps % self.log_every_n_steps == 0:
+            is_measured = self._is_measured()
+            measures = wait_for(self.evaluate) or {} if is_measured else {}
+        if is_measured or self.is_finished or self.n_steps % self.log_every_n_steps == 0:
             self._watch.settle()
             metrics = step_metrics(trainer, output) | measures
             self.report({**metrics, **self._clock.rates(trainer.n_training_samples)})
@@ -219,11 +222,9 @@ class Trainee:
     def _drawing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.generators is None else drawing_from(self.generators)
 
-    def _measures_if_due(self, wait_for: Callable[[Callable[[], Any]], Any]) -> dict[str, float]:
+    def _is_measured(self) -> bool:
         every = self.eval_every_n_steps
-        if every == 0 or not (self.is_finished or self.n_steps % every == 0):
-            return {}
-        return wait_for(self.evaluate) or {}
+        return every > 0 and (self.is_finished or self.n_steps % every == 0)
 
     def _is_saved(self, step: int) -> bool:
         return self._last_checkpoint is not None and self._last_checkpoint == (

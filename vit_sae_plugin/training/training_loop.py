@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +12,15 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shared_rows import SharedRows
+from vit_sae_plugin.datasets.image_loader import WorkerDiedError
 from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.divergence import DivergedError
-from vit_sae_plugin.training.interruption import InterruptRequest, TrainingInterruptedError
+from vit_sae_plugin.training.interruption import (
+    InterruptRequest,
+    StopWaiting,
+    TrainingInterruptedError,
+)
+from vit_sae_plugin.training.ranks.process_group import Ranks
 from vit_sae_plugin.training.trainee import Trainee
 
 
@@ -33,6 +39,7 @@ class TrainingLoop:
             error ends the loop.
         how_to_resume: said when an interrupted run has been saved.
         progress: draw a progress bar.
+        ranks: the processes that share each batch, of which this is one; None: this one is alone.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class TrainingLoop:
         on_diverged: Callable[[Trainee, DivergedError], None] | None = None,
         how_to_resume: str = "",
         progress: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         self.trainees = list(trainees)
         self.store = store
@@ -54,6 +62,10 @@ class TrainingLoop:
         self.how_to_resume = how_to_resume
         self.progress = progress
         self._given_up: list[Trainee] = []
+        self.ranks = ranks
+        self._interrupt: InterruptRequest | None = None
+        if ranks is not None:
+            store.take_share(ranks.rank, ranks.n_ranks, self._gather)
         self._saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -63,11 +75,13 @@ class TrainingLoop:
             TrainingInterruptedError: Ctrl-C or SIGTERM; the state was saved.
             DivergedError: the loss or the gradient is no longer finite; the last good checkpoint
                 is kept.
+            RankLostError: another of the processes has ended.
         """
         self._saved_at = time.monotonic()
-        with InterruptRequest() as interrupt, self._progress_bar() as bar:
+        request = InterruptRequest(with_others=self.ranks is not None)
+        with request as self._interrupt, self._progress_bar() as bar:
             try:
-                self._train(interrupt, bar)
+                self._train(request, bar)
             finally:
                 self.store.close()
 
@@ -89,7 +103,8 @@ class TrainingLoop:
     def _train(self, interrupt: InterruptRequest, bar: tqdm) -> None:
         for trainee in self.trainees:
             trainee.start_clock()
-        if not interrupt.wait_for(self._estimate_normalization):
+        wait_for = interrupt.wait_for if self.ranks is None else interrupt.wait_for_all
+        if not wait_for(self._estimate_normalization):
             raise TrainingInterruptedError("stopped before the first step: nothing to save")
         training = self._without_finished(self.trainees)
         while training:
@@ -97,7 +112,7 @@ class TrainingLoop:
             here = [trainee for trainee in training if trainee.n_steps == step]
             position = self.store.state_dict()
             try:
-                batch = interrupt.wait_for(lambda: next(self.store))
+                batch = wait_for(self._next_batch)
             except Exception:
                 if step > 0:
                     self._save(here, position)
@@ -116,8 +131,40 @@ class TrainingLoop:
             bar.set_postfix_str(self._summary(training))
             self._save_if_due(here)
             training = self._without_finished(training)
-            if interrupt.requested and training:
+            if training and self._is_asked_to_stop():
                 self._stop(here, self.store.state_dict(), step + 1)
+
+    def _next_batch(self) -> Any:
+        try:
+            return next(self.store)
+        except WorkerDiedError:
+            if self.ranks is not None and self._is_asked_here():
+                self._gather("")  # they were stopped together with this process: all stop
+            raise
+
+    def _is_asked_here(self) -> bool:
+        return self._interrupt is not None and self._interrupt.requested
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether this process, or one that it works with, is asked to stop; all get one answer."""
+        asked = self._is_asked_here()
+        return asked if self.ranks is None else self.ranks.any(asked)
+
+    def _gather(self, text: str) -> list[str]:
+        """What the store of each process has to say; all leave the store if any is to stop."""
+        if self.ranks is None:
+            return [text]
+        texts = self.ranks.gather(f"{int(self._is_asked_here())}{text}")
+        if any(text.startswith("1") for text in texts):
+            raise StopWaiting
+        return [text[1:] for text in texts]
+
+    def _batches(self) -> Iterator[Any]:
+        """Batches for an estimate, until all processes are to stop."""
+        for batch in self.store:
+            if self.ranks is not None and self._is_asked_to_stop():
+                raise StopWaiting
+            yield batch
 
     def _without_finished(self, trainees: list[Trainee]) -> list[Trainee]:
         """Those that go on, when the others have been saved."""
@@ -146,7 +193,7 @@ class TrainingLoop:
                 continue
             if estimates:
                 self.store.load_state_dict(start)  # each begins with the same batches
-            estimates[wanted] = trainee.estimate(self.store)
+            estimates[wanted] = trainee.estimate(self._batches())
         return True
 
     def _save_if_due(self, trainees: list[Trainee]) -> None:

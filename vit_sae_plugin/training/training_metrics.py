@@ -25,17 +25,13 @@ def step_metrics(trainer: ViTSAETrainer, output: TrainStepOutput) -> dict[str, f
     before clipping; ``share_grad_norm_above_1`` the share of all steps so far whose norm was above
     SAELens's limit of 1. All losses that the SAE names are there too, under its names.
     """
-    # sums over a batch are too coarse in 16 bits
-    sae_in = output.sae_in.float()
-    residual = (output.sae_out.float() - sae_in).square().sum()
-    variance = (sae_in - sae_in.mean(dim=0)).square().sum()
     return {
         "step": trainer.n_training_steps,
         "n_tokens": trainer.n_training_samples,
         "loss": output.loss.item(),
         **{name: _number(value) for name, value in output.losses.items()},
         "l0": trainer.l0_of(output.feature_acts).item(),
-        "explained_variance": 1 - (residual / variance).item(),
+        "explained_variance": trainer.explained_variance_of(output).item(),
         "n_dead_latents": trainer.n_dead_latents(),
         "lr": trainer.optimizer.param_groups[0]["lr"],
         "grad_norm": trainer.grad_norm.item(),

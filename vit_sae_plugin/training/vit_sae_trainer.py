@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
@@ -90,6 +91,15 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Share of the steps so far in which SAELens's clip at norm 1 binds, or would."""
         return self.n_steps_above_max_norm.item() / max(1, self.n_training_steps)
 
+    def whole_batch(self, rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "all_rows d_in"]:
+        """All rows of a batch, where several processes have some each."""
+        return rows
+
+    @torch.no_grad()
+    def input_is_finite(self, output: TrainStepOutput) -> Tensor:
+        """Whether all rows of a step's batch are finite."""
+        return torch.isfinite(output.sae_in).all()
+
     @torch.no_grad()
     def l0_of(self, feature_acts: Tensor) -> Tensor:
         """Mean number of active latents of a batch's rows."""
@@ -99,6 +109,13 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def n_dead_latents(self) -> int:
         """How many latents count as dead."""
         return int(self.dead_neurons.sum())
+
+    @torch.no_grad()
+    def explained_variance_of(self, output: TrainStepOutput) -> Tensor:
+        """``1 − Σ residual² / Σ (x − mean x)²`` over a step's batch."""
+        sae_in = output.sae_in.float()  # sums over a batch are too coarse in 16 bits
+        residual = (output.sae_out.float() - sae_in).square().sum()
+        return 1 - residual / (sae_in - sae_in.mean(dim=0)).square().sum()
 
     @override
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:

@@ -19,11 +19,13 @@ class WeightsAndBiases:
 
     Args:
         cfg: the run's settings.
+        writes: False for those of several processes that only help to work out what one logs.
     """
 
-    def __init__(self, cfg: ViTSAERunnerConfig) -> None:
+    def __init__(self, cfg: ViTSAERunnerConfig, writes: bool = True) -> None:
         self.cfg = cfg
-        self.is_on = cfg.logger.log_to_wandb
+        self._is_wanted = cfg.logger.log_to_wandb
+        self.is_on = self._is_wanted and writes
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -56,7 +58,7 @@ class WeightsAndBiases:
 
     def log_step(self, trainer: ViTSAETrainer, output: TrainStepOutput) -> None:
         """Log what SAELens logs of a step, as often as ``logger.wandb_log_frequency`` says."""
-        if self.is_on and trainer.n_training_steps % self.cfg.logger.wandb_log_frequency == 0:
+        if self._is_wanted and trainer.n_training_steps % self.cfg.logger.wandb_log_frequency == 0:
             metrics = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
             self.log(metrics, trainer.n_training_steps)
 

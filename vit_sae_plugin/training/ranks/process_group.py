@@ -95,15 +95,29 @@ class Ranks:
         """Whether it holds in any of them."""
         return bool(self.sum_(torch.tensor(int(here))))
 
+    def stack(self, values: Float[Tensor, "*axes"]) -> Float[Tensor, "n_ranks *axes"]:
+        """The values of each rank, which have the same shape in all, in order of rank."""
+        everyones = [torch.empty_like(values) for _ in range(self.n_ranks)]
+        with self._together():
+            dist.all_gather(everyones, values)
+        return torch.stack(everyones)
+
     def gather(self, text: str) -> list[str]:
         """The text of each rank, in order of rank."""
         content = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-        parts = self._gather_uneven(content)
+        parts = self.gather_parts(content)
         return [part.numpy().tobytes()[:-1].decode() for part in parts]
+
+    def gather_parts(self, rows: Float[Tensor, "n *row"]) -> list[Tensor]:
+        """The rows of each rank, which may be more or fewer, in order of rank."""
+        sizes = self.stack(torch.tensor(len(rows))).tolist()
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return [part[:size] for part, size in zip(self.stack(padded), sizes, strict=True)]
 
     def gather_rows(self, rows: Float[Tensor, "n *row"]) -> Float[Tensor, "n_in_all *row"]:
         """The rows of all ranks, in order of rank; a rank may have none."""
-        return torch.cat(self._gather_uneven(rows))
+        return torch.cat(self.gather_parts(rows))
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 has given: a plain value."""
@@ -113,7 +127,10 @@ class Ranks:
         """Put rank 0's values in place of each rank's."""
         with self._together():
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                # as bytes, for not every type of number can travel by gloo
+                values = tensor.detach().contiguous().flatten()
+                dist.broadcast(values.view(torch.uint8), src=0)
+                tensor.copy_(values.view_as(tensor))
 
     def wait_for_all(self) -> None:
         """Go on when all ranks are here."""
@@ -134,17 +151,6 @@ class Ranks:
             self._tell(f"rank {self.rank} stopped: {type(error).__name__}: {text}")
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _gather_uneven(self, rows: Tensor) -> list[Tensor]:
-        with self._together():
-            n_rows = [torch.zeros(1, dtype=torch.long) for _ in range(self.n_ranks)]
-            dist.all_gather(n_rows, torch.tensor([len(rows)]))
-            sizes = [int(n) for n in n_rows]
-            padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-            padded[: len(rows)] = rows
-            parts = [torch.empty_like(padded) for _ in sizes]
-            dist.all_gather(parts, padded)
-        return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
     @contextmanager
     def _together(self) -> Iterator[None]:

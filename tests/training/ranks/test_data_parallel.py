@@ -28,13 +28,19 @@ from vit_sae_plugin.training import ViTSAETrainingRunner
 N_STEPS = 50
 N_ROWS = 128
 
+N_DEAD = 20
+
 MATRYOSHKA = MatryoshkaTopKTrainingSAEConfig(
     d_in=D_IN, d_sae=D_SAE, k_list=[4, 16, D_SAE], reconstruction_loss="nmse", use_ghost_grads=True
 )
 NORM = "expected_average_only_in"
+PATCHSAE = {"relative_l1_coefficient": 0.06}
+# Gradients of dead latents make rounding errors grow, a million times in 50 steps at a high rate;
+# in float64 nothing of that is seen.
 RUNS: dict[str, dict[str, Any]] = {
-    "patchsae": {"sae": sae_config("patchsae", relative_l1_coefficient=0.06)},
-    "matryoshka_topk": {"sae": MATRYOSHKA, "optimizer": "adamw", "weight_decay": 0.1},
+    "patchsae": {"sae": sae_config("patchsae", **PATCHSAE), "lr": 1e-4},
+    "patchsae, float64": {"sae": sae_config("patchsae", dtype="float64", **PATCHSAE)},
+    "matryoshka_topk": {"sae": MATRYOSHKA, "optimizer": "adamw", "weight_decay": 0.1, "lr": 2e-4},
     "topk": {"sae": sae_config("topk")},
     "batchtopk": {"sae": sae_config("batchtopk")},
     "matryoshka_batchtopk": {"sae": sae_config("matryoshka_batchtopk")},
@@ -44,9 +50,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "sae": sae_config("standard", normalize_activations="covariance_whitening"),
         "freeze_decoder": True,
     },
-    # dead latents' gradients make rounding errors grow a million times in 50 steps
     "topk_ghost": {"sae": sae_config("topk_ghost", dtype="float64")},
-    "held out": {"eval_every_n_steps": 20, "eval_dataset_path": "shapes", "n_eval_images": 4},
+    "held out": {
+        "sae": sae_config("standard"),
+        "eval_every_n_steps": 20,
+        "eval_dataset_path": "shapes",
+        "n_eval_images": 4,
+    },
 }
 OF_THREE = ("patchsae", "matryoshka_topk", "topk", "batchtopk")
 RESUMED = ("patchsae", "batchtopk")
@@ -65,9 +75,15 @@ class _Shop:
         self.embeddings = EmbeddingRows(generator.normal(size=(60, D_IN)).astype(np.float32))
 
     def train(self, folder: Path, name: str, **changes: Any) -> None:
-        settings = {"n_checkpoints": 1, "training_tokens": N_STEPS * N_ROWS, **RUNS[name]}
+        settings = {"n_checkpoints": 1, "training_tokens": N_STEPS * N_ROWS, "lr": 5e-4}
+        settings |= RUNS[name]
         cfg = small_config(folder / name, **{**settings, **changes})
-        ViTSAETrainingRunner(cfg, self.images, self.model, override_eval_images=self.images).run()
+        runner = ViTSAETrainingRunner(
+            cfg, self.images, self.model, override_eval_images=self.images
+        )
+        if hasattr(runner.sae, "b_enc"):
+            runner.sae.b_enc.data[:N_DEAD] = -5.0  # these latents never fire
+        runner.run()
 
     def train_on_embeddings(self, folder: Path) -> None:
         settings = {"train_batch_size_tokens": FEW_ROWS, "training_tokens": 20 * FEW_ROWS}
@@ -156,13 +172,11 @@ def test_three_processes_end_with_the_weights_of_one(runs, name) -> None:
 
 
 def test_the_runs_try_what_is_counted_over_the_whole_batch(runs) -> None:
-    for name in ("patchsae", "matryoshka_topk", "topk", "topk_ghost"):
-        assert _metrics(runs / "1" / name)[-1]["n_dead_latents"] > 3
-    assert _metrics(runs / "2" / "held out")[-1]["held_out_explained_variance"] > 0
-    torch.testing.assert_close(
-        _weights(runs / "2" / "standard, white")["W_dec"].norm(dim=-1).std() > 0,
-        torch.tensor(True),
-    )
+    for name in ("patchsae", "matryoshka_topk", "topk", "batchtopk", "topk_ghost"):
+        assert N_DEAD <= _metrics(runs / "1" / name)[-1]["n_dead_latents"] < D_SAE
+    ghost = [line["ghost_grad_loss"] for line in _metrics(runs / "2" / "patchsae")]
+    assert ghost[0] == 0 < ghost[-1]
+    assert "held_out_mse" in _metrics(runs / "2" / "held out")[-1]
 
 
 def test_processes_without_rows_keep_in_step(runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -60,6 +61,17 @@ def test_a_parameters_gradient_keeps_its_memory_until_it_is_dropped():
     weight.grad = None
     others = [empty(memory), empty(memory)]
     assert place in [other.data_ptr() for other in others]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_a_forked_process_has_memory_of_its_own():
+    values = empty(ReusedMemory()).fill_(1)
+    child = os.fork()
+    if child == 0:
+        values.fill_(2)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (values == 1).all()
 
 
 def test_idle_memory_is_given_back():

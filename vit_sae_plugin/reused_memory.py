@@ -69,7 +69,10 @@ class ReusedMemory:
 
 
 def _new_block(n_bytes: int) -> np.ndarray:
-    memory = mmap.mmap(-1, n_bytes)
+    if hasattr(mmap, "MAP_PRIVATE"):  # Python's default is memory that forked processes share
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, n_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=np.uint8)

@@ -356,7 +356,7 @@ class ViTActivationsStore(RowStore):
                 seed=self.seed,
                 n_epochs=None,
                 start_batch=self._position.image_batch,
-                share=self._share and (self._share.rank, self._share.n_ranks),
+                share=None if self._share is None else (self._share.rank, self._share.n_ranks),
             )
             loader.skipped = self.skipped
             self._image_batches = iter(loader)

@@ -46,7 +46,7 @@ class DataParallelTrainer(ViTSAETrainer):
         self.store = data_provider
         self.activation_scaler = SharedActivationScaler(ranks)
         self._n_rows = 0
-        self._n_fired: Tensor | None = None
+        self._n_fired = self.act_freq_scores
         self._sums: Tensor | None = None
         self._input_is_finite = torch.tensor(True)
         ranks.copy_first_([tensor.data for tensor in sae.state_dict().values()])
@@ -93,29 +93,30 @@ class DataParallelTrainer(ViTSAETrainer):
     def _finish_gradients(self) -> None:
         if self.freeze_decoder:
             self.sae.W_dec.grad = None
-        gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]
-        summed = self._summed([*gradients, self._n_fired])
-        for gradient, total in zip(gradients, summed, strict=False):
-            gradient.copy_(total)
-        super()._count_firing(summed[-1], self.store.global_batch_rows)
+        parameters = [p for p in self.sae.parameters() if p.grad is not None]
+        gradients, n_fired = self._summed([p.grad for p in parameters], self._n_fired)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+        super()._count_firing(n_fired, self.store.global_batch_rows)
         super()._finish_gradients()
 
-    def _summed(self, parts: list[Tensor]) -> list[Tensor]:
-        """Sums over the processes, of the gradients weighted by each one's share of the rows."""
+    def _summed(self, gradients: list[Tensor], n_fired: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Sums over the processes: of gradients by each one's share of the rows, and of counts."""
+        parts = [*gradients, n_fired]
+        weights = [self._share] * len(gradients) + [1.0]
         sizes = [part.numel() for part in parts]
         if self._sums is None or len(self._sums) != sum(sizes):
             dtype = torch.promote_types(self.sae.dtype, torch.float32)
-            self._sums = torch.empty(sum(sizes), dtype=dtype, device=parts[0].device)
+            self._sums = torch.empty(sum(sizes), dtype=dtype, device=n_fired.device)
         pieces = self._sums.split(sizes)
-        for piece, part in zip(pieces, parts, strict=True):
-            if self._n_rows == 0:
-                piece.zero_()
-            elif part is parts[-1]:
-                piece.copy_(part.flatten())
-            else:
-                torch.mul(part.flatten(), self._share, out=piece)
-        self.ranks.sum_(self._sums)
-        return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
+        if self._n_rows == 0:
+            self._sums.zero_()
+        else:
+            for piece, part, weight in zip(pieces, parts, weights, strict=True):
+                torch.mul(part.flatten(), weight, out=piece)
+        self.ranks.sum_(self._sums)  # in one go: what takes time is the number of exchanges
+        *sums, counts = (piece.view_as(part) for piece, part in zip(pieces, parts, strict=True))
+        return sums, counts
 
     def _of_whole_batch(self, output: TrainStepOutput) -> TrainStepOutput:
         if self._n_rows == 0:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vit_sae_plugin.devices import device_of_rank
 from vit_sae_plugin.training.checkpoints import CheckpointFolder
@@ -22,7 +23,7 @@ def config_of_rank(cfg: ViTSAERunnerConfig, ranks: Ranks) -> ViTSAERunnerConfig:
         ValueError: several processes can't train such an SAE.
     """
     check_can_share_batches(cfg.sae)
-    devices = {
+    devices: dict[str, Any] = {
         name: device_of_rank(device)
         for name in ("device", "model_device", "act_store_device")
         if (device := getattr(cfg, name)) is not None

@@ -59,7 +59,7 @@ class Ranks:
         Raises:
             ValueError: the environment names several processes, but not which one this is.
         """
-        n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        n_ranks = n_ranks_started()
         if n_ranks == 1:
             return None
         missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
@@ -186,6 +186,11 @@ class Ranks:
         """Leave word of the reason why the processes end, unless there is one already."""
         with contextlib.suppress(RuntimeError):
             self._store.compare_set("why", "", why)
+
+
+def n_ranks_started() -> int:
+    """How many processes ``torchrun`` has started, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training.divergence import DivergedError
 from vit_sae_plugin.training.generators import generator_states
+from vit_sae_plugin.training.ranks.process_group import n_ranks_started
 from vit_sae_plugin.training.run_folder import check_run_folder
 from vit_sae_plugin.training.run_input import RunInput, load_model
 from vit_sae_plugin.training.run_lock import check_free, locked
@@ -157,6 +158,11 @@ class ViTSAESweepRunner:
             )
         if not members:
             raise ValueError("there are no members; want the SAEs to train, by name")
+        if (n_ranks := n_ranks_started()) > 1:
+            raise ValueError(
+                f"a sweep was started in {n_ranks} processes; want one, without torchrun: its "
+                "members already share what several processes would divide"
+            )
         for name in members:
             check_member_name(name)
         check_shared_input(members)

@@ -26,7 +26,7 @@ from vit_sae_plugin.activations.cache import (
     write_shard,
 )
 from vit_sae_plugin.activations.cache.open_cache import open_cache
-from vit_sae_plugin.activations.cache.row_formats import ROW_FORMATS, row_format
+from vit_sae_plugin.activations.cache.row_formats import ROW_FORMATS, RoundingLoss, row_format
 from vit_sae_plugin.datasets import ArrayImages
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits
 from vit_sae_plugin.fingerprints import values_sha256
@@ -133,6 +133,24 @@ def test_int8_by_hand() -> None:
 def test_what_a_format_cannot_hold_is_refused(dtype, value, message) -> None:
     with pytest.raises(ValueError, match=message):
         row_format(dtype).encode(torch.tensor([[1.0, value]]))
+
+
+def test_int8_is_refused_where_it_would_harm(tmp_path) -> None:
+    # rows of mean 100 and variance 1 in the one feature that varies; rounded by 0, 0, 0.5, 0.5
+    loss = RoundingLoss()
+    rows = torch.tensor([[99.0, 7], [101, 7], [99, 7], [101, 7]])
+    loss.add(rows[:2], rows[:2])
+    loss.add(rows[2:], rows[2:] + 0.5)
+    assert loss.share == pytest.approx(4 * 0.25 / 4)
+
+    model = small_model()
+    small_cache(tmp_path / "fits", model, dtype="int8")
+    with torch.no_grad():  # a massive feature, as large CLIPs have them
+        model.bare_model.visual.transformer.resblocks[0].mlp.c_proj.bias[3] += 100
+    with pytest.raises(ValueError, match=r"int8 would take .*% of the variance of blocks.0.hook_r"):
+        small_cache(tmp_path / "harmed", model, dtype="int8")
+    assert ActivationCache(tmp_path / "harmed", partial=True).shards == []
+    small_cache(tmp_path / "b", model, dtype="bfloat16")
 
 
 def test_a_shard_written_alone_is_the_one_written_among_others(model, cache, tmp_path) -> None:

@@ -79,6 +79,34 @@ class RowFormat:
         )
 
 
+class RoundingLoss:
+    """The share of rows' variance that rounding takes, summed up batch after batch."""
+
+    def __init__(self) -> None:
+        self._n_rows = 0
+        self._error = self._squares = 0.0
+        self._origin = self._sum = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, rows: Float[Tensor, "rows d_in"], rounded: Float[Tensor, "rows d_in"]) -> None:
+        """Take in some rows, as they were and as they are stored."""
+        if self._n_rows == 0:  # sums of squares cancel if the mean is far from zero
+            self._origin = rows.double().mean(0)
+            self._sum = torch.zeros_like(self._origin)
+        centred = rows.double() - self._origin
+        self._n_rows += len(rows)
+        self._error += float((rows - rounded).double().square().sum())
+        self._squares += float(centred.square().sum())
+        self._sum = self._sum + centred.sum(0)
+
+    @property
+    def share(self) -> float:
+        """Squared error over squared distance from the mean; 0 while there are no two rows."""
+        if self._n_rows < 2:
+            return 0.0
+        variance = self._squares - float(self._sum.square().sum()) / self._n_rows
+        return self._error / variance if variance > 0 else 0.0
+
+
 ROW_FORMATS: Mapping[str, RowFormat] = {
     row_format.name: row_format
     for row_format in (

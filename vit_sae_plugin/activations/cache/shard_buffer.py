@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan, ShardRange
+from vit_sae_plugin.activations.cache.row_formats import RoundingLoss
 from vit_sae_plugin.activations.cache.shard_claims import delete_unfinished, unfinished_folder
 from vit_sae_plugin.activations.cache.shard_files import (
     COORDINATE_COLUMNS,
@@ -28,6 +29,8 @@ from vit_sae_plugin.activations.cache.shard_files import (
 from vit_sae_plugin.atomic_files import folder_beside
 from vit_sae_plugin.datasets.image_loader import ImageBatch
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
+
+_MAX_ROUNDING_LOSS = 1e-3
 
 
 class ShardBuffer:
@@ -55,6 +58,7 @@ class ShardBuffer:
         numbers = torch.arange(plan.n_tokens, dtype=torch.int32).unsqueeze(1)
         self._tokens = torch.cat([tokens, numbers], dim=1)
         self._places = torch.empty(0, dtype=torch.long)
+        self._losses: dict[str, RoundingLoss] = {}
         self._n_rows = 0
         self._images: list[tuple[int, str, int]] = []
 
@@ -63,6 +67,7 @@ class ShardBuffer:
         self.shard = shard
         self._n_rows = 0
         self._images = []
+        self._losses = {hook: RoundingLoss() for hook in self._scales}
         # neighbouring numbers must not give related orders
         mixed = np.random.SeedSequence((self.plan.seed, shard.number)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]))
@@ -84,12 +89,25 @@ class ShardBuffer:
             numbers[places] = encoded
             if scales is not None:
                 self._scales[hook][places] = scales
+                rows = value.flatten(0, 1).float().cpu()
+                self._losses[hook].add(rows, self.plan.format.decode(encoded, scales))
         index = images.index - self.shard.start + self.shard.first_index
         coordinates = self._tokens.repeat(len(images.ids), 1)
         image = index.to(torch.int32).repeat_interleave(self.plan.n_tokens).unsqueeze(1)
         self._coordinates[places] = torch.cat([image, coordinates], dim=1)
         self._n_rows += n_rows
         self._images += zip(index.tolist(), images.ids, images.label.tolist(), strict=True)
+
+    def check_rounding(self) -> None:
+        """Raise a ValueError if the format takes more of a hook's variance than SAEs don't feel:
+        where one feature is far larger than all others, a row's scale is that feature's."""
+        for hook, loss in self._losses.items():
+            if loss.share > _MAX_ROUNDING_LOSS:
+                raise ValueError(
+                    f"{self.plan.dtype} would take {loss.share:.2%} of the variance of {hook} "
+                    f"(want at most {_MAX_ROUNDING_LOSS:.1%}): some feature is far larger than the "
+                    "others; want bfloat16, in another folder"
+                )
 
     def save(self, skipped: SkippedImages, n_images: int) -> ShardEntry:
         """Write the shard beside its place, wait until it is on disk, and move it there at once.

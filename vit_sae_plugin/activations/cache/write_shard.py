@@ -102,6 +102,9 @@ def fill(
 
     Returns:
         Images visited: fewer than the shard has places for where a stream ended.
+
+    Raises:
+        ValueError: an activation isn't finite, or the format would take too much of the variance.
     """
     plan = buffer.plan
     sources = [plan.source(hook) for hook in plan.hooks]
@@ -120,6 +123,7 @@ def fill(
             raise ValueError(f"images {batch.ids[0]!r} to {batch.ids[-1]!r}: {error}") from None
         n_used += len(batch.ids)
         visited(len(batch.ids))
+    buffer.check_rounding()
     visited(len(skipped))
     return n_used + len(skipped)
 

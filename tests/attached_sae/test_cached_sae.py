@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from tests.evaluation.tiny_setup import Pictures, tiny_hooked_vit, tiny_sae
 from vit_sae_plugin.activations import ActivationSource
-from vit_sae_plugin.activations.cache import CacheMismatchError, write_cache
+from vit_sae_plugin.activations.cache import CacheMismatchError, open_cache, write_cache
 from vit_sae_plugin.analysis import LatentAtlas, analyze, one_pass
 from vit_sae_plugin.attached_sae import CachedSAE
 from vit_sae_plugin.datasets import ImageRecord
@@ -192,3 +193,15 @@ def tiny_hooked_vit_of_seed(seed: int):
     with torch.no_grad():
         next(model.bare_model.parameters()).add_(0.01 * seed)
     return model
+
+
+def test_what_is_finished_of_a_cache_is_not_taken_for_all_of_it(model, cached, tmp_path):
+    whole = cached["float32"]
+    shutil.copytree(whole.path, tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "shards" / "shard-000001")
+    part = open_cache(f"cache:{tmp_path / 'part'}?partial=true")
+    sae = biased(tiny_sae(model))
+    atlas = analyze(None, sae, part, progress=False)
+    assert len(atlas.images) == 17  # four of the shard that is missing were readable
+    assert atlas.info.data_sha256 != WithBroken(26).fingerprint()
+    assert CachedSAE(whole, sae).images.fingerprint() == WithBroken(26).fingerprint()

@@ -168,7 +168,7 @@ class CachedSAE:
                 raise ValueError(f"{name} is {number}; want 1 or more")
         index = None if n_images is None else self.sample(n_images, seed)
         total = self.cache.n_images if index is None else len(index)
-        settings = {"start_batch": start_batch, "index": index}
+        settings: dict[str, Any] = {"start_batch": start_batch, "index": index}
         hook, out = self.source.hook_name, self.hook_name_out
         read = self.cache.images_in_order(hook, batch_size_images, **settings)
         written = read
@@ -273,9 +273,13 @@ class CachedPictures(ImageSource):
         self.is_streaming = any(part.is_stream for part in parts)
 
     def fingerprint(self) -> str:
-        """The source's; of several, over all of theirs."""
-        fingerprints = [part.fingerprint for part in self._cache.plan.parts]
-        return fingerprints[0] if len(fingerprints) == 1 else values_sha256({"of": fingerprints})
+        """The source's; of several sources, or of a part of them, one of its own."""
+        plan, shards = self._cache.plan, self._cache.shards
+        fingerprints = [part.fingerprint for part in plan.parts]
+        is_whole = plan.n_images is not None and len(shards) == len(plan.shards)
+        if is_whole and len(fingerprints) == 1:
+            return fingerprints[0]
+        return values_sha256({"of": fingerprints, "shards": None if is_whole else shards})
 
     def record(self, index: int) -> ImageRecord:
         """Raises: there are no pictures."""

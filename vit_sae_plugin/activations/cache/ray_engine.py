@@ -105,7 +105,8 @@ def write_shards_with_ray(
         n_images = {s.number: s.n_images for s in shards if s.number not in finished}
         # the plan and the images go to each machine once
         given = (ray.put(plan), ray.put(images), ray.put(load_model), n_workers)
-        waiting, running = deque(n_images), {}
+        waiting = deque(n_images)
+        running: dict[Any, int] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < _tasks_at_once(ray, cpus_per_task):

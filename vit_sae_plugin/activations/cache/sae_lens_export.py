@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -78,7 +78,7 @@ def export_to_sae_lens(
                     writer.finalize()
         DatasetInfo(features=features).write_to_directory(str(folder))
         # what `datasets` keeps of a dataset beside its files; load_from_disk reads it
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in files.values()],
             "_fingerprint": cache.fingerprint()[:16],
             "_format_columns": None,

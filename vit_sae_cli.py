@@ -139,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_card(commands)
     _add_export(commands)
+    _add_explore(commands)
     return parser
 
 
@@ -1045,6 +1046,58 @@ def _add_export(commands) -> None:
     )
     command.add_argument(
         "--dtype", choices=["float32", "float16"], help="of a cache's rows (default: float32)"
+    )
+
+
+def _add_explore(commands) -> None:
+    command = _command(
+        commands,
+        "explore",
+        "look into single pictures on a live page: their latents, and what the model answers when "
+        "latents are removed or strengthened",
+        "vit-sae explore demo-results/run/sae",
+        "vit-sae explore runs/photos/sae --images photos/",
+        "vit-sae explore runs/photos/sae --images photos/ --compare runs/maple",
+        note="The page is served to this machine only, and fetches nothing from anywhere. Pictures "
+        "that are dropped on\nit stay in memory until its tab is closed. It needs Gradio: "
+        "pip install 'vit-sae-plugin[app]'",
+    )
+    command.add_argument("sae", metavar="SAE_FOLDER", help="a folder saved by SAELens or train")
+    command.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help="pictures to pick from; latents' reference images are found among them, too. "
+        "Default, for shapes-clip only: the scenes of the demo. " + _IMAGES_HELP,
+    )
+    command.add_argument(
+        "--atlas",
+        metavar="FOLDER",
+        help="take reference images and names from this atlas that 'analyze' made of the same "
+        "images (default: one in the SAE's folder that fits, or else a short analysis now)",
+    )
+    command.add_argument(
+        "--compare",
+        metavar="ADAPTED",
+        help="show this model beside the SAE's own: a folder that 'adapt' made",
+    )
+    command.add_argument(
+        "--n-reference-images",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images that the short analysis looks at, spread over the source (default: 256)",
+    )
+    _add_model(command, " (default: the SAE's own)")
+    _add_batching(command)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument(
+        "--port", type=int, metavar="N", help="where to serve (default: a free one from 7860 on)"
+    )
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="default: 127.0.0.1, this machine only; any other lets others in, without a password",
     )
 
 

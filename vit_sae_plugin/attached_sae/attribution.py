@@ -100,7 +100,7 @@ class Attribution:
 
 def attribute(
     attached: AttachedSAE,
-    pixels: Float[Tensor, "1 3 height width"],
+    pixels: Float[Tensor, "1 3 height width"] | UpperRun,
     score: Score,
     method: Method = "gradient",
     *,
@@ -111,7 +111,7 @@ def attribute(
 
     Args:
         attached: the SAE on its model.
-        pixels: one preprocessed image.
+        pixels: one preprocessed image; or one that has been run up to the SAE already.
         score: from the model's output ``[n, d_embed]`` to one number for each. A class's logit:
             ``lambda embeds: normalize(embeds) @ classifier[:, cat]``, see
             ``zero_shot_score``.
@@ -124,14 +124,15 @@ def attribute(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; want one of {', '.join(METHODS)}")
-    if len(pixels) != 1:
-        raise ValueError(f"pixels holds {len(pixels)} images; want one")
+    n_images = pixels.n_images if isinstance(pixels, UpperRun) else len(pixels)
+    if n_images != 1:
+        raise ValueError(f"pixels holds {n_images} images; want one")
     if n_steps < 1 or batch_size_conditions < 1:
         raise ValueError(
             f"n_steps is {n_steps} and batch_size_conditions {batch_size_conditions}; want 1 or "
             "more of each"
         )
-    run = UpperRun(attached, pixels)
+    run = pixels if isinstance(pixels, UpperRun) else UpperRun(attached, pixels)
     with torch.no_grad():
         latents = attached.encode(run.acts_btd)
         original = _scores(run, score, run.target_btd).item()

@@ -204,9 +204,10 @@ def test_the_scale_of_rows_is_estimated_as_alone_and_transcoders_share_the_pass(
         for name, kind in kinds.items()
     }
     _assert_as_alone(members, model, images, tmp_path / "scaled")
+    out = hooks["hook_name_out"]  # first, so that the transcoder's columns have to be put in order
     members = {
+        "sae": small_config(None, "topk", hook_name=out, training_tokens=8 * ROWS),
         "transcoder": small_config(None, sae=transcoder, training_tokens=8 * ROWS, **hooks),
-        "sae": small_config(None, "topk", hook_name=hooks["hook_name"], training_tokens=8 * ROWS),
     }
     _assert_as_alone(members, model, images, tmp_path / "transcoder")
 

@@ -85,7 +85,7 @@ def test_a_line_joins_members_that_differ_in_sparsity_alone(results) -> None:
         "topk at blocks.1",
     ]
     assert [lines[0].label_of(member) for member in lines[0].members] == ["k=4", "k=16"]
-    (axes,) = plot_sweep_frontier(lines[:1]).axes
+    (axes,) = plot_sweep_frontier({"blocks.0": lines[:1]}).axes
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[4, 0.4], [16, 0.1]])
 
 
@@ -96,6 +96,7 @@ def test_the_page_says_who_was_stopped_and_names_cannot_break_it(results) -> Non
     page = write_sweep_page(SweepResults.load(results.folder), title="a <sweep>")
     text = page.read_text(encoding="utf-8")
     assert page == results.folder / "index.html"
+    assert (results.folder / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert "slow was stopped, the others went on: the loss is &lt;nan&gt;" in text
     assert "<h1>a &lt;sweep&gt;</h1>" in text
     assert "4 of 5" in text

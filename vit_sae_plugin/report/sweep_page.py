@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from vit_sae_plugin.atomic_files import write_file_atomically
 from vit_sae_plugin.report.page_pieces import html_table, inline_svg
 from vit_sae_plugin.report.study_page import Section, write_study_page
 from vit_sae_plugin.report.sweep_plots import (
     Family,
     families,
     fidelity,
+    frontier_panel,
     legend_html,
     plot_sweep_curves,
     plot_sweep_frontier,
@@ -20,6 +22,7 @@ from vit_sae_plugin.report.sweep_plots import (
 from vit_sae_plugin.training.sweep import SweepResults
 
 PAGE_FILE = "index.html"
+PLOT_FILE = "frontier.png"
 _TOKENS = {"all": "all tokens", "patches": "patches", "cls": "class tokens"}
 _WORDS = {
     "sae.architecture": "architecture",
@@ -41,7 +44,7 @@ _WORDS = {
 def write_sweep_page(
     results: SweepResults, path: str | Path | None = None, *, title: str | None = None
 ) -> Path:
-    """Write a sweep as one self-contained HTML page.
+    """Write a sweep as one self-contained HTML page, with its plot as ``frontier.png`` beside it.
 
     Args:
         results: of a sweep, finished or not.
@@ -51,19 +54,24 @@ def write_sweep_page(
     Returns:
         The page.
     """
+    path = results.folder / PAGE_FILE if path is None else Path(path)
     lines = families(results)
     hooks: dict[str, list[Family]] = {}
     for family in lines:
         settings = family.members[0].settings
         out = "" if settings.get("hook_name_out") is None else f" → {settings['hook_name_out']}"
         hooks.setdefault(settings["hook_name"] + out, []).append(family)
+    measured = {hook: some for hook, chosen in hooks.items() if (some := _measured(chosen))}
+    if measured:
+        plot = plot_sweep_frontier(measured)
+        write_file_atomically(path.parent / PLOT_FILE, lambda file: plot.savefig(file, dpi=160))
     return write_study_page(
-        results.folder / PAGE_FILE if path is None else path,
+        path,
         title=title or f"Sweep: {len(results.members)} SAEs on one stream",
         lead=[_lead(results, list(hooks))],
         facts=_facts(results),
         sections=[
-            _frontier_section(results, hooks),
+            _frontier_section(results, measured),
             Section(
                 "All members",
                 "Training measures are means over the last tenth of the logged steps. "
@@ -143,17 +151,16 @@ def _range(values: list[float], form: str) -> str:
 def _frontier_section(results: SweepResults, hooks: dict[str, list[Family]]) -> Section:
     held_out = any("held_out_l0" in member.measures() for member in results.members)
     where = "Measured on held-out images." if held_out else "Measured on the last training batches."
-    drawn = {hook: some for hook, chosen in hooks.items() if (some := _measured(chosen))}
-    every = [family for chosen in drawn.values() for family in chosen]
-    if len(drawn) > 1:
+    every = [family for chosen in hooks.values() for family in chosen]
+    if len(hooks) > 1:
         plots = "".join(
             f"<div><h4>{html.escape(hook)}</h4>"
-            f"{inline_svg(plot_sweep_frontier(chosen, small=True))}</div>"
-            for hook, chosen in drawn.items()
+            f"{inline_svg(frontier_panel(chosen, small=True))}</div>"
+            for hook, chosen in hooks.items()
         )
         body = f'<div class="halves">{plots}</div>{legend_html(every)}'
     else:
-        plot = inline_svg(plot_sweep_frontier(every))
+        plot = inline_svg(frontier_panel(every))
         body = f'<div class="plot-and-lines"><div>{plot}</div>{legend_html(every)}</div>'
     apart = " Rows of different hooks are not equally hard, so each has its own plot."
     return Section(

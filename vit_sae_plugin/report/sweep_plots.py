@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vit_sae_plugin.report.page_pieces import INK
@@ -106,18 +107,42 @@ def fidelity(member: MemberResult) -> tuple[float, float] | None:
     return point if np.isfinite(point).all() else None
 
 
-def plot_sweep_frontier(chosen: Sequence[Family], *, small: bool = False) -> Figure:
-    """Fraction of variance unexplained against L0: a line a family, a point a member.
+def plot_sweep_frontier(hooks: Mapping[str, Sequence[Family]]) -> Figure:
+    """Fraction of variance unexplained against L0: a panel a hook, a line a family, a point a
+    member.
 
     Lower and further left is better. Members that have no finite measure are left out; those that
     were stopped are drawn hollow.
 
     Args:
-        chosen: of these families.
-        small: for a place beside another.
+        hooks: what is read → families that read it.
     """
+    figure = new_figure(4.9 * len(hooks) + 0.2, 4.4)
+    panels = figure.subplots(1, len(hooks), squeeze=False)[0]
+    for axes, (hook, chosen) in zip(panels, hooks.items(), strict=True):
+        draw_frontier(axes, chosen)
+        axes.set_title(hook, fontsize=9.5)
+    marks = [
+        Line2D([], [], color=family.color, marker=family.marker, label=family.label)
+        for chosen in hooks.values()
+        for family in chosen
+    ]
+    n_columns = max(1, min(len(marks), 2 * len(hooks)))
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=8.5
+    )
+    return figure
+
+
+def frontier_panel(chosen: Sequence[Family], *, small: bool = False) -> Figure:
+    """One panel of ``plot_sweep_frontier`` without its legend, for a page that has one."""
     figure = new_figure(*((4.9, 3.6) if small else (6.6, 4.3)))
-    axes = figure.add_subplot()
+    draw_frontier(figure.add_subplot(), chosen)
+    return figure
+
+
+def draw_frontier(axes: Axes, chosen: Sequence[Family]) -> None:
+    """Draw the families' lines and points."""
     values = []
     for number, family in enumerate(chosen):
         points = [(p, m) for m in family.members if (p := fidelity(m)) is not None]
@@ -151,7 +176,6 @@ def plot_sweep_frontier(chosen: Sequence[Family], *, small: bool = False) -> Fig
     if values:
         _scale(axes, np.concatenate(values))
     _dress(axes, LABELS["l0"], LABELS["fvu"])
-    return figure
 
 
 def plot_sweep_curves(chosen: Sequence[Family], measure: str) -> Figure:

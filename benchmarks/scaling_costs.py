@@ -273,12 +273,16 @@ def _size(n_bytes: float) -> str:
 
 
 def _hours(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:.2g} s"
     if hours < 1:
         return f"{hours * 60:.2g} min"
     return f"{hours:,.0f} h" if hours >= 10 else f"{hours:.2g} h"
 
 
 def _usd(amount: float) -> str:
+    if amount < 0.01:
+        return "<$0.01"
     return f"${amount:,.0f}" if amount >= 10 else f"${amount:.2f}"
 
 

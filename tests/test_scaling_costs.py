@@ -32,7 +32,7 @@ def test_arithmetic_by_hand():
     one = machine(tower=10, decode=20)
     assert one.hours("tower", 72_000) == 2
     assert one.slowest(("decode", "tower", "write")) == "tower"
-    assert storage_usd(1e12) == pytest.approx(22)
+    assert storage_usd(1e12) == pytest.approx(23)
 
 
 def test_when_a_cache_pays():

@@ -3,9 +3,10 @@
     python -m benchmarks.cache_formats
 
 The same rows of shapes-clip are cached in each format; SAEs of several seeds are trained from each,
-and measured on other images' rows in float32. Differences are taken seed by seed against float32,
-with 95 % intervals (Student's t). Two controls say what a difference means: another seed's float32,
-and a format that is known to be too coarse (4 bits, simulated).
+on the same rows in the same order, and measured on other images' rows in float32. Differences are
+taken seed by seed against float32, with 95 % intervals (Student's t). Two controls say what a
+difference means: another seed's float32, and a format that is known to be coarse (4 bits,
+simulated).
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-images", type=int, default=1000)
     parser.add_argument("--n-seeds", type=int, default=5)
-    parser.add_argument("--n-steps", type=int, default=400)
+    parser.add_argument("--n-steps", type=int, default=300)
     args = parser.parse_args()
     found = compare(args.n_images, args.n_seeds, args.n_steps)
     pd.set_option("display.width", 200, "display.max_rows", 100)

@@ -93,9 +93,8 @@ class CacheStore(RowStore):
         self.n_rows_served = 0
         """Rows of all epochs before the next batch, whoever of several processes gave them."""
 
-        row_bytes = sum(cache.plan.format.row_bytes(cache.d_in(hook)) for hook in self.hooks)
         buffer_rows = n_batches_in_buffer * train_batch_size_tokens
-        block_rows = rows_of_a_block(row_bytes, buffer_rows)
+        block_rows = rows_of_a_block(self.d_in, buffer_rows)
         rows_of_shard = {number: entry.n_rows for number, entry in cache.entries.items()}
         self._order = ReadOrder(rows_of_shard, block_rows, buffer_rows, seed)
         self._rank, self._n_ranks = 0, 1

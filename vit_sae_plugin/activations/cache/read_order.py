@@ -35,14 +35,17 @@ class Group:
     """A permutation of the rows of all blocks, counted block after block."""
 
 
-def rows_of_a_block(row_bytes: int, buffer_rows: int) -> int:
+def rows_of_a_block(d_in: int, buffer_rows: int) -> int:
     """How many rows to read at once: few enough that a buffer has rows of many places, and enough
     that a disk reads them nearly as fast as if all followed each other.
 
+    As many in every number format, so that a run sees the same rows in the same order.
+
     Args:
-        row_bytes: of a row, over all hooks that are read.
+        d_in: width of a row, over all hooks that are read.
         buffer_rows: rows that are in memory at once.
     """
+    row_bytes = 4 * d_in
     wanted = buffer_rows * row_bytes // _BLOCKS_IN_BUFFER
     n_bytes = min(max(wanted, _SMALLEST_BLOCK_BYTES), _LARGEST_BLOCK_BYTES)
     return max(1, n_bytes // row_bytes)

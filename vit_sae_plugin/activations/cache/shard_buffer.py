@@ -85,12 +85,13 @@ class ShardBuffer:
         n_rows = len(images.ids) * self.plan.n_tokens
         places = self._places[self._n_rows : self._n_rows + n_rows]
         for (hook, numbers), value in zip(self._numbers.items(), values, strict=True):
-            encoded, scales = self.plan.format.encode(value.flatten(0, 1).cpu())
-            numbers[places] = encoded
+            rows = value.flatten(0, 1)
+            encoded, scales = self.plan.format.encode(rows)  # where the model is: less to copy
+            numbers[places] = encoded.cpu()
             if scales is not None:
-                self._scales[hook][places] = scales
-                rows = value.flatten(0, 1).float().cpu()
-                self._losses[hook].add(rows, self.plan.format.decode(encoded, scales))
+                self._scales[hook][places] = scales.cpu()
+                rounded = self.plan.format.decode(encoded, scales)
+                self._losses[hook].add(rows.float().cpu(), rounded.cpu())
         index = images.index - self.shard.start + self.shard.first_index
         coordinates = self._tokens.repeat(len(images.ids), 1)
         image = index.to(torch.int32).repeat_interleave(self.plan.n_tokens).unsqueeze(1)

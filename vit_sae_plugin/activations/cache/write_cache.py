@@ -189,7 +189,7 @@ class _Writer:
     def _write_stream(self, thread: ThreadPoolExecutor, bar: tqdm) -> CachePlan:
         """A stream is walked by one process, up to its end."""
         first = len([shard for shard in self.plan.shards if shard.part < self.part])
-        number, n_images = first, 0
+        number, n_images, n_known = first, 0, self.plan.parts[self.part].n_images
         while True:
             shard = self.plan.shard(number)
             if self._is_finished(shard):
@@ -206,10 +206,10 @@ class _Writer:
                 n_here = self._write(thread, shard, claim, bar)
             n_images += n_here
             number += 1
-            if n_here < self.plan.images_per_shard or n_images == self.plan.parts[-1].n_images:
+            if n_here < self.plan.images_per_shard or n_images == n_known:
                 break
         self._wait()
-        if self.plan.parts[self.part].n_images is None:
+        if n_known is None:
             return end_stream(self.plan, n_images)
         return self.plan
 

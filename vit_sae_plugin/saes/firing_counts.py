@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +19,28 @@ class CountedStepOutput(TrainStepOutput):
 
     n_fired: Tensor | None = None
     """``[d_sae]``: in how many rows each latent fired; None: not counted."""
+
+
+class LateStepOutput(CountedStepOutput):
+    """A step's output whose ``feature_acts`` are made when they are first asked for.
+
+    A trainer that doesn't ask then needs no ``[rows, d_sae]`` buffer for them.
+
+    Args:
+        make_feature_acts: makes them.
+        fields: all others.
+    """
+
+    def __init__(self, make_feature_acts: Callable[[], Tensor], **fields: Any) -> None:
+        self._make_feature_acts = make_feature_acts
+        for name, value in ({"metrics": {}, "n_fired": None} | fields).items():
+            setattr(self, name, value)
+
+    @cached_property
+    def feature_acts(self) -> Tensor:  # type: ignore[override]
+        """The latents."""
+        with torch.no_grad():
+            return self._make_feature_acts()
 
 
 @torch.no_grad()

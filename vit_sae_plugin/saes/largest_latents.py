@@ -37,6 +37,7 @@ class ActiveLatents:
         n_rows = len(self.row_start) - 1
         return torch.arange(n_rows, device=self.act.device).repeat_interleave(self.row_start.diff())
 
+    @torch.compiler.disable
     def to_sparse(self, d_sae: int) -> Float[Tensor, "rows d_sae"]:
         """As a sparse COO tensor, such as SAELens's ``use_sparse_activations`` gives."""
         places = torch.stack([self.row(), self.latent.long()])

@@ -19,8 +19,10 @@ from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from .auxiliary_loss import auxiliary_error
+from .firing_counts import LateStepOutput
 from .ghost_gradients import ghost_gradient_error
 from .image_aggregation import MEAN_RULE, check_rule
+from .level_losses import level_losses
 from .matryoshka_topk import (
     cap_softly,
     check_inference_settings,
@@ -173,40 +175,47 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
             self._start_step()
         decoder_rows, encoder = self._weights_of_a_step()
         hidden_pre = self._pre_activations(sae_in, encoder)
-        acts = hidden_pre.relu()
-        selection = select_nested_topk(acts.flatten(0, -2), k_list)
-        acts = cap_softly(acts, self.cfg.soft_cap)
+        selection = select_nested_topk(hidden_pre.flatten(0, -2), k_list)
         # What is selected is positive. Without ReLU in between there is no backward pass of it.
-        decoded_acts = hidden_pre if self.cfg.soft_cap is None else acts
-        decoded = nested_decode(decoded_acts.flatten(0, -2), decoder_rows, selection).unbind()
+        acts = hidden_pre
+        if self.cfg.soft_cap is not None:
+            acts = cap_softly(hidden_pre.relu(), self.cfg.soft_cap)
+        decoded = nested_decode(acts.flatten(0, -2), decoder_rows, selection)
         # The decoder's bias is taken off the target once, not added to every level.
-        target, scale = sae_in - self.b_dec, self._loss_scale(sae_in)
-        by_level = [self._loss(level.view_as(sae_in), target, scale) for level in decoded]
-        level_losses = torch.stack([by_level[level] for level in selection.level_of_k])
-        weights = level_losses.new_tensor(loss_weights(self.cfg.level_weights, k_list))
+        target, scale = (sae_in - self.b_dec).flatten(0, -2), self._loss_scale(sae_in)
+        scale = None if scale is None else scale.flatten(0, -2)
+        by_level = level_losses(decoded, target, scale)
+        losses_of_k = torch.stack([by_level[level] for level in selection.level_of_k])
+        weights = losses_of_k.new_tensor(loss_weights(self.cfg.level_weights, k_list))
         name = f"{self.cfg.reconstruction_loss}_loss"
-        losses = {name: (weights * level_losses).sum() / weights.sum()}
+        losses = {name: (weights * losses_of_k).sum() / weights.sum()}
 
         sae_out = self.hook_sae_recons(decoded[-1].view_as(sae_in) + self.b_dec)
         if self.training and step_input.dead_neuron_mask is not None:
             losses |= self._dead_latent_losses(
                 sae_in, sae_out, hidden_pre, decoder_rows, step_input.dead_neuron_mask
             )
-        if k_list[-1] < self.cfg.d_sae:
-            unused = (selection.first_level == UNUSED).view_as(acts)
-            acts = acts.masked_fill(unused, 0)
-        return TrainStepOutput(
+
+        def feature_acts() -> Tensor:
+            unused = (selection.first_level == UNUSED).view_as(hidden_pre)
+            return self.hook_sae_acts_post(acts.detach().masked_fill(unused, 0))
+
+        output = LateStepOutput(
+            feature_acts,
             sae_in=sae_in,
             sae_out=sae_out,
-            feature_acts=self.hook_sae_acts_post(acts),
             hidden_pre=hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics={
                 f"{name}_k_{k}": level_loss
-                for k, level_loss in zip(k_list, level_losses.detach(), strict=True)
+                for k, level_loss in zip(k_list, losses_of_k.detach(), strict=True)
             },
+            n_fired=selection.n_fired(),
         )
+        if self.hook_sae_acts_post.has_hooks():
+            output.feature_acts  # noqa: B018 (made now, so that the hooks run)
+        return output
 
     @override
     def calculate_aux_loss(
@@ -244,7 +253,10 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
             b_dec = self.b_dec.detach()
             x = x - b_dec
             b_enc = b_enc - (self.b_dec - b_dec) @ encoder.detach()
-        return self.hook_sae_acts_pre(x @ encoder + b_enc)
+        if torch.is_autocast_enabled(x.device.type):  # which would round the bias, and the sum
+            return self.hook_sae_acts_pre(x @ encoder + b_enc)
+        hidden_pre = torch.addmm(b_enc, x.flatten(0, -2), encoder)  # no [rows, d_sae] buffer more
+        return self.hook_sae_acts_pre(hidden_pre.view(*x.shape[:-1], -1))
 
     def _latents(self, hidden_pre: Tensor, k: int | None = None) -> Tensor:
         return keep_largest(hidden_pre, self.cfg.k if k is None else k, self.cfg.soft_cap)
@@ -256,11 +268,6 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
         mean_square = sae_in.to(dtype).square().mean(dim=-1, keepdim=True)
         # A row of zeros has no mean square to divide by: its error counts as it is.
         return torch.where(mean_square > 0, mean_square, 1).reciprocal()
-
-    def _loss(self, reconstruction: Tensor, target: Tensor, scale: Tensor | None) -> Tensor:
-        if scale is None:
-            return mse_loss(reconstruction, target)
-        return (mse_loss(reconstruction, target, reduction="none") * scale).mean()
 
     def _dead_latent_losses(
         self,

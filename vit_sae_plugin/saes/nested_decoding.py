@@ -52,9 +52,11 @@ class _NestedDecode(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         acts, W_dec, first_level = ctx.saved_tensors
         # What reaches a latent is the sum over all levels that keep it.
-        grad = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        by_level = grad_outputs[0]
+        grad = torch.empty_like(by_level, memory_format=torch.contiguous_format)
+        grad[-1] = by_level[-1]
         for level in reversed(range(len(grad) - 1)):
-            grad[level] += grad[level + 1]
+            torch.add(by_level[level], grad[level + 1], out=grad[level])
         grad_acts, grad_W_dec = ctx.products.gradients(acts, W_dec, first_level, grad)
         return grad_acts.to(acts.dtype), grad_W_dec.to(W_dec.dtype), None
 

@@ -33,17 +33,21 @@ class NestedSelection:
     level_of_k: tuple[int, ...]
     """For each k of the list, the level that it is."""
 
+    def n_fired(self) -> Float[Tensor, " d_sae"]:
+        """In how many rows each latent is kept by some level."""
+        return (self.first_level != UNUSED).sum(dim=0).float()
+
 
 @torch.compiler.disable
 @torch.no_grad()
 def select_nested_topk(acts: Float[Tensor, "rows d_sae"], k_list: Sequence[int]) -> NestedSelection:
     """The selection of the ``k`` largest latents of each row, for every ``k`` of a list.
 
-    A latent at zero is kept by no level. Of equal latents at a level's boundary any may be kept,
-    but exactly ``k`` are. NaN counts as largest, so that it reaches the loss and is seen.
+    A latent at zero or below is kept by no level. Of equal latents at a level's boundary any may
+    be kept, but exactly ``k`` are. NaN counts as largest, so that it reaches the loss and is seen.
 
     Args:
-        acts: latents after ReLU, none negative.
+        acts: latents before or after ReLU; what is negative counts as zero.
         k_list: strictly increasing, none above ``d_sae``; at most 255.
     """
     kernels = load_kernels(__file__) if acts.device.type == "cpu" else None
@@ -59,6 +63,7 @@ def select_nested_topk(acts: Float[Tensor, "rows d_sae"], k_list: Sequence[int])
 
 
 def _select(acts: Tensor, k_list: Sequence[int]) -> tuple[Tensor, int]:
+    acts = acts.relu()
     active = acts != 0
     most_active = int(active.sum(dim=-1).max()) if len(acts) else 0
     first_level = torch.full_like(acts, UNUSED, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from typing_extensions import override
 
+from vit_sae_plugin.saes.level_losses import level_losses
 from vit_sae_plugin.saes.matryoshka_topk import cap_softly
 from vit_sae_plugin.saes.matryoshka_topk_training import MatryoshkaTopKTrainingSAE
 from vit_sae_plugin.saes.nested_decoding import nested_decode
@@ -67,13 +68,14 @@ class SplitMatryoshkaTopKTrainingSAE(SplitLatents, MatryoshkaTopKTrainingSAE):
         acts = cap_softly(hidden_pre.relu(), self.cfg.soft_cap)
         decoded_acts = hidden_pre if self.cfg.soft_cap is None else acts
         part = nested_decode(decoded_acts, decoder_rows, selection)
-        decoded = sum_over_shards(part, self.split).unbind()
-        target, scale = sae_in - self.own_bias, self._loss_scale(sae_in)
-        by_level = [self._loss(level.view_as(sae_in), target, scale) for level in decoded]
-        level_losses = torch.stack([by_level[level] for level in selection.level_of_k])
-        weights = level_losses.new_tensor(loss_weights(self.cfg.level_weights, k_list))
+        decoded = sum_over_shards(part, self.split)
+        target, scale = (sae_in - self.own_bias).flatten(0, -2), self._loss_scale(sae_in)
+        scale = None if scale is None else scale.flatten(0, -2)
+        by_level = level_losses(decoded, target, scale)
+        losses_of_k = torch.stack([by_level[level] for level in selection.level_of_k])
+        weights = losses_of_k.new_tensor(loss_weights(self.cfg.level_weights, k_list))
         name = f"{self.cfg.reconstruction_loss}_loss"
-        losses = {name: (weights * level_losses).sum() / weights.sum()}
+        losses = {name: (weights * losses_of_k).sum() / weights.sum()}
 
         sae_out = self.hook_sae_recons(decoded[-1].view_as(sae_in) + self.own_bias)
         if self.training and dead is not None:
@@ -89,7 +91,7 @@ class SplitMatryoshkaTopKTrainingSAE(SplitLatents, MatryoshkaTopKTrainingSAE):
             losses=losses,
             metrics={
                 f"{name}_k_{k}": level_loss
-                for k, level_loss in zip(k_list, level_losses.detach(), strict=True)
+                for k, level_loss in zip(k_list, losses_of_k.detach(), strict=True)
             },
         )
 

@@ -29,7 +29,7 @@ def test_what_is_free_is_used_again():
     second = empty(memory)
     assert second.data_ptr() == place
     del second
-    assert empty(memory, 150, 7, dtype=torch.float64).data_ptr() == place, "as many bytes"
+    assert empty(memory, 140, 7, dtype=torch.float64).data_ptr() == place, "fewer bytes"
 
 
 @pytest.mark.parametrize("keep", [torch.Tensor.view_as, lambda a, b: a[3:], torch.Tensor.numpy])
@@ -74,13 +74,23 @@ def test_a_forked_process_has_memory_of_its_own():
     assert (values == 1).all()
 
 
+def test_arrays_of_changing_size_need_little_more_than_the_largest():
+    memory = ReusedMemory()
+    for n in (5000, 5100, 4000, 5050, 6000, 3000, 5900):
+        empty(memory, n, 7)
+    assert len(memory._blocks) == 2
+    small = empty(memory, 2000, 7)
+    assert len(memory._blocks) == 3, "a block more than twice as large is left for larger arrays"
+    assert small.shape == (2000, 7)
+
+
 def test_idle_memory_is_given_back():
     memory = ReusedMemory()
     kept, idle = empty(memory, 5000), empty(memory, 6000)
     del idle
     for _ in range(MAX_IDLE + 1):
         empty(memory)
-    assert sorted(block.nbytes for block, _ in memory._blocks) == [4 * 2100, 4 * 5000]
+    assert len(memory._blocks) == 2
     del kept
     memory.release()
     assert memory._blocks == []

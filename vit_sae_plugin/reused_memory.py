@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_IDLE = 256
+MAX_IDLE = 64
 """Memory that went unused while so many arrays were asked for is given back."""
 
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -43,7 +43,7 @@ class ReusedMemory:
             return torch.empty(*shape, dtype=dtype)
         with self._lock:
             block = self._take(n_bytes)
-        return torch.from_numpy(block.view(_NUMPY_DTYPES[dtype])).view(shape)
+        return torch.from_numpy(block[:n_bytes].view(_NUMPY_DTYPES[dtype])).view(shape)
 
     def release(self) -> None:
         """Give back all memory that is not in use."""
@@ -52,23 +52,27 @@ class ReusedMemory:
 
     def _take(self, n_bytes: int) -> np.ndarray:
         self._n_asked += 1
-        found, kept = None, []
+        free, kept = [], []
         while self._blocks:
             block, asked = self._blocks.pop()
             # Referred to by ``block`` and by the call's argument; else by tensors.
-            is_free = sys.getrefcount(block) == 2
-            if found is None and is_free and block.nbytes == n_bytes:
-                found = block
-            elif not is_free or self._n_asked - asked < MAX_IDLE:
-                kept.append((block, self._n_asked if not is_free else asked))
-        self._blocks = kept[::-1]
-        if found is None:
+            if sys.getrefcount(block) > 2:
+                kept.append((block, self._n_asked))
+            elif self._n_asked - asked < MAX_IDLE:
+                free.append((block, asked))
+        # Sizes change a little from step to step, where they follow the latents in use.
+        fitting = [i for i, (b, _) in enumerate(free) if n_bytes <= b.nbytes <= 2 * n_bytes]
+        if fitting:
+            found = free.pop(min(fitting, key=lambda i: free[i][0].nbytes))[0]
+        else:
             found = _new_block(n_bytes)
-        self._blocks.append((found, self._n_asked))
+        self._blocks = [*kept[::-1], *free[::-1], (found, self._n_asked)]
         return found
 
 
 def _new_block(n_bytes: int) -> np.ndarray:
+    step = max(mmap.PAGESIZE, 1 << n_bytes.bit_length() - 4)
+    n_bytes = -(-n_bytes // step) * step  # what isn't touched takes no memory
     if hasattr(mmap, "MAP_PRIVATE"):  # Python's default is memory that forked processes share
         memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     else:

@@ -167,12 +167,12 @@ class _DenseStep(torch.autograd.Function):
             grad_ghosts *= ghosts.acts
             torch.sum(grad_ghosts, dim=0, out=grad_b_enc[n_used:])
             torch.mm(ghosts.acts.T, grad_ghost_out, out=grad_W_dec[n_used:])
+        # One after the other, so that the second can have the memory that the first has left.
+        places = _Places.of(used, ghosts, d_sae, kernels)
+        grad_W_dec = grad_W_dec if places is None else places.rows(grad_W_dec)
         grad_W_enc = torch.mm(centred.T, grad_hidden, out=_empty(acts, d_in, n))
-
-        if used is not None or ghosts is not None:
-            places = _Places.of(used, ghosts, d_sae, kernels)
-            grad_W_enc, grad_W_dec = places.columns(grad_W_enc), places.rows(grad_W_dec)
-            grad_b_enc = places.columns(grad_b_enc[None])[0]
+        if places is not None:
+            grad_W_enc, grad_b_enc = places.columns(grad_W_enc), places.columns(grad_b_enc)
         if d_hidden is not None:
             grad_W_enc += centred.T @ d_hidden
             grad_b_enc += d_hidden.sum(dim=0)
@@ -218,7 +218,9 @@ class _Places:
     @classmethod
     def of(
         cls, used: Tensor | None, ghosts: _Ghosts | None, d_sae: int, kernels: ctypes.CDLL
-    ) -> _Places:
+    ) -> _Places | None:
+        if used is None and ghosts is None:
+            return None  # all are there, in order
         one, other = torch.full((2, d_sae), -1).unbind()
         n_used = d_sae if used is None else len(used)
         one[slice(None) if used is None else used] = torch.arange(n_used)
@@ -227,10 +229,11 @@ class _Places:
         return cls(one, other, kernels)
 
     def columns(self, part: Tensor) -> Tensor:
-        """``[rows, some]`` to ``[rows, d_sae]``."""
-        whole = _empty(part, len(part), len(self.one))
+        """``[…, some]`` to ``[…, d_sae]``."""
+        n, d_sae = part.shape[-1], len(self.one)
+        whole = _empty(part, *part.shape[:-1], d_sae)
         arrays = (part, self.one, self.other, whole)
-        run_kernel(self.kernels.spread_columns, *arrays, *part.shape, len(self.one))
+        run_kernel(self.kernels.spread_columns, *arrays, whole.numel() // d_sae, n, d_sae)
         return whole
 
     def rows(self, part: Tensor) -> Tensor:

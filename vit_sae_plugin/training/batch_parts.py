@@ -71,13 +71,13 @@ def step_in_parts(
         share = len(part) / len(rows)
         (output.loss * share).backward()
         n_fired = n_fired + firing_counts(output)
-        outputs.append((output.sae_out.detach(), _detached(output)))
+        outputs.append((output.sae_in, output.sae_out.detach(), _detached(output)))
         shares.append(share)
-    named = [named for _, named in outputs]
+    sae_in, sae_out, named = zip(*outputs, strict=True)
     whole = {name: _combined(name, [n[name] for n in named], shares) for name in named[0]}
     return CountedStepOutput(
-        sae_in=rows,
-        sae_out=torch.cat([sae_out for sae_out, _ in outputs]),
+        sae_in=torch.cat(sae_in),
+        sae_out=torch.cat(sae_out),
         feature_acts=output.feature_acts.detach(),
         hidden_pre=output.hidden_pre.detach(),
         loss=whole.pop("loss"),

@@ -292,6 +292,7 @@ class ViTSAETrainingRunner:
             "adam_eps": cfg.adam_eps,
             "weight_decay": cfg.weight_decay,
             "freeze_decoder": cfg.freeze_decoder,
+            "n_parts": cfg.train_batch_parts,
         }
         sae_trainer_cfg = cfg.to_sae_trainer_config()
         if self.ranks is None:

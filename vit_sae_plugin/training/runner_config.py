@@ -17,6 +17,7 @@ from vit_sae_plugin.activations.saev_shards import is_saev_text
 from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.field_types import check_field_types
 from vit_sae_plugin.hooked_vit.token_layout import check_token_kind
+from vit_sae_plugin.training.batch_parts import check_parts
 from vit_sae_plugin.training.cache_defaults import cache_defaults
 from vit_sae_plugin.training.config_checks import (
     check_choice,
@@ -100,6 +101,11 @@ class ViTSAERunnerConfig:
     """Rows to train on in all: tokens, not images."""
     train_batch_size_tokens: int = 4096
     """Rows in a training step."""
+    train_batch_parts: int = 1
+    """Hand the SAE each training batch in so many parts, one after another. The result is the same
+    but for rounding, and arrays of ``[rows, d_sae]`` are so many times smaller; a step takes a
+    little longer. Not for architectures that select latents over the whole batch (batchtopk,
+    matryoshka_batchtopk)."""
     store_batch_size_images: int = 32
     """Images the model sees at once. Larger is faster up to a point and takes more memory."""
     n_batches_in_buffer: int = 20
@@ -383,6 +389,7 @@ class ViTSAERunnerConfig:
         ).split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; want 0 or more")
+        check_parts(self.train_batch_parts, self.sae.architecture(), self.train_batch_size_tokens)
         if self.training_tokens < self.train_batch_size_tokens:
             raise ValueError(
                 f"training_tokens is {self.training_tokens}; want at least the "

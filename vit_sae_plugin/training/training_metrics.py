@@ -30,7 +30,7 @@ def step_metrics(trainer: ViTSAETrainer, output: TrainStepOutput) -> dict[str, f
         "n_tokens": trainer.n_training_samples,
         "loss": output.loss.item(),
         **{name: _number(value) for name, value in output.losses.items()},
-        "l0": trainer.l0_of(output.feature_acts).item(),
+        "l0": trainer.l0_of(output).item(),
         "explained_variance": trainer.explained_variance_of(output).item(),
         "n_dead_latents": trainer.n_dead_latents(),
         "lr": trainer.optimizer.param_groups[0]["lr"],

@@ -26,6 +26,7 @@ from torch.optim import Adam, AdamW
 from typing_extensions import override
 
 from vit_sae_plugin.saes.firing_counts import firing_counts
+from vit_sae_plugin.training.batch_parts import check_parts, step_in_parts
 
 SAE_LENS_MAX_NORM = 1.0
 
@@ -45,6 +46,7 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         weight_decay: decoupled from the gradient with ``"adamw"``.
         freeze_decoder: leave ``W_dec`` as it was initialised, at random: what such an SAE still
             finds is owed to its encoder, and to the directions' number (arXiv 2602.14111).
+        n_parts: hand the SAE each batch in so many parts, one after another (``batch_parts``).
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         adam_eps: float = 1e-8,
         weight_decay: float = 0.0,
         freeze_decoder: bool = False,
+        n_parts: int = 1,
     ) -> None:
         super().__init__(cfg=cfg, sae=sae, data_provider=data_provider)
         self.clip_grad_norm = clip_grad_norm
         self.freeze_decoder = freeze_decoder
+        check_parts(n_parts, sae.cfg.architecture(), cfg.train_batch_size_samples)
+        self.n_parts = n_parts
         self.grad_norm = torch.tensor(torch.nan, device=cfg.device)
         """Norm of the last step's gradients before clipping; NaN before the first step."""
         self.n_steps_above_max_norm = torch.zeros((), dtype=torch.long, device=cfg.device)
@@ -101,10 +106,9 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         return torch.isfinite(output.sae_in).all()
 
     @torch.no_grad()
-    def l0_of(self, feature_acts: Tensor) -> Tensor:
+    def l0_of(self, output: TrainStepOutput) -> Tensor:
         """Mean number of active latents of a batch's rows."""
-        active = feature_acts.bool().float().sum(dim=-1)
-        return (active.to_dense() if active.is_sparse else active).mean()
+        return firing_counts(output).sum() / len(output.sae_in)
 
     def n_dead_latents(self) -> int:
         """How many latents count as dead."""
@@ -118,20 +122,30 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         return 1 - residual / (sae_in - sae_in.mean(dim=0)).square().sum()
 
     @override
+    @torch.no_grad()
+    def build_train_step_log_dict(
+        self, output: TrainStepOutput, n_training_samples: int
+    ) -> dict[str, Any]:
+        logged = super().build_train_step_log_dict(output, n_training_samples)
+        return logged | {"metrics/l0": self.l0_of(output).item()}
+
+    @override
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         sae.train()
-        with self.autocast_if_enabled:
-            output = sae.training_forward_pass(
-                step_input=TrainStepInput(
-                    sae_in=sae_in,
-                    dead_neuron_mask=self.dead_neurons,
-                    coefficients=self.get_coefficients(),
-                    n_training_steps=self.n_training_steps,
-                    is_logging_step=self._is_logging_step(),
-                )
-            )
+        step_input = TrainStepInput(
+            sae_in=sae_in,
+            dead_neuron_mask=self.dead_neurons,
+            coefficients=self.get_coefficients(),
+            n_training_steps=self.n_training_steps,
+            is_logging_step=self._is_logging_step(),
+        )
+        if self.n_parts > 1:
+            output = step_in_parts(sae, step_input, self.n_parts, self.autocast_if_enabled)
+        else:
+            with self.autocast_if_enabled:
+                output = sae.training_forward_pass(step_input=step_input)
+            output.loss.backward()
         self._count_firing(firing_counts(output), self.cfg.train_batch_size_samples)
-        output.loss.backward()
         self._finish_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()

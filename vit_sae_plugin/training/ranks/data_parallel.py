@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from vit_sae_plugin.activations.row_store import RowStore
+from vit_sae_plugin.saes.firing_counts import firing_counts
 from vit_sae_plugin.training.ranks.process_group import Ranks
 from vit_sae_plugin.training.ranks.shared_scaler import SharedActivationScaler
 from vit_sae_plugin.training.ranks.whole_batch_topk import whole_batch_topk
@@ -156,8 +157,8 @@ class DataParallelTrainer(ViTSAETrainer):
 
     @override
     @torch.no_grad()
-    def l0_of(self, feature_acts: Tensor) -> Tensor:
-        n_active = feature_acts.bool().float().sum()
+    def l0_of(self, output: TrainStepOutput) -> Tensor:
+        n_active = firing_counts(output).sum() * (self._n_rows > 0)
         return self.ranks.sum_(n_active) / self.store.global_batch_rows
 
     @override
@@ -174,15 +175,13 @@ class DataParallelTrainer(ViTSAETrainer):
     ) -> dict[str, Any]:
         """SAELens's, of the whole batch: all processes must ask for it."""
         logged = super().build_train_step_log_dict(output, n_training_samples)
-        l0 = output.feature_acts.bool().float().sum(dim=-1).to_dense()
-        by_row = torch.stack([*self._squares_of_rows(output), l0], dim=-1)
-        residual, variance, l0 = self.ranks.gather_rows(by_row).unbind(dim=-1)
+        by_row = torch.stack(self._squares_of_rows(output), dim=-1)
+        residual, variance = self.ranks.gather_rows(by_row).unbind(dim=-1)
         explained = 1 - residual / variance
         return logged | {
             "metrics/explained_variance_legacy": explained.mean().item(),
             "metrics/explained_variance_legacy_std": explained.std().item(),
             "metrics/explained_variance": (1 - residual.mean() / variance.mean()).item(),
-            "metrics/l0": l0.mean().item(),
         }
 
     def _squares_of_rows(self, output: TrainStepOutput) -> tuple[Tensor, Tensor]:

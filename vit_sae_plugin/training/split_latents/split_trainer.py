@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.types import DataProvider
 from torch import Tensor
 from typing_extensions import override
@@ -63,8 +64,8 @@ class SplitLatentsTrainer(ViTSAETrainer):
         return (squared + gradient_norm(whole).square()).sqrt()
 
     @override
-    def l0_of(self, feature_acts: Tensor) -> Tensor:
-        return self.split.all_reduce_(super().l0_of(feature_acts))
+    def l0_of(self, output: TrainStepOutput) -> Tensor:
+        return self.split.all_reduce_(super().l0_of(output))
 
     @override
     def n_dead_latents(self) -> int:

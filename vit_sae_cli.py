@@ -138,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_search(commands)
     _add_convert(commands)
     _add_card(commands)
+    _add_zoo(commands)
     _add_export(commands)
     _add_explore(commands)
     return parser
@@ -988,6 +989,17 @@ def _add_convert(commands) -> None:
     command.add_argument(
         "--dtype", choices=["float32", "float16", "bfloat16"], help="default: float32"
     )
+
+
+def _add_zoo(commands) -> None:
+    command = _command(
+        commands,
+        "zoo",
+        "list released SAEs of vision transformers that can be opened by name",
+        "vit-sae zoo",
+        "vit-sae zoo clip-scope-l14",
+    )
+    command.add_argument("name", nargs="?", metavar="NAME", help="tell all about this one")
 
 
 def _add_card(commands) -> None:

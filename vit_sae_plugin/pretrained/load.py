@@ -15,6 +15,7 @@ from vit_sae_plugin.pretrained.format import Format
 from vit_sae_plugin.pretrained.kinds import FORMATS
 from vit_sae_plugin.pretrained.read_sae import ReadSAE
 from vit_sae_plugin.pretrained.source_files import HubError, SourceFiles, source_files
+from vit_sae_plugin.pretrained.zoo import zoo_source
 from vit_sae_plugin.tensor_files import UnreadableFileError
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def load_pretrained_sae(
     threshold, the statistics of its input) must be stated as an option; the error says which.
 
     Args:
-        source: ``KIND:PATH``, a file or folder, or ``KIND:ORG/REPO[/FILE]`` on the Hugging Face
-            hub. Kinds: ``patchsae``, ``msae``, ``prisma``, ``saev``, ``clipscope``,
+        source: the name of a released SAE (``vit-sae zoo`` lists them), or ``NAME/FILE`` where it
+            has several files; ``KIND:PATH``, a file or folder; or ``KIND:ORG/REPO[/FILE]`` on the
+            Hugging Face hub. Kinds: ``patchsae``, ``msae``, ``prisma``, ``saev``, ``clipscope``,
             ``overcomplete``, ``dictionary_learning``, ``sae_for_vlm``, ``dn_cbm``, ``sparsify``,
             ``visaebench``.
         device: where the SAE is put.
@@ -70,13 +72,15 @@ def load_pretrained_sae(
         ``sae.save_model(folder)`` makes a SAELens folder of it.
 
     Raises:
-        ValueError: an unknown kind or option; a file that is damaged or asks to run code; settings
-            that contradict the weights; something missing that must be stated.
+        ValueError: an unknown name, kind or option; a file that is damaged or asks to run code;
+            settings that contradict the weights; something missing that must be stated.
         FileNotFoundError: no such file, or no single one.
         HubError: the hub can't be reached, or hasn't got it.
     """
     from sae_lens import SAE
 
+    if ":" not in source:
+        source = zoo_source(source)
     kind, _, place = source.partition(":")
     config, weights = read_pretrained(kind, place, device=device, dtype=dtype, **options)
     missing = [

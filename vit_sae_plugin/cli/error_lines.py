@@ -58,9 +58,10 @@ def _explained(error: BaseException) -> str | None:
         return text
     from vit_sae_plugin.datasets import NoReadableImagesError, UnreadableImageError
     from vit_sae_plugin.datasets.image_loader import WorkerDiedError
-    from vit_sae_plugin.training import DivergedError
+    from vit_sae_plugin.training import DivergedError, RankLostError
 
-    ours = (NoReadableImagesError, UnreadableImageError, WorkerDiedError, DivergedError)
+    ours: tuple[type[Exception], ...] = (NoReadableImagesError, UnreadableImageError)
+    ours += (WorkerDiedError, DivergedError, RankLostError)
     return text if isinstance(error, ours) else None
 
 

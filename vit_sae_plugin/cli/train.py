@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vit_sae_plugin.cli.devices import chosen_device
 from vit_sae_plugin.cli.output_folders import check_output_folder
@@ -20,6 +20,7 @@ _FIRST_ARCHITECTURE = "patchsae"
 def run(args: argparse.Namespace) -> int:
     """Train, and say where the SAE is."""
     from vit_sae_plugin.training import (
+        RankLostError,
         TrainingInterruptedError,
         load_preset,
         preset_names,
@@ -39,21 +40,40 @@ def run(args: argparse.Namespace) -> int:
         settings = load_preset(args.preset) if args.preset else _settings_of_file(args.config)
         runner = _new_runner(_with_flags(settings, args), args)
     cfg = runner.cfg
-    print(
+    _say(
+        runner,
         f"{cfg.sae.architecture()} with {cfg.sae.d_sae:,} latents on {_rows_in_words(runner)} "
         f"(width {cfg.sae.d_in}), {cfg.training_tokens:,} tokens in "
-        f"{cfg.total_training_steps:,} steps, on {cfg.device}",
+        f"{cfg.total_training_steps:,} steps, on {_place(runner)}",
         file=sys.stderr,
     )
     try:
         runner.run()
     except TrainingInterruptedError as stopped:
-        print(f"vit-sae train: {stopped}", file=sys.stderr)
+        _say(runner, f"vit-sae train: {stopped}", file=sys.stderr)
         return 130
-    print(f"The SAE is in {cfg.output_path}/sae")
-    print(f"Measure it:  vit-sae eval {cfg.output_path}/sae --images SOURCE")
-    print(f"Look at it:  vit-sae analyze {cfg.output_path}/sae --images SOURCE --report report/")
+    except RankLostError as lost:
+        if not runner.is_first and not str(lost).startswith("rank 0 "):
+            return 1  # the first of the processes says why
+        raise
+    _say(runner, f"The SAE is in {cfg.output_path}/sae")
+    _say(runner, f"Measure it:  vit-sae eval {cfg.output_path}/sae --images SOURCE")
+    look = f"vit-sae analyze {cfg.output_path}/sae --images SOURCE --report report/"
+    _say(runner, f"Look at it:  {look}")
     return 0
+
+
+def _say(runner: ViTSAETrainingRunner, line: str, file: TextIO | None = None) -> None:
+    """Print a line once, however many processes train together."""
+    if runner.is_first:
+        print(line, file=file, flush=True)
+
+
+def _place(runner: ViTSAETrainingRunner) -> str:
+    if runner.ranks is None:
+        return runner.cfg.device
+    device = runner.cfg.device.partition(":")[0]
+    return f"{runner.ranks.n_ranks} processes ({device})"
 
 
 def _rows_in_words(runner: ViTSAETrainingRunner) -> str:

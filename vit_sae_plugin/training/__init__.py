@@ -11,6 +11,7 @@ from vit_sae_plugin.training.presets import (
     preset_names,
     preset_summary,
 )
+from vit_sae_plugin.training.ranks import RankLostError, Ranks
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.sweep import Sweep, SweepResults, ViTSAESweepRunner
@@ -22,6 +23,8 @@ __all__ = [
     "CheckpointFolder",
     "DamagedCheckpointError",
     "DivergedError",
+    "RankLostError",
+    "Ranks",
     "Sweep",
     "SweepResults",
     "TrainingInterruptedError",

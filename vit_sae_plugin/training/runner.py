@@ -202,7 +202,7 @@ class ViTSAETrainingRunner:
             return self._run_locked()
 
     def _run_locked(self) -> TrainingSAE[Any]:
-        if self.cfg.run_folder is None or not self._writes:
+        if self.cfg.run_folder is None or not self.is_first:
             return self._run()
         self.cfg.run_folder.mkdir(parents=True, exist_ok=True)
         with locked(self.cfg.run_folder):
@@ -210,8 +210,8 @@ class ViTSAETrainingRunner:
             return self._run()
 
     @property
-    def _writes(self) -> bool:
-        """Whether this process writes files and says something: of several, the first."""
+    def is_first(self) -> bool:
+        """Whether this process writes files and says something: it is alone, or rank 0."""
         return self.ranks is None or self.ranks.is_first
 
     @property
@@ -249,10 +249,10 @@ class ViTSAETrainingRunner:
         Args:
             settings: what else ``Trainee`` takes.
         """
-        cfg, wandb = self.cfg, WeightsAndBiases(self.cfg, writes=self._writes)
+        cfg, wandb = self.cfg, WeightsAndBiases(self.cfg, writes=self.is_first)
         with self._compiled_sae(), wandb.run():
             trainer = self._trainer()
-            metrics_file = prepare_run_folder(cfg) if self._writes else None
+            metrics_file = prepare_run_folder(cfg) if self.is_first else None
 
             def report(metrics: dict[str, Any]) -> None:
                 if metrics_file is not None:
@@ -261,7 +261,7 @@ class ViTSAETrainingRunner:
 
             yield Trainee(
                 trainer,
-                checkpoints=checkpoints_of(cfg) if self._writes else None,
+                checkpoints=checkpoints_of(cfg) if self.is_first else None,
                 run_state=self._run_state(),
                 on_checkpoint=self._save_skipped,
                 report=report,
@@ -314,7 +314,7 @@ class ViTSAETrainingRunner:
 
     def _evaluation(self, trainer: ViTSAETrainer) -> Callable[[], dict[str, float]]:
         cfg, model = self.cfg, self.model
-        if self.eval_images is None or model is None or not self._writes:
+        if self.eval_images is None or model is None or not self.is_first:
             return dict
         held_out = HeldOutImages(
             model,
@@ -379,7 +379,7 @@ class ViTSAETrainingRunner:
             with restoring(checkpoint):
                 trainee.restore(checkpoint)
         folder = Path(self.cfg.output_path or "")
-        if self._writes:
+        if self.is_first:
             MetricsFile(folder / METRICS_FILE).rewind(trainee.n_steps)
         skipped_file = folder / SKIPPED_FILE
         if self.store.skipped is not None and skipped_file.is_file():
@@ -407,7 +407,7 @@ class ViTSAETrainingRunner:
             sae.cfg.metadata.l0 = trainee.l0
         sae.cfg.metadata.input_scaling = None
         sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
-        if self.cfg.run_folder is None or not self._writes:
+        if self.cfg.run_folder is None or not self.is_first:
             return
         self._save_skipped()
 

@@ -65,6 +65,8 @@ class TrainingLoop:
         self.ranks = ranks
         self._interrupt: InterruptRequest | None = None
         if ranks is not None:
+            if not isinstance(store, RowStore):
+                raise ValueError(f"the rows are {store!r}; want those of one SAE, to be shared")
             store.take_share(ranks.rank, ranks.n_ranks, self._gather)
         self._saved_at = time.monotonic()
 

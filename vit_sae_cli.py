@@ -342,7 +342,10 @@ def _add_cache(commands) -> None:
         help="of the cluster, such as 'auto' (default: RAY_ADDRESS, or one on this machine)",
     )
     how.add_argument(
-        "--gpus-per-task", type=float, default=0, metavar="X", help="that Ray reserves (default: 0)"
+        "--gpus-per-task",
+        type=float,
+        metavar="X",
+        help="that Ray reserves (default: 1 if the cluster has any)",
     )
     other = command.add_argument_group("what to do with a cache that is there")
     other = other.add_mutually_exclusive_group()

@@ -47,7 +47,7 @@ def _write(args: argparse.Namespace, begun: CachePlan | None) -> int:
     from vit_sae_plugin.datasets import open_images
 
     check_output_folder(args.folder, "another name")
-    if args.engine != "ray" and (args.ray_address or args.gpus_per_task):
+    if args.engine != "ray" and (args.ray_address or args.gpus_per_task is not None):
         raise ValueError("--ray-address and --gpus-per-task go with --engine ray")
     images = open_images(args.images)
     model = _model(args, begun)
@@ -91,7 +91,7 @@ def _write(args: argparse.Namespace, begun: CachePlan | None) -> int:
             load_model=lambda: _model(args, begun or plan),
             address=args.ray_address,
             n_workers=args.n_workers,
-            gpus_per_task=args.gpus_per_task,
+            gpus_per_task=0 if args.device == "cpu" else args.gpus_per_task,
         )
     else:
         cache = write_shards(plan, model, images, n_workers=args.n_workers, progress=speaks)

@@ -44,7 +44,7 @@ def write_shards_with_ray(
     address: str | None = None,
     n_workers: int = 0,
     cpus_per_task: float = 1,
-    gpus_per_task: float = 0,
+    gpus_per_task: float | None = None,
     max_retries: int = 3,
     progress: bool = True,
 ) -> ActivationCache:
@@ -63,7 +63,9 @@ def write_shards_with_ray(
         address: of a Ray cluster, such as `"auto"`; None: the `RAY_ADDRESS` variable's, one that is
             connected already, or a new one on this machine.
         n_workers: processes that decode images, for each task.
-        cpus_per_task, gpus_per_task: what Ray reserves for a task.
+        cpus_per_task: what Ray reserves for a task.
+        gpus_per_task: as well, such as 0.5 where two share a GPU; 0: none is used. None: 1 if the
+            cluster has any.
         max_retries: how often a task is run again after its process died.
         progress: show a progress bar.
 
@@ -88,12 +90,6 @@ def write_shards_with_ray(
             f"the cache {plan.folder} isn't of {source.name} [{short(fingerprint)}]; want the "
             "images that it was begun with"
         )
-    task = ray.remote(
-        num_cpus=cpus_per_task,
-        num_gpus=gpus_per_task,
-        max_retries=max_retries,
-        max_calls=0,  # a process keeps its model for the next shard, on a GPU too
-    )(_write)
     bar = tqdm(
         total=sum(shard.n_images for shard in shards),
         desc="Caching activations",
@@ -102,6 +98,15 @@ def write_shards_with_ray(
     )
     with _connected(ray, address), bar:
         bar.update(sum(shard.n_images for shard in shards if shard.number in finished))
+        n_gpus = gpus_per_task
+        if n_gpus is None:
+            n_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+        task = ray.remote(
+            num_cpus=cpus_per_task,
+            num_gpus=n_gpus,
+            max_retries=max_retries,
+            max_calls=0,  # a process keeps its model for the next shard, on a GPU too
+        )(_write)
         n_images = {s.number: s.n_images for s in shards if s.number not in finished}
         # the plan and the images go to each machine once
         given = (ray.put(plan), ray.put(images), ray.put(load_model), n_workers)
@@ -193,7 +198,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # 0 GPUs hides them all
     try:
         import ray
     except ImportError as error:

@@ -213,9 +213,12 @@ def test_a_claim_without_locks_changes_while_it_is_held(tmp_path, monkeypatch) -
     claim = ShardClaims(tmp_path).take(0)
     path = tmp_path / "claims" / "shard-000000.lock"
     beats = 0
-    while beats < 2:
+    for _ in range(2000):
         time.sleep(0.01)
         beats = json.loads(path.read_text()).get("beats", 0)
+        if beats >= 2:
+            break
+    assert beats >= 2
     claim.release()
     time.sleep(0.05)
     assert not path.exists()

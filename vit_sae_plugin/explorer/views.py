@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from PIL import Image
@@ -21,7 +22,7 @@ _SHELF_SIZE = 64
 def head_view(explorer: Explorer) -> str:
     """What the page is about."""
     adapted = explorer.sides.get("adapted")
-    beside = "" if adapted is None else f", beside {adapted.model.model_name}"
+    beside = "" if adapted is None else f", beside {Path(adapted.model.model_name).name}"
     seen = f"seen on {explorer.atlas.info.n_images:,} images of {explorer.images.name}"
     return (
         '<header><div class="buttons"><label class="drop">Drop a photograph anywhere, or '
@@ -102,7 +103,8 @@ def answer_view(visit: Visit) -> str:
         parts.append(f'<div class="side">{title}{shown}{turned}</div>')
     pinned = " · ".join(_verdict(found) for found in predictions.values()) if n else ""
     return (
-        f'<div class="answers">{"".join(parts)}</div><div class="under">{undo}</div>'
+        f'<div class="answers{" two" if len(parts) > 1 else ""}">{"".join(parts)}</div>'
+        f'<div class="under">{undo}</div>'
         f'<p class="verdict pinned">{pinned}</p>'
     )
 
@@ -226,7 +228,7 @@ def _row(
         f'style="width:{100 * abs(value) / largest:.1f}%"></i></span>'
         for value in one.values
     )
-    numbers = " · ".join(f"{value:+.2f}" if is_signed else f"{value:.2f}" for value in one.values)
+    numbers = "<br>".join(f"{value:+.2f}" if is_signed else f"{value:.2f}" for value in one.values)
     numbers = numbers.replace("-", "−")
     color = f"--color:{one.color}" if one.color else ""
     can_color = (

@@ -23,6 +23,8 @@ from vit_sae_plugin.fingerprints import (
 )
 
 STATE = "run_state.json"
+SHARD_FILES = "shard-*.safetensors"
+"""Of a checkpoint that several processes wrote, each the part of the weights that it holds."""
 N_NEWEST_KEPT = 2
 _STEP_FOLDER = "step_*"
 _GO_ON = "delete this checkpoint to go on from the one before"
@@ -41,6 +43,9 @@ class CheckpointFolder:
     Args:
         path: the folder of checkpoints; made when the first one is saved.
     """
+
+    takes_all_processes = False
+    """Whether ``save`` must be called by several processes at once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

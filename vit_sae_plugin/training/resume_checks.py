@@ -9,7 +9,8 @@ from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 MAY_CHANGE = frozenset(
     "device model_device act_store_device sae.device n_workers dataset_path output_path "
     "checkpoint_path checkpoint_every_minutes n_checkpoints resume_from_checkpoint "
-    "log_every_n_steps logger verbose eval_every_n_steps eval_dataset_path n_eval_images".split()
+    "n_latent_shards log_every_n_steps logger verbose eval_every_n_steps eval_dataset_path "
+    "n_eval_images".split()
 )
 """Settings that don't alter the result (images are compared by their fingerprint)."""
 

@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens.config import LanguageModelSAERunnerConfig
@@ -31,12 +32,12 @@ from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.saes import new_training_sae
 from vit_sae_plugin.training.cached_rows import store_of_cache
-from vit_sae_plugin.training.checkpoints import read_state, restoring
+from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state, restoring
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
 from vit_sae_plugin.training.ranks.data_parallel import DataParallelTrainer
-from vit_sae_plugin.training.ranks.process_group import Ranks
+from vit_sae_plugin.training.ranks.process_group import Ranks, n_ranks_started
 from vit_sae_plugin.training.ranks.shared_run import config_of_rank, connected, path_from_first
 from vit_sae_plugin.training.resume_checks import (
     check_same_input,
@@ -60,6 +61,9 @@ from vit_sae_plugin.training.training_loop import TrainingLoop
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 from vit_sae_plugin.training.weights_and_biases import WeightsAndBiases
+
+if TYPE_CHECKING:
+    from vit_sae_plugin.training.split_latents import LatentSplit
 
 
 class ViTSAETrainingRunner:
@@ -151,6 +155,7 @@ class ViTSAETrainingRunner:
                 "activations of held-out images; want 0, or override_model="
             )
         _check_width(cfg, self.store.d_in)
+        self.split = self._latent_split(override_sae)
         self.sae = override_sae if override_sae is not None else self._new_sae()
         self.sae.to(cfg.device)
         self._set_metadata()
@@ -167,6 +172,8 @@ class ViTSAETrainingRunner:
     ) -> ViTSAETrainingRunner:
         """The runner of a run that was stopped; its ``run`` goes on from the last checkpoint.
 
+        Latents that were split over processes are now split over as many as there are.
+
         Args:
             run_folder: the run's folder.
             override_images, override_model, override_store, override_eval_images: as the run
@@ -178,6 +185,8 @@ class ViTSAETrainingRunner:
             ValueError: a change that would alter the result.
         """
         cfg = load_config(Path(run_folder), **changes)
+        if cfg.n_latent_shards > 1 and "n_latent_shards" not in changes:
+            cfg = replace(cfg, n_latent_shards=n_ranks_started())
         return cls(
             cfg,
             override_images,
@@ -261,7 +270,7 @@ class ViTSAETrainingRunner:
 
             yield Trainee(
                 trainer,
-                checkpoints=checkpoints_of(cfg) if self.is_first else None,
+                checkpoints=self._checkpoints(trainer),
                 run_state=self._run_state(),
                 on_checkpoint=self._save_skipped,
                 report=report,
@@ -295,11 +304,45 @@ class ViTSAETrainingRunner:
             "n_parts": cfg.train_batch_parts,
         }
         sae_trainer_cfg = cfg.to_sae_trainer_config()
+        if self.split is not None:
+            from vit_sae_plugin.training.split_latents import SplitLatentsTrainer
+
+            return SplitLatentsTrainer(
+                sae_trainer_cfg, self.sae, self.store, ranks=self.ranks, **settings
+            )
         if self.ranks is None:
             return ViTSAETrainer(sae_trainer_cfg, self.sae, self.store, **settings)
         return DataParallelTrainer(
             sae_trainer_cfg, self.sae, self.store, ranks=self.ranks, **settings
         )
+
+    def _latent_split(self, override_sae: TrainingSAE[Any] | None) -> LatentSplit | None:
+        """The share of the latents that this process holds; None: all."""
+        n_shards = self.cfg.n_latent_shards
+        if n_shards == 1:
+            return None
+        n_processes = 1 if self.ranks is None else self.ranks.n_ranks
+        if n_processes != n_shards:
+            raise ValueError(
+                f"n_latent_shards is {n_shards}, but the number of processes {n_processes}; want "
+                f"one for each: torchrun --nproc-per-node {n_shards} --no-python vit-sae train …"
+            )
+        if override_sae is not None:
+            raise ValueError(
+                f"override_sae= is a whole SAE, but n_latent_shards is {n_shards}; want one of the "
+                "two"
+            )
+        from vit_sae_plugin.training.split_latents import LatentSplit
+
+        return LatentSplit.of_all_processes(self.cfg.device, self.ranks)
+
+    def _checkpoints(self, trainer: ViTSAETrainer) -> CheckpointFolder | None:
+        checkpoints = checkpoints_of(self.cfg)
+        if self.split is None or self.ranks is None or checkpoints is None:
+            return checkpoints if self.is_first else None
+        from vit_sae_plugin.training.split_latents import SharedCheckpoints
+
+        return SharedCheckpoints(checkpoints.path, self.ranks, trainer.write_files)
 
     def _open_images(self, override_images: Any) -> ImageSource:
         if override_images is not None:
@@ -330,6 +373,10 @@ class ViTSAETrainingRunner:
     def _new_sae(self) -> TrainingSAE[Any]:
         # The global generator gives the initial weights; on the CPU they are the same everywhere.
         with temporary_seed(self.cfg.seed):
+            if self.split is not None:
+                from vit_sae_plugin.training.split_latents import split_training_sae
+
+                return split_training_sae(self.cfg.sae, self.split, device="cpu")
             return new_training_sae(self.cfg.sae, device="cpu")
 
     def _set_metadata(self) -> None:
@@ -387,7 +434,7 @@ class ViTSAETrainingRunner:
         return checkpoint
 
     def _save_skipped(self) -> None:
-        if self.cfg.run_folder is not None and self.store.skipped is not None:
+        if self.is_first and self.cfg.run_folder is not None and self.store.skipped is not None:
             self.store.skipped.save(self.cfg.run_folder / SKIPPED_FILE)
 
     def finish(self, trainee: Trainee) -> None:
@@ -407,13 +454,17 @@ class ViTSAETrainingRunner:
             sae.cfg.metadata.l0 = trainee.l0
         sae.cfg.metadata.input_scaling = None
         sae.cfg.metadata.share_grad_norm_above_1 = trainer.share_of_steps_above_max_norm
-        if self.cfg.run_folder is None or not self.is_first:
+        if self.cfg.run_folder is None:
+            return
+        sparsity = trainer.log_feature_sparsity
+        if not self.is_first:
+            trainer.write_sae(None)
             return
         self._save_skipped()
 
         def write(folder: Path) -> None:
-            sae.save_inference_model(folder)
-            save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+            trainer.write_sae(folder)
+            save_file({"sparsity": sparsity}, folder / SPARSITY_FILENAME)
             (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
             write_manifest(folder)
 

@@ -185,6 +185,12 @@ class ViTSAERunnerConfig:
     n_eval_images: int = 256
     """How many of them to measure on."""
 
+    n_latent_shards: int = 1
+    """Split the SAE's latents over this many processes, each of which then holds its share of the
+    weights, their gradients and the optimizer's state: for SAEs too wide for one device. Started by
+    ``torchrun --nproc-per-node N`` with as many. For ``patchsae``, ``topk``, ``topk_ghost`` and
+    ``matryoshka_topk``."""
+
     output_path: str | None = "output"
     """The run's folder; the finished SAE is in ``sae`` inside it. None: write nothing."""
     checkpoint_path: str | None = None
@@ -212,6 +218,7 @@ class ViTSAERunnerConfig:
         self._check_sizes()
         self._check_optimizer()
         self._check_outputs()
+        self._check_latent_shards()
 
     @property
     def total_training_steps(self) -> int:
@@ -381,7 +388,7 @@ class ViTSAERunnerConfig:
         names = (
             "training_tokens train_batch_size_tokens store_batch_size_images n_batches_in_buffer "
             "n_restart_cycles dead_feature_window feature_sampling_window "
-            "n_batches_for_norm_estimate log_every_n_steps n_eval_images"
+            "n_batches_for_norm_estimate log_every_n_steps n_eval_images n_latent_shards"
         )
         check_positive(**{name: getattr(self, name) for name in names.split()})
         for name in (
@@ -444,4 +451,22 @@ class ViTSAERunnerConfig:
                 raise ValueError(
                     f"n_checkpoints is {self.n_checkpoints} but output_path is None; want the "
                     "run's folder as output_path, or no checkpoints"
+                )
+
+    def _check_latent_shards(self) -> None:
+        n_shards = self.n_latent_shards
+        if n_shards == 1:
+            return
+        from vit_sae_plugin.training.split_latents.splittable import check_splittable
+
+        check_splittable(self.sae, n_shards)
+        for name, value, plain in (
+            ("compile_sae", self.compile_sae, False),
+            ("logger.log_to_wandb", self.logger.log_to_wandb, False),
+            ("eval_every_n_steps", self.eval_every_n_steps, 0),
+        ):
+            if value != plain:
+                raise ValueError(
+                    f"{name} is {value} with n_latent_shards={n_shards}; want {plain}: it needs "
+                    "all latents in one process"
                 )

@@ -9,14 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_sae_plugin.saes.saved_sae import check_finite_weights
-from vit_sae_plugin.training.checkpoint_weights import load_weights, save_weights
 from vit_sae_plugin.training.checkpoints import (
     CheckpointFolder,
     DamagedCheckpointError,
@@ -91,6 +89,11 @@ class Trainee:
     def n_steps(self) -> int:
         """Training steps done."""
         return self.trainer.n_training_steps
+
+    @property
+    def saves_with_others(self) -> bool:
+        """Whether a checkpoint takes several processes at once."""
+        return self.checkpoints is not None and self.checkpoints.takes_all_processes
 
     @property
     def is_finished(self) -> bool:
@@ -201,8 +204,7 @@ class Trainee:
         """Put SAE, trainer and random generators where they were at a checkpoint."""
         state = read_state(checkpoint)
         trainer = self.trainer
-        load_weights(trainer.sae, checkpoint)
-        trainer.load_trainer_state(checkpoint)
+        trainer.read_files(checkpoint)
         scaling = trainer.activation_scaler.scaling_factor
         if scaling is not None and not (isinstance(scaling, float) and 0 < scaling < math.inf):
             raise DamagedCheckpointError(
@@ -232,9 +234,7 @@ class Trainee:
         )
 
     def _write_files(self, folder: Path) -> None:
-        save_weights(self.trainer.sae, self.trainer.activation_scaler.whitening, folder)
-        self.trainer.save_trainer_state(folder)
-        save_file({"sparsity": self.trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+        self.trainer.write_files(folder)
         save_file(generator_states(), folder / RNG_FILE)
 
 

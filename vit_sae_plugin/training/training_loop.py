@@ -117,7 +117,8 @@ class TrainingLoop:
                 batch = wait_for(self._next_batch)
             except Exception:
                 if step > 0:
-                    self._save(here, position)
+                    # the others may be anywhere now
+                    self._save([each for each in here if not each.saves_with_others], position)
                 raise
             if batch is None:
                 self._stop(here, position, step)
@@ -201,8 +202,10 @@ class TrainingLoop:
     def _save_if_due(self, trainees: list[Trainee]) -> None:
         """Save all of them if any is due, so that they can go on together."""
         keep = [trainee.passes_threshold() for trainee in trainees]
-        minutes = (time.monotonic() - self._saved_at) / 60
-        if trainees and (any(keep) or minutes >= self.checkpoint_every_minutes):
+        due = (time.monotonic() - self._saved_at) / 60 >= self.checkpoint_every_minutes
+        if self.ranks is not None and any(trainee.saves_with_others for trainee in trainees):
+            due = self.ranks.any(due)
+        if trainees and (any(keep) or due):
             self._save(trainees, self.store.state_dict(), keep)
 
     def _save(

@@ -12,21 +12,26 @@ dozen, and rounds in another order.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
+from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.training.types import DataProvider
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from typing_extensions import override
 
 from vit_sae_plugin.saes.firing_counts import firing_counts
 from vit_sae_plugin.training.batch_parts import check_parts, step_in_parts
+from vit_sae_plugin.training.checkpoint_weights import load_weights, save_weights
+from vit_sae_plugin.training.checkpoints import SHARD_FILES
 
 SAE_LENS_MAX_NORM = 1.0
 
@@ -104,6 +109,32 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def input_is_finite(self, output: TrainStepOutput) -> Tensor:
         """Whether all rows of a step's batch are finite."""
         return torch.isfinite(output.sae_in).all()
+
+    def write_sae(self, folder: Path | None) -> None:
+        """Write the SAE for use; where several processes hold it, all must call this.
+
+        Args:
+            folder: where to; None: this process writes nothing.
+        """
+        if folder is not None:
+            self.sae.save_inference_model(folder)
+
+    def write_files(self, folder: Path) -> None:
+        """Write what of a checkpoint is the trainer's and its SAE's."""
+        save_weights(self.sae, self.activation_scaler.whitening, folder)
+        self.save_trainer_state(folder)
+        save_file({"sparsity": self.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+
+    def read_files(self, folder: Path) -> None:
+        """Go on from what ``write_files`` wrote, here or in processes that shared the latents."""
+        if any(folder.glob(SHARD_FILES)):
+            # takes a second to import, and few have such checkpoints
+            from vit_sae_plugin.training.split_latents import LatentSplit, load_split
+
+            load_split(self, LatentSplit(), folder)
+            return
+        load_weights(self.sae, folder)
+        self.load_trainer_state(folder)
 
     @torch.no_grad()
     def l0_of(self, output: TrainStepOutput) -> Tensor:

@@ -17,11 +17,9 @@ from vit_sae_plugin.training import ViTSAETrainer
 from vit_sae_plugin.training.split_latents import (
     LatentSplit,
     SplitLatentsTrainer,
-    load_split,
-    save_rest,
-    save_shards,
     split_training_sae,
 )
+from vit_sae_plugin.training.split_latents.latent_split import LATENT_DIMENSION
 from vit_sae_plugin.training.training_metrics import step_metrics
 
 D_IN, D_SAE, N_ROWS, N_STEPS = 16, 48, 64, 50
@@ -92,12 +90,11 @@ def new_trainer(name: str, split: LatentSplit | None) -> ViTSAETrainer:
         n_checkpoints=0,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    own_cfg = type(cfg).from_dict(cfg.to_dict())
     if split is None:
-        sae = TrainingSAE.from_dict(own_cfg.to_dict())
+        sae = TrainingSAE.from_dict(type(cfg).from_dict(cfg.to_dict()).to_dict())
         _silence_some(sae, slice(0, D_SAE))
         return ViTSAETrainer(trainer_cfg, sae, iter(()), **settings)
-    split_sae = split_training_sae(own_cfg, split)
+    split_sae = split_training_sae(cfg, split)
     _silence_some(split_sae, split.own(D_SAE))
     return SplitLatentsTrainer(trainer_cfg, split_sae, iter(()), **settings)
 
@@ -122,21 +119,18 @@ def train(
     return metrics
 
 
-def save_checkpoint(trainer: SplitLatentsTrainer, folder: Path) -> None:
-    save_shards(trainer, folder)
-    if trainer.split.is_first:
-        save_rest(trainer, folder)
-
-
 def resumed(name: str, split: LatentSplit, folder: Path) -> SplitLatentsTrainer:
     trainer = new_trainer(name, split)
-    load_split(trainer, folder)
+    trainer.read_files(folder)
     return trainer
 
 
 def whole_weights(trainer: SplitLatentsTrainer) -> dict[str, Tensor]:
     """All weights and counters, of which every process gathers all."""
-    shards = trainer.sae.shards()
+    shards = {
+        name: trainer.split.as_global(tensor, LATENT_DIMENSION.get(name))
+        for name, tensor in trainer.sae.state_dict().items()
+    }
     for name in ("act_freq_scores", "n_forward_passes_since_fired"):
         shards[name] = trainer.split.as_global(getattr(trainer, name), 0)
     if trainer.split.mesh is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import sae_lens
 import torch
 from safetensors.torch import load_file
 
+from tests.training.ranks.processes import Processes
+from tests.training.split_latents.shared_training import share_latents
 from tests.training.split_latents.short_runs import (
     CASES,
     D_IN,
@@ -20,7 +20,6 @@ from tests.training.split_latents.short_runs import (
     draw_batches,
     new_trainer,
     resumed,
-    save_checkpoint,
     tied_rows_of_latents,
     train,
     whole_weights,
@@ -53,19 +52,9 @@ def two(tmp_path_factory, plain):
     for name in CASES:
         trainer = new_trainer(name, ONE)
         train(trainer, draw_batches(), 25)
-        save_checkpoint(trainer, folder / name / "of one")
+        trainer.write_files(folder / name / "of one")
         (folder / name / "sae").mkdir()
-    command = [sys.executable, "-m", "tests.training.split_latents.worker", str(folder)]
-    workers = [
-        subprocess.Popen([*command, str(rank), "2"], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=900)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)[-3000:]
+    Processes(2, lambda: share_latents(folder), folder / "logs").end()
     return folder
 
 

@@ -87,7 +87,7 @@ class Ranks:
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Put the sum over all ranks in place of each rank's values; the same bits in all."""
-        with self._together():
+        with self.together():
             dist.all_reduce(tensor)
         return tensor
 
@@ -98,7 +98,7 @@ class Ranks:
     def stack(self, values: Float[Tensor, "*axes"]) -> Float[Tensor, "n_ranks *axes"]:
         """The values of each rank, which have the same shape in all, in order of rank."""
         everyones = [torch.empty_like(values) for _ in range(self.n_ranks)]
-        with self._together():
+        with self.together():
             dist.all_gather(everyones, values)
         return torch.stack(everyones)
 
@@ -125,7 +125,7 @@ class Ranks:
 
     def copy_first_(self, tensors: Sequence[Tensor]) -> None:
         """Put rank 0's values in place of each rank's."""
-        with self._together():
+        with self.together():
             for tensor in tensors:
                 # as bytes, for not every type of number can travel by gloo
                 values = tensor.detach().contiguous().flatten()
@@ -153,7 +153,8 @@ class Ranks:
             dist.destroy_process_group()
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
+        """The time of an exchange: if it breaks, a ``RankLostError`` says why."""
         try:
             yield
         except torch.OutOfMemoryError:

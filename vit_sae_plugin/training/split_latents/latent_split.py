@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from vit_sae_plugin.training.ranks.process_group import Ranks
 
 LATENTS = "latents"
 """Name of the mesh's dimension over which latents are split."""
@@ -30,9 +33,25 @@ class LatentSplit:
     Args:
         mesh: a one-dimensional mesh of the processes that share the latents, in the order of their
             ranges; None: this process holds them all, and nothing is sent.
+        ranks: the same processes, to say which of them has ended if an exchange breaks.
     """
 
     mesh: DeviceMesh | None = None
+    ranks: Ranks | None = None
+
+    @classmethod
+    def of_all_processes(cls, device: str, ranks: Ranks | None = None) -> LatentSplit:
+        """A range for each of the processes that ``torch.distributed`` connects.
+
+        Args:
+            device: where the SAE is trained.
+            ranks: see the class.
+        """
+        n_processes = (dist.get_world_size(),)
+        return cls(
+            init_device_mesh(torch.device(device).type, n_processes, mesh_dim_names=(LATENTS,)),
+            ranks,
+        )
 
     @property
     def n_shards(self) -> int:
@@ -61,7 +80,8 @@ class LatentSplit:
     def all_reduce_(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """Sum (or reduce otherwise) over all shards, in place; all get the same bits."""
         if self.mesh is not None:
-            dist.all_reduce(tensor, op=op, group=self.mesh.get_group())
+            with self._together():
+                dist.all_reduce(tensor, op=op, group=self.mesh.get_group())
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -69,14 +89,28 @@ class LatentSplit:
         if self.mesh is None:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.n_shards)]
-        dist.all_gather(parts, tensor.contiguous(), group=self.mesh.get_group())
+        with self._together():
+            dist.all_gather(parts, tensor.contiguous(), group=self.mesh.get_group())
         return torch.stack(parts)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Give all shards the first one's values, in place."""
         if self.mesh is not None:
-            dist.broadcast(tensor, group=self.mesh.get_group(), group_src=0)
+            with self._together():
+                dist.broadcast(tensor, group=self.mesh.get_group(), group_src=0)
         return tensor
+
+    def fetch(self, own: Tensor, shard: int) -> Tensor:
+        """On the first process a shard's tensor; all have one of the same shape."""
+        if self.mesh is None or shard == 0:
+            return own
+        with self._together():
+            if self.shard == shard:
+                dist.send(own, group=self.mesh.get_group(), group_dst=0)
+            elif self.is_first:
+                own = torch.empty_like(own)
+                dist.recv(own, group=self.mesh.get_group(), group_src=shard)
+        return own
 
     def total(self, count: Tensor) -> int:
         """The sum over shards of a number, as a plain one."""
@@ -93,3 +127,6 @@ class LatentSplit:
             return tensor
         placement: Placement = Replicate() if dimension is None else Shard(dimension)
         return DTensor.from_local(tensor.detach(), self.mesh, [placement], run_check=False)
+
+    def _together(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.ranks is None else self.ranks.together()

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
 
-from .latent_split import LATENT_DIMENSION, LatentSplit
-from .split_trainer import SplitLatentsTrainer
+from vit_sae_plugin.training.checkpoints import SHARD_FILES
 
-SHARDS_FOLDER = "shards"
+from .latent_split import LATENT_DIMENSION, LatentSplit
+
 _COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
 _NUMBERS = (
     "n_training_samples",
@@ -35,18 +36,63 @@ _NUMBERS = (
 )
 
 
-def save_shards(trainer: SplitLatentsTrainer, folder: Path) -> None:
-    """Write what is of single latents, and the weights, into ``shards/`` in a folder.
+def save_split(trainer: SAETrainer[Any, Any], split: LatentSplit, folder: Path) -> None:
+    """Write weights and training state into a folder, on a disk that all processes see.
 
-    Every process must call it, with the same folder, on a disk that all see.
+    Every process must call it: each writes its part, and the first one the rest.
+
+    Args:
+        trainer: of an SAE that holds this process's latents.
+        split: which they are.
+        folder: where to.
     """
-    writer = HuggingFaceStorageWriter(str(folder / SHARDS_FOLDER), save_distributed=True)
-    with _processes(trainer.split) as processes:
-        dcp.save(_shards(trainer), storage_writer=writer, **processes)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _processes(split) as processes:
+        dcp.save(_shards(trainer, split), storage_writer=writer, **processes)
+    if split.is_first:
+        _save_rest(trainer, folder)
 
 
-def save_rest(trainer: SplitLatentsTrainer, folder: Path) -> None:
-    """Write the rest of the training state into the folder; one process must call it."""
+def load_split(trainer: SAETrainer[Any, Any], split: LatentSplit, folder: Path) -> None:
+    """Read what ``save_split`` wrote, by whatever number of processes.
+
+    Every process must call it; one alone may too, with a trainer of the whole SAE. Parameters stay
+    where they are in memory.
+
+    Raises:
+        ValueError: a trainer of whole SAEs wrote the checkpoint.
+    """
+    if not any(folder.glob(SHARD_FILES)):
+        raise ValueError(
+            f"checkpoint {folder} has the latents in one piece; want n_latent_shards=1 to go on "
+            "from it"
+        )
+    trainer.activation_scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+    state = torch.load(
+        folder / TRAINER_STATE_FILENAME, map_location=trainer.cfg.device, weights_only=True
+    )
+    for name in _NUMBERS:
+        setattr(trainer, name, state[name])
+    trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for name, scheduler_state in state["coefficient_schedulers"].items():
+        trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
+    parameters = list(trainer.sae.parameters())
+    optimizer_state = {
+        number: {
+            **state["optimizer_counters"][number],
+            **{name: torch.zeros_like(parameters[number]) for name in moments},
+        }
+        for number, moments in state["optimizer_moments"].items()
+    }
+    trainer.optimizer.load_state_dict(
+        {"state": optimizer_state, "param_groups": state["param_groups"]}
+    )
+    reader = HuggingFaceStorageReader(str(folder))
+    with _processes(split) as processes:
+        dcp.load(_shards(trainer, split), storage_reader=reader, **processes)
+
+
+def _save_rest(trainer: SAETrainer[Any, Any], folder: Path) -> None:
     optimizer = trainer.optimizer.state_dict()
     schedulers = trainer.coefficient_schedulers.items()
     torch.save(
@@ -69,40 +115,12 @@ def save_rest(trainer: SplitLatentsTrainer, folder: Path) -> None:
     trainer.activation_scaler.save(str(folder / ACTIVATION_SCALER_CFG_FILENAME))
 
 
-def load_split(trainer: SplitLatentsTrainer, folder: Path) -> None:
-    """Read what ``save_shards`` and ``save_rest`` wrote, by whatever number of processes.
-
-    Every process must call it. Parameters stay where they are in memory.
-    """
-    trainer.activation_scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
-    state = torch.load(
-        folder / TRAINER_STATE_FILENAME, map_location=trainer.cfg.device, weights_only=True
-    )
-    for name in _NUMBERS:
-        setattr(trainer, name, state[name])
-    trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
-    for name, scheduler_state in state["coefficient_schedulers"].items():
-        trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
-    parameters = list(trainer.sae.parameters())
-    optimizer_state = {
-        number: {
-            **state["optimizer_counters"][number],
-            **{name: torch.zeros_like(parameters[number]) for name in moments},
-        }
-        for number, moments in state["optimizer_moments"].items()
-    }
-    trainer.optimizer.load_state_dict(
-        {"state": optimizer_state, "param_groups": state["param_groups"]}
-    )
-    reader = HuggingFaceStorageReader(str(folder / SHARDS_FOLDER))
-    with _processes(trainer.split) as processes:
-        dcp.load(_shards(trainer), storage_reader=reader, **processes)
-
-
-def _shards(trainer: SplitLatentsTrainer) -> dict[str, Tensor]:
+def _shards(trainer: SAETrainer[Any, Any], split: LatentSplit) -> dict[str, Tensor]:
     """All tensors by name, as ``DTensor``s that share the trainer's memory."""
-    split = trainer.split
-    shards = {f"sae.{name}": shard for name, shard in trainer.sae.shards().items()}
+    shards = {
+        f"sae.{name}": split.as_global(tensor, LATENT_DIMENSION.get(name))
+        for name, tensor in trainer.sae.state_dict().items()
+    }
     for name, parameter in trainer.sae.named_parameters():
         for entry, value in trainer.optimizer.state.get(parameter, {}).items():
             if not _is_counter(value):

@@ -19,6 +19,7 @@ and all of the loss ``L(x̂, …)``, which is the same everywhere. With ``g = �
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .initial_weights import draw_rows
-from .latent_split import LATENT_DIMENSION, LatentSplit
+from .latent_split import LatentSplit
 from .sum_over_shards import sum_over_shards
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class SplitLatents(_Base):
     """A range of the latents of an SAE in training; stands before its architecture among the bases.
 
     ``cfg`` is the whole SAE's. ``W_enc``, ``b_enc`` and ``W_dec`` are this process's part, in plain
-    tensors, on which every operator and optimizer runs at full speed; ``as_global`` shows them as
-    the ``DTensor``s that they are parts of. Initial weights are those that one process would draw
-    from the same generator, of which no process ever holds more than its part.
+    tensors, on which every operator and optimizer runs at full speed; ``LatentSplit.as_global``
+    shows them as the ``DTensor``s that they are parts of. Initial weights are those that one
+    process would draw from the same generator; no process ever holds more than its part of them.
 
     ``encode`` gives this process's latents of the row, and ``decode`` takes them and gives the
     whole reconstruction: every process must call it.
@@ -96,12 +97,15 @@ class SplitLatents(_Base):
         sae_out = self.hook_sae_recons(sum_over_shards(part, self.split) + self.own_bias)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
 
-    def shards(self) -> dict[str, Tensor]:
-        """All parameters and buffers by name, as the ``DTensor``s that these are parts of.
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Raise a ValueError: a part of an SAE is none."""
+        raise ValueError(
+            f"this is part {self.split.shard} of an SAE whose latents are split over "
+            f"{self.split.n_shards} processes; save the whole by save_whole_sae() in all of them"
+        )
 
-        They share this process's memory. With a single process they are the tensors themselves.
-        """
-        return {
-            name: self.split.as_global(tensor, LATENT_DIMENSION.get(name))
-            for name, tensor in self.state_dict().items()
-        }
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Raise a ValueError: a part of an SAE is none."""
+        return self.save_model(path)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.types import DataProvider
 from torch import Tensor
 from typing_extensions import override
 
+from vit_sae_plugin.training.ranks.process_group import Ranks
+from vit_sae_plugin.training.ranks.shared_scaler import SharedActivationScaler
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer, gradient_norm
 
 from .latent_split import LATENT_DIMENSION
+from .split_checkpoint import load_split, save_split
 from .split_sae import SplitLatents
+from .whole_sae import save_whole_sae
 
 
 class SplitLatentsTrainer(ViTSAETrainer):
@@ -25,8 +31,9 @@ class SplitLatentsTrainer(ViTSAETrainer):
     moves alike everywhere, and counts once in the gradient's norm.
 
     Args:
-        cfg, sae, data_provider, settings: as ``ViTSAETrainer``; every process must be given the
-            same rows.
+        cfg, sae, data_provider, settings: as ``ViTSAETrainer``.
+        ranks: the processes, if each is given a share of every batch's rows, which they then
+            collect; None: each is given all rows.
     """
 
     def __init__(
@@ -34,13 +41,38 @@ class SplitLatentsTrainer(ViTSAETrainer):
         cfg: SAETrainerConfig,
         sae: SplitLatents,
         data_provider: DataProvider,
+        *,
+        ranks: Ranks | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(cfg, sae, data_provider, **settings)
         self.split = sae.split
+        self.ranks = ranks
+        if ranks is not None:
+            self.activation_scaler = SharedActivationScaler(ranks)
         width = self.split.width(sae.cfg.d_sae)
         self.act_freq_scores = torch.zeros(width, device=cfg.device)
         self.n_forward_passes_since_fired = torch.zeros(width, device=cfg.device)
+
+    @override
+    def step(self, batch: Float[Tensor, "rows d_in"]) -> TrainStepOutput:
+        return super().step(self.whole_batch(batch))
+
+    @override
+    def whole_batch(self, rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "all_rows d_in"]:
+        return rows if self.ranks is None else self.ranks.gather_rows(rows)
+
+    @override
+    def write_sae(self, folder: Path | None) -> None:
+        save_whole_sae(self.sae, folder)
+
+    @override
+    def write_files(self, folder: Path) -> None:
+        save_split(self, self.split, folder)
+
+    @override
+    def read_files(self, folder: Path) -> None:
+        load_split(self, self.split, folder)
 
     @override
     @torch.no_grad()

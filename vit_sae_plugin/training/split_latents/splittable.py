@@ -39,11 +39,19 @@ def check_splittable(cfg: TrainingSAEConfig, n_shards: int) -> None:
         )
 
 
-def split_training_sae(cfg: TrainingSAEConfig, split: LatentSplit) -> SplitLatents:
+def split_training_sae(
+    cfg: TrainingSAEConfig, split: LatentSplit, device: str | None = None
+) -> SplitLatents:
     """This process's part of a new SAE, with its part of the initial weights of the whole.
+
+    Args:
+        cfg: the whole SAE's, of which a copy is kept.
+        split: which part.
+        device: where to put it; None: where ``cfg`` says.
 
     Raises:
         ValueError: this SAE's latents can't be split.
     """
     check_splittable(cfg, split.n_shards)
-    return _CLASSES[cfg.architecture()](cfg, split)
+    own_cfg = type(cfg).from_dict({**cfg.to_dict(), "device": device or cfg.device})
+    return _CLASSES[cfg.architecture()](own_cfg, split)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from torch import Tensor
 
@@ -76,21 +75,7 @@ def _blocks(part: Tensor, dimension: int | None, split: LatentSplit) -> Iterator
     if dimension == 0:
         for shard in range(split.n_shards):
             for rows in part.split(n_rows):
-                yield _fetch(rows, shard, split)
+                yield split.fetch(rows, shard)
     else:
         for rows in part.split(n_rows):
-            yield torch.cat([_fetch(rows, shard, split) for shard in range(split.n_shards)], dim=1)
-
-
-def _fetch(own: Tensor, shard: int, split: LatentSplit) -> Tensor:
-    """On the first process a shard's tensor; all have one of the same shape."""
-    if shard == 0 or split.mesh is None:
-        return own
-    group = split.mesh.get_group()
-    if split.shard == shard:
-        dist.send(own, group=group, group_dst=0)
-    elif split.is_first:
-        received = torch.empty_like(own)
-        dist.recv(received, group=group, group_src=shard)
-        return received
-    return own
+            yield torch.cat([split.fetch(rows, shard) for shard in range(split.n_shards)], dim=1)

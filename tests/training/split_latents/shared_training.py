@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.split_latents.short_runs import (
@@ -20,13 +17,12 @@ from tests.training.split_latents.short_runs import (
     draw_batches,
     new_trainer,
     resumed,
-    save_checkpoint,
     tied_rows_of_latents,
     train,
     whole_weights,
 )
+from vit_sae_plugin.training.ranks import Ranks
 from vit_sae_plugin.training.split_latents import (
-    LATENTS,
     LatentSplit,
     initial_weights,
     save_whole_sae,
@@ -48,21 +44,16 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def main(folder: Path, rank: int, n_ranks: int) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=n_ranks,
-        timeout=timedelta(seconds=600),
-    )
-    split = LatentSplit(init_device_mesh("cpu", (n_ranks,), mesh_dim_names=(LATENTS,)))
+def share_latents(folder: Path) -> None:
+    """Train every case with another process, and leave what comes of it in the folder."""
+    ranks = Ranks.from_environment()
+    split = LatentSplit.of_all_processes("cpu")
     batches = draw_batches()
     for name in CASES:
         _train_case(name, split, batches, folder / name)
     _select_tied(split, folder)
     _measure_memory(split, folder)
-    dist.destroy_process_group()
+    ranks.close()
 
 
 def _train_case(name: str, split: LatentSplit, batches: torch.Tensor, folder: Path) -> None:
@@ -70,7 +61,7 @@ def _train_case(name: str, split: LatentSplit, batches: torch.Tensor, folder: Pa
     begun = {key: tensor.clone() for key, tensor in whole_weights(trainer).items()}
     metrics = train(trainer, batches, 25)
     checkpoint = folder / "of two"
-    save_checkpoint(trainer, checkpoint)
+    trainer.write_files(checkpoint)
     metrics += train(trainer, batches)
     ended = whole_weights(trainer)
     dist.barrier()
@@ -124,7 +115,3 @@ def _measure_memory(split: LatentSplit, folder: Path) -> None:
         largest[name] = seen.n_numbers
     if split.is_first:
         (folder / "largest.json").write_text(json.dumps(largest))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -22,6 +22,7 @@ from tests.training.small_run import (
     small_model,
 )
 from vit_sae_plugin.activations import EmbeddingRows, EmbeddingStore
+from vit_sae_plugin.activations.cache import write_cache
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig
 from vit_sae_plugin.training import ViTSAETrainingRunner
 
@@ -93,6 +94,16 @@ class _Shop:
             cfg = small_config(folder / f"few rows, {name}", sae=sae, **settings)
             ViTSAETrainingRunner(cfg, override_store=store).run()
 
+    def train_from_cache(self, folder: Path, cache: Path) -> None:
+        cfg = small_config(
+            folder / "from a cache",
+            sae=sae_config("topk"),
+            dataset_path=f"cache:{cache}",
+            training_tokens=N_STEPS * N_ROWS,
+            model_name="shapes-clip",
+        )
+        ViTSAETrainingRunner(cfg).run()
+
     def resume(self, folder: Path) -> None:
         ViTSAETrainingRunner.resume(folder, self.images, self.model).run()
 
@@ -112,6 +123,7 @@ def runs(shop, tmp_path_factory) -> Path:
         for name in OF_THREE if n_ranks == 3 else RUNS:
             shop.train(folder, name)
         shop.train_on_embeddings(folder)
+        shop.train_from_cache(folder, root / "cache")
         if n_ranks == 2:
             shop.train(folder / "again", "patchsae")
 
@@ -119,6 +131,11 @@ def runs(shop, tmp_path_factory) -> Path:
         for folder in sorted((root / "resumed").glob(f"* with {n_ranks}")):
             shop.resume(folder)
 
+    hooks, tokens = ["blocks.0.hook_resid_post"], "patches"
+    small = {"images_per_shard": 8, "batch_size_images": 8, "progress": False}
+    write_cache(
+        root / "cache", shop.model, shop.images, hook_names=hooks, token_kind=tokens, **small
+    )
     train_all(1)
     Processes(2, lambda: train_all(2), root / "logs 2").end()
     for name in RESUMED:
@@ -164,6 +181,11 @@ def _check_equal(run: Path, expected: Path, atol: float = 1e-5) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_end_with_the_weights_of_one(runs, name) -> None:
     _check_equal(runs / "2" / name, runs / "1" / name)
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_a_caches_rows_are_shared_out(runs, n_ranks) -> None:
+    _check_equal(runs / str(n_ranks) / "from a cache", runs / "1" / "from a cache")
 
 
 @pytest.mark.parametrize("name", OF_THREE)

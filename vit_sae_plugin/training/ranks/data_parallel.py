@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -121,13 +120,9 @@ class DataParallelTrainer(ViTSAETrainer):
 
     def _of_whole_batch(self, output: TrainStepOutput) -> TrainStepOutput:
         if self._n_rows == 0:
-            output = replace(
-                output,
-                sae_in=output.sae_in[:0],
-                sae_out=output.sae_out[:0],
-                feature_acts=self.sae.W_dec.new_zeros(0, self.sae.cfg.d_sae),
-                hidden_pre=output.hidden_pre[:0],
-            )
+            output.sae_in, output.sae_out = output.sae_in[:0], output.sae_out[:0]
+            output.hidden_pre = output.hidden_pre[:0]
+            output.feature_acts = self.sae.W_dec.new_zeros(0, self.sae.cfg.d_sae)
         named = {"loss": output.loss, **output.losses, **output.metrics}
         is_finite = super().input_is_finite(output)
         values = [self._share, is_finite, *named.values()]
@@ -140,12 +135,10 @@ class DataParallelTrainer(ViTSAETrainer):
         for number, name in enumerate(named, start=2):  # as SAELens names what is no mean
             if name.startswith(("max_", "min_")):
                 whole[name] = getattr(by_rank[:, number], name[:3])()
-        return replace(
-            output,
-            loss=whole["loss"],
-            losses={name: whole[name] for name in output.losses},
-            metrics={name: whole[name] for name in output.metrics},
-        )
+        output.loss = whole["loss"]
+        output.losses = {name: whole[name] for name in output.losses}
+        output.metrics = {name: whole[name] for name in output.metrics}
+        return output
 
     @override
     def whole_batch(self, rows: Tensor) -> Tensor:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from sae_lens.saes.sae import TrainingSAEConfig
 
-MEANS_OVER_ROWS = frozenset(
-    "standard gated topk abstopk jumprelu matching_pursuit patchsae matryoshka_topk standard_ghost "
-    "topk_ghost standard_relative_l1 transcoder skip_transcoder jumprelu_transcoder "
-    "jumprelu_skip_transcoder".split()
-)
-"""Architectures whose loss is such a mean. (Which latents are dead is known of the whole.)"""
+from vit_sae_plugin.training.batch_parts import MEANS_OVER_ROWS
+
+ALSO_MEANS_OVER_ROWS = frozenset(["abstopk", "matching_pursuit"])
+"""Architectures whose loss is such a mean too. (Which latents are dead is known of the whole.)"""
 
 SELECTED_FROM_BATCH = frozenset(["batchtopk", "matryoshka_batchtopk"])
 """Architectures that keep the largest latents of a whole batch, which the processes find together
@@ -23,7 +21,7 @@ SELECTED_FROM_BATCH = frozenset(["batchtopk", "matryoshka_batchtopk"])
 def check_can_share_batches(cfg: TrainingSAEConfig) -> None:
     """Raise a ValueError unless processes that share batches train such an SAE as one would."""
     architecture = cfg.architecture()
-    known = MEANS_OVER_ROWS | SELECTED_FROM_BATCH
+    known = MEANS_OVER_ROWS | ALSO_MEANS_OVER_ROWS | SELECTED_FROM_BATCH
     if architecture not in known:
         raise ValueError(
             f"several processes can't train {architecture!r}: it isn't known that its loss is a "

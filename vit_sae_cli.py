@@ -458,7 +458,7 @@ def _add_rows(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(command: argparse.ArgumentParser, default: str = "") -> None:
+def _add_model(command: argparse._ActionsContainer, default: str = "") -> None:
     command.add_argument(
         "--model",
         metavar="NAME",

@@ -82,7 +82,9 @@ class FileLock:
         if _fcntl is None:
             return None
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            # never a link's target: another user's link would have us empty any file of ours
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(self.path, flags, 0o666)
             _HELD.add(descriptor)
             try:
                 _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)

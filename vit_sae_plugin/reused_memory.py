@@ -52,11 +52,11 @@ class ReusedMemory:
 
     def _take(self, n_bytes: int) -> np.ndarray:
         self._n_asked += 1
+        unused = _n_references([np.empty(0)])
         free, kept = [], []
         while self._blocks:
             block, asked = self._blocks.pop()
-            # Referred to by ``block`` and by the call's argument; else by tensors.
-            if sys.getrefcount(block) > 2:
+            if _n_references([block]) > unused + 1:  # by ``block``; all others are tensors'
                 kept.append((block, self._n_asked))
             elif self._n_asked - asked < MAX_IDLE:
                 free.append((block, asked))
@@ -68,6 +68,12 @@ class ReusedMemory:
             found = _new_block(n_bytes)
         self._blocks = [*kept[::-1], *free[::-1], (found, self._n_asked)]
         return found
+
+
+def _n_references(one: list[np.ndarray]) -> int:
+    """How many refer to the array of this list, in Python's count, which takes in passing ones:
+    more or fewer of them by its release."""
+    return sys.getrefcount(one[0])
 
 
 def _new_block(n_bytes: int) -> np.ndarray:

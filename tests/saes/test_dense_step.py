@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -205,3 +207,21 @@ def test_the_compiled_step_is_the_plain_one():
     output = compiled(step)
     assert not isinstance(output, CountedStepOutput)
     torch.testing.assert_close(output.loss, sae.training_forward_pass(step).loss)
+
+
+def test_a_step_is_freed_when_it_is_over_not_when_garbage_is_collected(monkeypatch):
+    kept, ghosts = [], dense_step._ghosts
+
+    def noted(*args):
+        found = ghosts(*args)
+        kept.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(dense_step, "_ghosts", noted)
+    sae = make_sae()
+    gc.disable()
+    try:
+        sae.training_forward_pass(step_input(rows(), dead=[3, 4])).loss.backward()
+        assert [ref() for ref in kept] == [None]
+    finally:
+        gc.enable()

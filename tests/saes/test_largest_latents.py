@@ -71,3 +71,9 @@ def test_nan_is_kept_first_and_infinity_counts(way):
         first = kept.latent[: int(kept.row_start[1])]
         assert first.tolist() == [1, 2]
         assert kept.act[0].isnan()
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_a_k_that_cannot_be_is_refused(way, k):
+    with pytest.raises(ValueError, match=f"k is {k}; want 1 to 5, the number of latents"):
+        largest_of_rows(torch.ones(2, 5), k)

@@ -123,14 +123,13 @@ class _DenseStep(torch.autograd.Function):
         residual, (weight, error) = _empty(rows, n_rows, d_in), rows.new_empty(2, n_rows, 1)
         arrays = (rows, sae_out, residual, weight, error)
         run_kernel(kernels.residual_rows, *arrays, n_rows, d_in, int(settings.divide_by_norm))
-        ghosts = _ghosts(hidden_pre, W_dec, settings, residual, weight)
+        ghosts, ghost_loss = _ghosts(hidden_pre, W_dec, settings, residual, weight)
 
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(n_fired)
         ctx.settings, ctx.used, ctx.ghosts = settings, used, ghosts
         ctx.save_for_backward(centred, W_enc, W_dec, residual, weight, used_acts)
         mse_loss, l1_loss = error.sum() / rows.numel(), settings.penalty * (sums.sum() / n_rows)
-        ghost_loss = error.new_zeros(()) if ghosts is None else ghosts.loss
         return mse_loss, l1_loss, ghost_loss, sae_out, acts, hidden_pre, n_fired
 
     @staticmethod
@@ -245,25 +244,29 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Ghosts:
-    """The ghost term, and what its backward pass needs."""
+    """What the ghost term's backward pass needs.
 
-    loss: Tensor
+    Not the term itself: an output that its own graph holds is freed by the garbage collector alone,
+    and with it all these arrays.
+    """
+
     latents: Tensor
     acts: Tensor
     """``[rows, ghosts]``: their exponentials, up to a factor of each row."""
     grad_out: Tensor
-    """``[rows, d_in]``: the gradient of ``loss``, times its elements, with respect to what
-    they decode."""
+    """``[rows, d_in]``: the gradient of the term, times its elements, with respect to what they
+    decode."""
 
 
 def _ghosts(
     hidden_pre: Tensor, W_dec: Tensor, settings: _Settings, residual: Tensor, weight: Tensor
-) -> _Ghosts | None:
+) -> tuple[_Ghosts | None, Tensor]:
+    """The term, a mean over rows and features, and what is kept of it."""
     if settings.ghosts is None:
-        return None
+        return None, residual.new_zeros(())
     latents = settings.ghosts.nonzero().squeeze(-1)
     if len(latents) == 0:
-        return None
+        return None, residual.new_zeros(())
     n_rows, d_in = residual.shape
     acts = _columns(hidden_pre, latents, settings.kernels)
     # as exponential_acts and scaled_ghost_error, in place
@@ -273,7 +276,7 @@ def _ghosts(
     constants = acts.new_tensor([EPSILON, torch.finfo(acts.dtype).tiny])
     arrays = (residual, weight, decoded, error, constants)
     run_kernel(settings.kernels.ghost_rows, *arrays, n_rows, d_in)
-    return _Ghosts(error.sum() / residual.numel(), latents, acts, decoded)
+    return _Ghosts(latents, acts, decoded), error.sum() / residual.numel()
 
 
 def has_hooks(sae: nn.Module) -> bool:

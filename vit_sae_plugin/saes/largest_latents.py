@@ -53,9 +53,14 @@ def largest_of_rows(hidden_pre: Float[Tensor, "rows d_sae"], k: int) -> ActiveLa
 
     Which of equal latents are kept, is open. NaN counts as largest, so that it reaches the loss
     and is seen.
+
+    Raises:
+        ValueError: ``k`` is below 1, or above the number of latents.
     """
     kernels = _kernels_for(hidden_pre)
     n_rows, d_sae = hidden_pre.shape
+    if not 1 <= k <= d_sae:
+        raise ValueError(f"k is {k}; want 1 to {d_sae}, the number of latents")
     if kernels is None:
         act, latent = hidden_pre.topk(k, dim=-1, sorted=False)
         latent, order = latent.int().sort(dim=-1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sae_lens.util import str_to_dtype
+from torch import Tensor
 
 from vit_sae_plugin.activations.activation_source import describe_preprocessing
 from vit_sae_plugin.activations.cache.cache_plan import check_same
@@ -41,7 +43,7 @@ def store_of_cache(
         check_model_made(cache, model)
     statistics = None
     if cfg.standardize_embeddings:
-        rows = [cache.tensor(cfg.hook_name, shard) for shard in cache.shards]
+        rows = _ShardAfterShard(cache, cfg.hook_name)
         statistics = EmbeddingStatistics.from_rows(rows, cfg.embedding_modality)
     return CacheStore(
         cache,
@@ -54,6 +56,16 @@ def store_of_cache(
         device=cfg.act_store_device or cfg.device,
         statistics=statistics,
     )
+
+
+class _ShardAfterShard:
+    """A hook's rows, of which one shard is in memory at a time; may be walked again."""
+
+    def __init__(self, cache: ActivationCache, hook_name: str) -> None:
+        self._cache, self._hook_name = cache, hook_name
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self._cache.tensor(self._hook_name, shard) for shard in self._cache.shards)
 
 
 def check_model_made(cache: ActivationCache, model: HookedViT) -> None:

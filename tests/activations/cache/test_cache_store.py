@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from itertools import islice
 
 import numpy as np
@@ -23,6 +25,7 @@ from vit_sae_plugin.activations.cache import (
     ActivationCache,
     CacheStore,
     DamagedCacheError,
+    block_reader,
     read_order,
 )
 from vit_sae_plugin.activations.cache.read_order import ReadOrder
@@ -35,15 +38,22 @@ def cache(tmp_path_factory) -> ActivationCache:
     return small_cache(tmp_path_factory.mktemp("cache") / "c", small_model(), images_of(N_IMAGES))
 
 
+_OPEN: list[CacheStore] = []
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     # 8 rows a block, so that a few hundred rows are many blocks
     monkeypatch.setattr(read_order, "_SMALLEST_BLOCK_BYTES", 8 * 4 * D_MODEL)
+    yield
+    while _OPEN:  # what a store reads ahead must not be counted by the next test
+        _OPEN.pop().close()
 
 
 def _store(cache: ActivationCache, **changes) -> CacheStore:
     settings = {"hook_name": HOOKS[0], "train_batch_size_tokens": 30, "n_batches_in_buffer": 3}
-    return CacheStore(cache, **{**settings, "seed": 5, "with_coordinates": True, **changes})
+    _OPEN.append(CacheStore(cache, **{**settings, "seed": 5, "with_coordinates": True, **changes}))
+    return _OPEN[-1]
 
 
 def _sorted_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -217,3 +227,27 @@ def test_the_order_of_an_epoch_is_a_permutation_in_bounded_memory(
         position += len(group.order)
     assert sorted(seen) == [(shard, row) for shard, n in enumerate(rows) for row in range(n)]
     assert order.group(1, order.n_groups).epoch == 2
+
+
+def test_reading_needs_no_preadv_which_windows_lacks(cache, monkeypatch) -> None:
+    rows = next(_store(cache))
+    monkeypatch.delattr(os, "preadv", raising=False)
+    assert torch.equal(next(_store(cache)), rows)
+
+
+def test_after_a_failed_read_nothing_is_written_late(cache, monkeypatch) -> None:
+    over = []
+
+    def slowly(path, name, block, target) -> None:
+        if not over:
+            over.append("first")
+            raise DamagedCacheError("as if a shard were gone")
+        time.sleep(0.05)
+        over.append(block)
+
+    monkeypatch.setattr(block_reader, "_read", slowly)
+    store = _store(cache, with_coordinates=False, n_readers=3)
+    with pytest.raises(DamagedCacheError):
+        next(store)
+    n_blocks = len(store._order.group(0, 0).blocks)
+    assert len(over) == n_blocks > 3

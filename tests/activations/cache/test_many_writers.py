@@ -249,7 +249,7 @@ def test_another_run_into_the_same_folder_is_refused(whole, model, changes, mess
 
 
 def _photos(folder: Path, names: str, seed: int) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, record in zip(names, images_of(len(names), seed).records(), strict=True):
         record.load().save(folder / f"{name}.png")
     return folder
@@ -336,3 +336,19 @@ def test_a_stream_is_walked_by_one_writer_and_gone_on_with(model, tmp_path, save
     assert again.fingerprint() == cache.fingerprint()
     straight = write_cache(tmp_path / "d", model, open_images(photos), **SETTINGS)
     assert straight.image_ids == cache.image_ids
+
+
+def test_a_label_keeps_its_meaning_when_images_are_added(model, tmp_path) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "c"
+    for name in ("cat", "dog"):
+        _photos(photos / name, "ab", seed=1)
+    write_cache(folder, model, str(photos), **SETTINGS)
+    _photos(photos / "emu", "a", seed=2)
+    cache = write_cache(folder, model, str(photos), **SETTINGS, add=True)
+    assert cache.class_names == ["cat", "dog", "emu"]
+    assert cache.image_table["label"].tolist() == [0, 0, 1, 1, 2]
+    _photos(photos / "cow", "a", seed=3)
+    with pytest.raises(
+        CacheMismatchError, match=r"label 1 is 'dog' in the cache .*, but 'cow' in p"
+    ):
+        write_cache(folder, model, str(photos), **SETTINGS, add=True)

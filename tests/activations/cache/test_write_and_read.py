@@ -23,6 +23,7 @@ from vit_sae_plugin.activations.cache import (
     CachePlan,
     DamagedCacheError,
     plan_cache,
+    verify_cache,
     write_shard,
 )
 from vit_sae_plugin.activations.cache.open_cache import open_cache
@@ -226,3 +227,26 @@ def test_a_text_names_a_cache(model, cache) -> None:
     assert open_cache("shapes") is None
     with pytest.raises(FileNotFoundError, match="there is no activation cache in 'nowhere'"):
         open_cache("cache:nowhere")
+
+
+def test_what_others_put_beside_shards_is_no_shard(model, tmp_path) -> None:
+    cache = small_cache(tmp_path / "c", model)
+    for name in ("shard-²", "shard-7", "shard-0000001", "shard-999999999", "shard-x"):
+        (cache.path / "shards" / name).mkdir()
+    assert ActivationCache(cache.path).n_rows == cache.n_rows
+    assert verify_cache(cache.path) == {}
+
+
+@pytest.mark.parametrize("n_rows", [2**63, -1, "4", None, [4]])
+def test_sizes_that_cannot_be_are_damage(model, tmp_path, n_rows) -> None:
+    cache = small_cache(tmp_path / "c", model)
+    path = cache.path / "shards" / "shard-000001" / "shard.json"
+    values = {**json.loads(path.read_text()), "n_rows": n_rows}
+    values.pop("sha256")
+    path.write_text(json.dumps({**values, "sha256": values_sha256(values)}))
+    with pytest.raises(DamagedCacheError, match="shard 1 is damaged"):
+        ActivationCache(cache.path).rows(HOOKS[0], 1)
+    assert list(verify_cache(cache.path)) == [1]
+    values["files"], values["n_rows"] = {"coordinates.bin": 5}, 4
+    path.write_text(json.dumps({**values, "sha256": values_sha256(values)}))
+    assert list(verify_cache(cache.path)) == [1]

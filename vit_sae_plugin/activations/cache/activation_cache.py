@@ -219,8 +219,8 @@ class ActivationCache:
 
     @property
     def class_names(self) -> list[str] | None:
-        """Label → name, as the first source of images has them; None: it has none."""
-        return self.plan.parts[0].class_names
+        """Label → name; None: the images have none."""
+        return self.plan.class_names
 
     def images_in_order(
         self,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Self
 
@@ -69,6 +68,7 @@ class LoadedGroup:
                 for name, target in self._files.items()
             ]
             n_rows += block.n_rows
+        wait(tasks)  # also if one fails: whoever tries again would be given what is written late
         for task in tasks:
             task.result()
         self._place, self.group = place, group
@@ -107,16 +107,13 @@ def _read(cache: Path, name: str, block: Block, target: np.ndarray) -> None:
     memory = target[: block.n_rows].reshape(-1).view(np.uint8).data
     n_read = 0
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(block.start * row_bytes)
             while n_read < len(memory):
-                at = block.start * row_bytes + n_read
-                n_more = os.preadv(descriptor, [memory[n_read:]], at)
-                if n_more == 0:
-                    raise OSError(f"it ends after {at} bytes")
+                n_more = file.readinto(memory[n_read:])
+                if not n_more:
+                    raise OSError(f"it ends after {file.tell()} bytes")
                 n_read += n_more
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise DamagedCacheError(
             f"shard {block.shard} is damaged or was deleted: {path} can't be read "

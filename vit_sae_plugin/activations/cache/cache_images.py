@@ -80,6 +80,18 @@ def cached_ids(plan: CachePlan, parts: set[int]) -> set[str]:
     return ids
 
 
+def check_classes(plan: CachePlan, images: ImageSource) -> None:
+    """Raise a `CacheMismatchError` if a label means another class in a cache than in a source: a
+    new folder moves all behind it by one."""
+    there, now = plan.class_names or [], list(images.class_names or [])
+    for label, (name, other) in enumerate(zip(there, now, strict=False)):
+        if name != other:
+            raise CacheMismatchError(
+                f"label {label} is {name!r} in the cache {plan.folder}, but {other!r} in "
+                f"{images.name}; want the same classes, with new ones behind them, or another cache"
+            )
+
+
 def _lacking(images: ImageSource, ids: set[str]) -> np.ndarray:
     found = (images.record(index).id for index in range(images.n_images or 0))
     return np.array([i for i, id in enumerate(found) if id not in ids], dtype=np.int64)

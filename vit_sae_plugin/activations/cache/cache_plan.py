@@ -107,6 +107,11 @@ class CachePlan:
         counts = [part.n_images for part in self.parts]
         return None if None in counts else sum(n for n in counts if n is not None)
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Label → name: of the source that has most; the others' begin alike."""
+        return max((part.class_names or [] for part in self.parts), key=len, default=[]) or None
+
     @cached_property
     def shards(self) -> list[ShardRange]:
         """All shards, in order. Those of a stream that hasn't ended are not known."""

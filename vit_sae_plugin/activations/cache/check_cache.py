@@ -39,11 +39,12 @@ def verify_cache(path: str | Path, *, progress: bool = False) -> dict[int, str]:
     """
     plan = CachePlan.load(path)
     there = set(finished_numbers(plan.folder))
-    # of a stream that hasn't ended, shards up to the last one that is there
-    wanted = {shard.number for shard in plan.shards} | set(range(max(there, default=-1) + 1))
+    wanted = {shard.number for shard in plan.shards}
+    if plan.n_images is None:  # of a stream that hasn't ended, up to the last one that is there
+        wanted |= set(range(max(there, default=-1) + 1))
     damage: dict[int, str] = {}
     with tqdm(
-        total=sum(_size(plan, number) for number in there),
+        total=sum(_size(plan, number) for number in there & wanted),
         desc="Verifying",
         unit="B",
         unit_scale=True,

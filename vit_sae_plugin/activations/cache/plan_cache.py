@@ -25,6 +25,7 @@ from vit_sae_plugin.activations.cache.cache_errors import (
 )
 from vit_sae_plugin.activations.cache.cache_images import (
     cached_ids,
+    check_classes,
     describe_images,
     images_of_part,
     new_images,
@@ -251,6 +252,7 @@ def _check_finished(plan: CachePlan) -> None:
 
 def _added_part(plan: CachePlan, part: CachedImages, source: ImageSource) -> CachedImages:
     """The next part: of a source that has grown only what is new, of another one all of it."""
+    check_classes(plan, source)
     if source.is_streaming:
         return part
     n_parts = len(plan.parts)

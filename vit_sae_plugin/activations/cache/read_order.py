@@ -100,10 +100,7 @@ class ReadOrder:
             epoch,
             number,
             int(first_rows[number]),
-            [
-                Block(int(self._shards[b]), int(self._starts[b]), int(self._sizes[b]))
-                for b in chosen
-            ],
+            [self._block(number) for number in chosen],
             np.random.default_rng([self.seed, epoch, number]).permutation(n_rows),
         )
 

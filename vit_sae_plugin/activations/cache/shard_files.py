@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import xxhash
 
 from vit_sae_plugin.activations.cache.cache_errors import DamagedCacheError
+from vit_sae_plugin.field_types import check_values
 from vit_sae_plugin.fingerprints import values_sha256
 
 if TYPE_CHECKING:
@@ -69,6 +72,11 @@ class ShardEntry:
             sha256 = values.pop("sha256")
             if values_sha256(values) != sha256 or values["number"] != number:
                 raise ValueError("its own hash doesn't fit")
+            check_values(values, cls)
+            for described in values["files"].values():
+                check_values(described, _File)
+            if values["n_rows"] < 0 or values["n_images"] < 0:
+                raise ValueError(f"n_rows is {values['n_rows']}; want 0 or more")
             return cls(**values)
         except FileNotFoundError:
             raise DamagedCacheError(f"shard {number} is missing: {path}; {HOW_TO_MEND}") from None
@@ -89,6 +97,14 @@ class ShardEntry:
         (folder / ENTRY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _File:
+    """What is written down of a file of a shard."""
+
+    size: int
+    xxh3_128: str
+
+
 HOW_TO_MEND = "vit-sae cache --verify lists all damage, --repair writes just those shards anew"
 
 
@@ -98,8 +114,9 @@ def finished_numbers(cache: Path) -> list[int]:
         names = os.listdir(cache / SHARDS_FOLDER)
     except FileNotFoundError:
         return []
-    numbers = (name.removeprefix("shard-") for name in names if name.startswith("shard-"))
-    return sorted(int(number) for number in numbers if number.isdigit())
+    found = (re.fullmatch(r"shard-(\d{6,})", name, re.ASCII) for name in names)
+    numbers = (int(match[1]) for match in found if match is not None)
+    return sorted(number for number in numbers if shard_folder(cache, number).name in names)
 
 
 def expected_sizes(plan: CachePlan, n_rows: int) -> dict[str, int]:
@@ -178,7 +195,7 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...], number: int) -> np
     Raises:
         DamagedCacheError: it is missing, or not of this size.
     """
-    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         size = path.stat().st_size
     except OSError as error:

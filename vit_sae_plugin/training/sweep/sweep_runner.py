@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -150,19 +149,13 @@ class ViTSAESweepRunner:
         override_eval_images: Any,
         resumed: bool = False,
     ) -> None:
-        n_processes = os.environ.get("WORLD_SIZE", "1")
-        if n_processes != "1":
+        if (n_processes := n_ranks_started()) > 1:
             raise ValueError(
                 f"this is one of {n_processes} processes (WORLD_SIZE), but a sweep trains in one; "
                 "leave out torchrun, or train the members apart"
             )
         if not members:
             raise ValueError("there are no members; want the SAEs to train, by name")
-        if (n_ranks := n_ranks_started()) > 1:
-            raise ValueError(
-                f"a sweep was started in {n_ranks} processes; want one, without torchrun: its "
-                "members already share what several processes would divide"
-            )
         for name in members:
             check_member_name(name)
         check_shared_input(members)

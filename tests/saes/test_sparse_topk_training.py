@@ -215,3 +215,12 @@ def test_only_sae_lens_s_own_configs_are_replaced():
         """A user's own."""
 
     assert type(new_training_sae(Config(d_in=4, d_sae=8, k=2), "cpu")) is TopKTrainingSAE
+
+
+@needs_compiler
+def test_a_hook_before_a_point_is_called_too():
+    _, sae = make_pair("topk")
+    seen = []
+    sae.hook_sae_acts_post.register_forward_pre_hook(lambda point, args: seen.append(args))
+    sae.training_forward_pass(step_input(sae, 6))
+    assert seen

@@ -28,6 +28,7 @@ from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training import (
     DivergedError,
     Sweep,
+    SweepResults,
     TrainingInterruptedError,
     ViTSAERunnerConfig,
     ViTSAESweepRunner,
@@ -457,3 +458,10 @@ def test_a_wrong_sweeps_file_says_what_is_wrong(text, message, tmp_path) -> None
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
         Sweep.load(path)
+
+
+def test_a_planted_sweeps_folder_leads_nowhere_else(tmp_path) -> None:
+    (tmp_path / "sweep.yaml").write_text('members: {"../outside": {}}')
+    for opened in (SweepResults.load, ViTSAESweepRunner.resume):
+        with pytest.raises(ValueError, match=r"a member's name is '../outside'"):
+            opened(tmp_path)

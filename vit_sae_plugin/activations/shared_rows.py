@@ -45,7 +45,7 @@ class SharedRows(ABC, Iterator[dict[str, Tensor]]):
 
 
 class StoresInStep(SharedRows):
-    """Stores that serve their rows in the same order, each its own: one step of all at a time.
+    """Stores whose places are told alike, each with its own rows: one step of all at a time.
 
     Args:
         stores: name → store; those of one cache at several hooks, or a single one.

@@ -21,10 +21,10 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from .auxiliary_loss import auxiliary_error
+from .dense_step import has_hooks
 from .firing_counts import CountedStepOutput
 from .largest_latents import ActiveLatents, largest_of_batch, largest_of_rows
 from .sparse_products import (
@@ -93,7 +93,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             and not sae_in.requires_grad
             and self.cfg.k <= self.cfg.d_sae
             and not torch.is_autocast_enabled(sae_in.device.type)
-            and not any(_is_in_use(point) for point in self.hook_dict.values())
+            and not has_hooks(self)
             and has_sparse_products(sae_in.device, self.dtype)
         )
 
@@ -138,10 +138,6 @@ def new_training_sae(cfg: TrainingSAEConfig, device: str) -> TrainingSAE[Any]:
 def unit_rows(sae: TopKTrainingSAE) -> Float[Tensor, "d_sae d_in"]:
     """The decoder's rows at norm 1, by which an SAE decodes that rescales its latents."""
     return sae.W_dec / sae.W_dec.norm(dim=-1, keepdim=True)
-
-
-def _is_in_use(point: HookPoint) -> bool:
-    return bool(point._forward_hooks or point._backward_hooks)
 
 
 class _SparseCode(torch.autograd.Function):

@@ -2,6 +2,7 @@
 times."""
 
 from vit_sae_plugin.activations.cache.activation_cache import ActivationCache, CachedBatch
+from vit_sae_plugin.activations.cache.begin_cache import plan_cache
 from vit_sae_plugin.activations.cache.cache_errors import (
     CacheMismatchError,
     CacheWriteError,
@@ -13,7 +14,6 @@ from vit_sae_plugin.activations.cache.cache_plan import CachePlan
 from vit_sae_plugin.activations.cache.cache_store import CacheStore
 from vit_sae_plugin.activations.cache.check_cache import repair_cache, verify_cache
 from vit_sae_plugin.activations.cache.open_cache import open_cache
-from vit_sae_plugin.activations.cache.plan_cache import plan_cache
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry
 from vit_sae_plugin.activations.cache.write_cache import write_cache, write_shards
 from vit_sae_plugin.activations.cache.write_shard import write_shard

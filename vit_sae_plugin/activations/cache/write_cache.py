@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import EVERY_TOKEN
 from vit_sae_plugin.activations.cache.activation_cache import ActivationCache
+from vit_sae_plugin.activations.cache.begin_cache import end_stream, plan_cache
 from vit_sae_plugin.activations.cache.cache_errors import ShardInUseError
 from vit_sae_plugin.activations.cache.cache_images import images_of_part
 from vit_sae_plugin.activations.cache.image_feed import ImageFeed
-from vit_sae_plugin.activations.cache.plan_cache import end_stream, plan_cache
 from vit_sae_plugin.activations.cache.room import check_room
 from vit_sae_plugin.activations.cache.shard_buffer import ShardBuffer
 from vit_sae_plugin.activations.cache.shard_claims import ShardClaim, ShardClaims

@@ -11,6 +11,7 @@ from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.training.config_files import read, write
 from vit_sae_plugin.training.run_folder import CONFIG_FILE, load_config
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.sweep.sweep_file import check_member_name
 
 SWEEP_FILE = "sweep.yaml"
 TABLE_FILE = "sweep.csv"
@@ -32,13 +33,15 @@ def read_members(folder: Path) -> dict[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no sweep in the folder.
-        ValueError: its file is damaged.
+        ValueError: its file is damaged, or names a member that is none of its folders.
     """
     if not is_sweep_folder(folder):
         raise FileNotFoundError(f"{folder} holds no sweep: there is no {SWEEP_FILE} in it")
     members = read(folder / SWEEP_FILE).get("members")
     if not isinstance(members, dict) or not all(isinstance(m, dict) for m in members.values()):
         raise ValueError(f"{folder / SWEEP_FILE} is damaged: it lists no members")
+    for name in members:
+        check_member_name(str(name))
     return members
 
 

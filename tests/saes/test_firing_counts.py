@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from sae_lens.saes.sae import TrainStepInput
 
@@ -36,3 +38,11 @@ def test_a_hook_on_the_latents_runs_within_the_step():
     sae.hook_sae_acts_post.add_hook(lambda acts, hook: seen.append(acts.shape))
     sae.training_forward_pass(TrainStepInput(torch.randn(30, 8), {}, None, 0, False))
     assert seen == [(30, 20)]
+
+
+def test_one_field_of_a_late_output_can_be_replaced():
+    fields = dict.fromkeys(("sae_in", "sae_out", "hidden_pre", "loss", "losses"))
+    output = LateStepOutput(lambda: torch.eye(2), **fields)
+    changed = dataclasses.replace(output, loss=torch.ones(()))
+    assert changed.loss == 1
+    assert torch.equal(changed.feature_acts, torch.eye(2))

@@ -27,11 +27,14 @@ class LateStepOutput(CountedStepOutput):
     A trainer that doesn't ask then needs no ``[rows, d_sae]`` buffer for them.
 
     Args:
-        make_feature_acts: makes them.
+        make_feature_acts: makes them; None if they are among the fields, as ``dataclasses.replace``
+            has it.
         fields: all others.
     """
 
-    def __init__(self, make_feature_acts: Callable[[], Tensor], **fields: Any) -> None:
+    def __init__(
+        self, make_feature_acts: Callable[[], Tensor] | None = None, **fields: Any
+    ) -> None:
         self._make_feature_acts = make_feature_acts
         for name, value in ({"metrics": {}, "n_fired": None} | fields).items():
             setattr(self, name, value)
@@ -39,6 +42,8 @@ class LateStepOutput(CountedStepOutput):
     @cached_property
     def feature_acts(self) -> Tensor:  # type: ignore[override]
         """The latents."""
+        if self._make_feature_acts is None:
+            raise AttributeError("feature_acts: neither given nor to be made")
         with torch.no_grad():
             return self._make_feature_acts()
 

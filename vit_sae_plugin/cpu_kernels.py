@@ -76,7 +76,8 @@ class _CompilerError(RuntimeError):
 
 
 def _kept_or_compiled(source: Path, compiler: str, real: str) -> ctypes.CDLL:
-    folder, key = kernel_cache.cache_folder(), _key(source, compiler, real)
+    folder: Path | None = kernel_cache.cache_folder()
+    key = _key(source, compiler, real)
     try:
         kernel_cache.make_private(folder)
         if (kept := kernel_cache.find(folder, key)) is not None:

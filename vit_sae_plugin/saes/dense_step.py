@@ -281,5 +281,5 @@ def _ghosts(
 
 def has_hooks(sae: nn.Module) -> bool:
     """Whether something looks into a step: a hook on any of the SAE's hook points."""
-    points = sae.hook_dict.values()  # type: ignore[union-attr]
+    points = sae.hook_dict.values()  # type: ignore[union-attr, operator]
     return any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in points)

@@ -83,7 +83,7 @@ def step_in_parts(
         loss=whole.pop("loss"),
         losses={name: whole[name] for name in output.losses},
         metrics={name: whole[name] for name in output.metrics},
-        n_fired=n_fired,
+        n_fired=torch.as_tensor(n_fired),
     )
 
 

@@ -112,7 +112,10 @@ def test_a_transcoder_trains_is_saved_and_splices(model, images, tmp_path, monke
             {"hook_name_out": "blocks.0.mlp.hook_post"},
             "d_in is 32 and sae.d_out 32, but .* have 160 together",
         ),
-        ({"hook_name_out": "hook_image_embed", "token_kind": "all"}, "17, hook_image_embed has 1 tokens; want"),
+        (
+            {"hook_name_out": "hook_image_embed", "token_kind": "all"},
+            "17, hook_image_embed has 1 tokens; want",
+        ),
     ],
 )
 def test_hooks_that_make_no_transcoder_are_refused(changes, message, images, model) -> None:

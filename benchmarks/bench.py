@@ -33,6 +33,7 @@ SECTIONS = {
     "shuffle": ("benchmarks.shuffle_rate", "Shuffle"),
     "cache": ("benchmarks.cache_rate", "Activation cache"),
     "steps": ("benchmarks.sae_steps", "SAE steps"),
+    "memory": ("benchmarks.step_memory", "Memory of SAE steps"),
     "libraries": ("benchmarks.other_libraries", "The same training step elsewhere"),
     "end_to_end": ("benchmarks.end_to_end", "End to end"),
     "atlas": ("benchmarks.atlas_rate", "Atlas pass"),

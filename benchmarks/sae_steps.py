@@ -72,6 +72,8 @@ class Case:
     """Share of the latents that don't fire, and haven't for long."""
     share_positive: float = 0.5
     """Share of the other latents' pre-activations above zero; half are at initialisation."""
+    n_parts: int = 1
+    """Only ``ViTSAETrainer`` takes more."""
     note: str = ""
 
     def described(self) -> str:
@@ -135,9 +137,9 @@ def make_step(case: Case, sizes: Sizes, rows: Tensor) -> Callable[[], object]:
         sae = TrainingSAE.from_dict(cfg_sae.to_dict() | {"device": sizes.device})
     # Steps too small to change what is measured.
     cfg = SAETrainerConfig(10**9 * len(rows), len(rows), lr=1e-9, lr_end=0.0, device=sizes.device)
-    settings = {}
+    settings: dict[str, Any] = {}
     if case.trainer is ViTSAETrainer:
-        settings["clip_grad_norm"] = case.clip_grad_norm
+        settings = {"clip_grad_norm": case.clip_grad_norm, "n_parts": case.n_parts}
     trainer = case.trainer(cfg, sae, iter(()), **settings)
     _set_positive_share(sae, rows, case.share_positive)
     n_dead = round(case.share_dead * sizes.d_sae)

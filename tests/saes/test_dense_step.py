@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import gc
-import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.c_compiler import C_COMPILERS
+from vit_sae_plugin.reused_memory import ReusedMemory
 from vit_sae_plugin.saes import (
     PatchTrainingSAE,
     PatchTrainingSAEConfig,
@@ -19,6 +21,7 @@ from vit_sae_plugin.saes import (
     patch_sae,
 )
 from vit_sae_plugin.saes.firing_counts import CountedStepOutput
+from vit_sae_plugin.training.batch_parts import step_in_parts
 
 pytestmark = pytest.mark.skipif(not C_COMPILERS, reason="no C compiler")
 
@@ -87,6 +90,12 @@ def assert_same(results, rtol=1e-9, atol=1e-11) -> None:
     assert slow_grads["b_dec"].abs().max() > 0
 
 
+@pytest.fixture(params=[64, 16], ids=["one block", "three blocks"])
+def width(request, monkeypatch):
+    monkeypatch.setattr(dense_step, "MAX_WIDTH", request.param)
+
+
+@pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize(
     ("silent", "dead"),
@@ -112,6 +121,7 @@ def test_in_single_precision_too():
     assert_same(results, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("silent", [(), range(10)])
 def test_every_output_has_its_gradient(silent):
     sae = make_sae()
@@ -158,6 +168,39 @@ def test_outputs_that_are_kept_are_not_written_over():
         sae.training_forward_pass(step_input(2 * rows(torch.float32))).loss.backward()
     assert torch.equal(kept.feature_acts, acts)
     assert torch.equal(gradients, gradient)
+
+
+@pytest.mark.parametrize("n_dead", [0, 1024, 4096])
+@pytest.mark.parametrize("n_parts", [1, 4])
+def test_a_wide_step_keeps_one_buffer_and_the_dead_latents(n_dead, n_parts, monkeypatch):
+    # Counted is all memory that the step's large arrays come from, whether in use or kept.
+    memory, peak = ReusedMemory(), [0]
+    take = memory._take
+
+    def counted(n_bytes):
+        block = take(n_bytes)
+        peak[0] = max(peak[0], sum(held.nbytes for held, _ in memory._blocks))
+        return block
+
+    monkeypatch.setattr(memory, "_take", counted)
+    monkeypatch.setattr(dense_step, "REUSED_MEMORY", memory)
+    monkeypatch.setattr(dense_step, "MAX_WIDTH", 512)
+    n_rows, d_sae = 256, 4096
+    sae = PatchTrainingSAE(PatchTrainingSAEConfig(d_in=8, d_sae=d_sae))
+    dead = torch.arange(d_sae) < n_dead
+    with torch.no_grad():
+        sae.b_enc[dead] = -50
+    sae_in = torch.randn(n_rows, 8, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        step_in_parts(
+            sae, TrainStepInput(sae_in, {"l1": 0.05}, dead, 3, False), n_parts, nullcontext()
+        )
+        sae.zero_grad()
+    part = 4 * n_rows / n_parts * d_sae
+    gradients = 4 * 2 * 8 * d_sae
+    n_buffers = (peak[0] - gradients) / part
+    # the latents of one block of eight, and their gradient
+    assert n_buffers < 1 + n_dead / d_sae + 2 / 8 + 0.05, n_buffers
 
 
 class _Doubled(PatchTrainingSAE):
@@ -214,7 +257,7 @@ def test_a_step_is_freed_when_it_is_over_not_when_garbage_is_collected(monkeypat
 
     def noted(*args):
         found = ghosts(*args)
-        kept.append(weakref.ref(found[0]))
+        kept.append(StorageWeakRef(found[0].acts.untyped_storage()))
         return found
 
     monkeypatch.setattr(dense_step, "_ghosts", noted)
@@ -222,6 +265,6 @@ def test_a_step_is_freed_when_it_is_over_not_when_garbage_is_collected(monkeypat
     gc.disable()
     try:
         sae.training_forward_pass(step_input(rows(), dead=[3, 4])).loss.backward()
-        assert [ref() for ref in kept] == [None]
+        assert [ref.expired() for ref in kept] == [True]
     finally:
         gc.enable()

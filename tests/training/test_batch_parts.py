@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from sae_lens import LoggingConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainStepInput
 from sae_lens.util import temporary_seed
 
 from tests.training.small_run import (
@@ -19,7 +22,7 @@ from tests.training.small_run import (
 )
 from vit_sae_plugin.saes import patch_sae
 from vit_sae_plugin.training import ViTSAETrainer, ViTSAETrainingRunner
-from vit_sae_plugin.training.batch_parts import MEANS_OVER_ROWS
+from vit_sae_plugin.training.batch_parts import MEANS_OVER_ROWS, step_in_parts
 
 N_ROWS, N_STEPS = 32, 6
 FIRST_BATCH = "patchsae whose first batch says more"
@@ -86,6 +89,24 @@ def test_weights_losses_and_counts_are_those_of_the_whole_batch(case, way, monke
         assert len(mine.feature_acts) == 10
         logs = [t.build_train_step_log_dict(o, 1) for t, o in ((parts, mine), (whole, other))]
         assert logs[0] == pytest.approx(logs[1], rel=1e-6)
+
+
+def test_parts_are_added_to_a_gradient_that_is_there():
+    sae = TrainingSAE.from_dict(sae_config("patchsae", dtype="float64").to_dict())
+    parameters = list(sae.parameters())
+    with temporary_seed(0):
+        for parameter in parameters:
+            parameter.data.normal_()
+        before = [torch.randn_like(parameter) for parameter in parameters]
+        rows = torch.randn(N_ROWS, D_IN, dtype=torch.float64)
+    step = TrainStepInput(rows, {"l1": 0.1}, None, 3, False)
+    sae.training_forward_pass(step).loss.backward()
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter, start in zip(parameters, before, strict=True):
+        parameter.grad = start.clone()
+    step_in_parts(sae, step, 3, nullcontext())
+    for parameter, start, gradient in zip(parameters, before, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, start + gradient)
 
 
 def test_every_architecture_that_may_be_split_is_tested():

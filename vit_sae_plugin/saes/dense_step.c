@@ -9,13 +9,14 @@
 
 /* REAL, float or double, is given on the compiler's command line. */
 
-/* hidden += bias and acts = ReLU(hidden), for columns begin to end; of each latent the number of
- * rows in which it fires and the sum of its acts. NaN stays NaN, and counts as firing. */
+/* hidden += bias and acts = ReLU(hidden), for columns begin to end of n_latents; hidden's rows lie
+ * stride apart. Of each latent the number of rows in which it fires and the sum of its acts. NaN
+ * stays NaN, and counts as firing. */
 static long rectify_share(REAL *hidden, const REAL *bias, REAL *acts, REAL *n_fired, REAL *sums,
-                          long n_rows, long d_sae, long begin, long end) {
+                          long n_rows, long n_latents, long stride, long begin, long end) {
     for (long s = begin; s < end; s++) n_fired[s] = sums[s] = 0;
     for (long r = 0; r < n_rows; r++) {
-        REAL *h = hidden + r * d_sae, *a = acts + r * d_sae;
+        REAL *h = hidden + r * stride, *a = acts + r * n_latents;
         _Pragma("omp simd")
         for (long s = begin; s < end; s++) {
             REAL value = h[s] + bias[s], act = value <= 0 ? 0 : value;
@@ -29,9 +30,9 @@ static long rectify_share(REAL *hidden, const REAL *bias, REAL *acts, REAL *n_fi
 }
 
 long rectify(REAL *hidden, const REAL *bias, REAL *acts, REAL *n_fired, REAL *sums, long n_rows,
-             long d_sae, long threads) {
-    SHARE_OUT(d_sae, threads,
-              rectify_share(hidden, bias, acts, n_fired, sums, n_rows, d_sae, begin, end));
+             long n_latents, long stride, long threads) {
+    SHARE_OUT(n_latents, threads, rectify_share(hidden, bias, acts, n_fired, sums, n_rows,
+                                                n_latents, stride, begin, end));
 }
 
 /* The first n_latents columns of grad, whose rows lie width apart, become the gradient of latents
@@ -114,51 +115,63 @@ long ghost_rows(const REAL *residual, const REAL *weight, REAL *decoded, REAL *e
                                            constants[1], d_in, begin, end));
 }
 
-/* part[r][i] = whole[r][column[i]] */
-static long gather_share(const REAL *whole, const int64_t *column, REAL *part, long width,
+/* part[r][i] = whole[r][column[i]], where whole's rows lie stride apart */
+static long gather_share(const REAL *whole, const int64_t *column, REAL *part, long stride,
                          long n_columns, long begin, long end) {
     for (long r = begin; r < end; r++)
         for (long i = 0; i < n_columns; i++)
-            part[r * n_columns + i] = whole[r * width + column[i]];
+            part[r * n_columns + i] = whole[r * stride + column[i]];
     return 0;
 }
 
-long gather_columns(const REAL *whole, const int64_t *column, REAL *part, long n_rows, long width,
+long gather_columns(const REAL *whole, const int64_t *column, REAL *part, long n_rows, long stride,
                     long n_columns, long threads) {
-    SHARE_OUT(n_rows, threads, gather_share(whole, column, part, width, n_columns, begin, end));
+    SHARE_OUT(n_rows, threads, gather_share(whole, column, part, stride, n_columns, begin, end));
 }
 
-/* whole[r][s] = part[r][one[s]] + part[r][other[s]], where a negative number stands for none */
+/* whole[r][s] = part[r][one[s]] + part[r][other[s]], where a negative number stands for none, plus
+ * what is there if adds; whole's rows lie stride apart */
 static long spread_share(const REAL *part, const int64_t *one, const int64_t *other, REAL *whole,
-                         long n_columns, long width, long begin, long end) {
+                         long n_columns, long width, long stride, long adds, long begin,
+                         long end) {
     for (long r = begin; r < end; r++) {
         const REAL *from = part + r * n_columns;
-        REAL *to = whole + r * width;
+        REAL *to = whole + r * stride;
         for (long s = 0; s < width; s++)
-            to[s] = (one[s] < 0 ? 0 : from[one[s]]) + (other[s] < 0 ? 0 : from[other[s]]);
+            to[s] = (adds ? to[s] : 0) + (one[s] < 0 ? 0 : from[one[s]]) +
+                    (other[s] < 0 ? 0 : from[other[s]]);
     }
     return 0;
 }
 
 long spread_columns(const REAL *part, const int64_t *one, const int64_t *other, REAL *whole,
-                    long n_rows, long n_columns, long width, long threads) {
-    SHARE_OUT(n_rows, threads, spread_share(part, one, other, whole, n_columns, width, begin, end));
+                    long n_rows, long n_columns, long width, long stride, long adds,
+                    long threads) {
+    SHARE_OUT(n_rows, threads, spread_share(part, one, other, whole, n_columns, width, stride, adds,
+                                            begin, end));
 }
 
 /* whole[s] = part[one[s]] + part[other[s]], likewise */
 static long spread_rows_share(const REAL *part, const int64_t *one, const int64_t *other,
-                              REAL *whole, long d_in, long begin, long end) {
+                              REAL *whole, long d_in, long adds, long begin, long end) {
     for (long s = begin; s < end; s++) {
         REAL *to = whole + s * d_in;
-        if (one[s] >= 0) memcpy(to, part + one[s] * d_in, d_in * sizeof *to);
-        else memset(to, 0, d_in * sizeof *to);
-        if (other[s] >= 0)
-            for (long i = 0; i < d_in; i++) to[i] += part[other[s] * d_in + i];
+        long is_empty = !adds;
+        const int64_t places[] = {one[s], other[s]};
+        for (int p = 0; p < 2; p++) {
+            if (places[p] < 0) continue;
+            const REAL *from = part + places[p] * d_in;
+            if (is_empty) memcpy(to, from, d_in * sizeof *to);
+            else for (long i = 0; i < d_in; i++) to[i] += from[i];
+            is_empty = 0;
+        }
+        if (is_empty) memset(to, 0, d_in * sizeof *to);
     }
     return 0;
 }
 
 long spread_rows(const REAL *part, const int64_t *one, const int64_t *other, REAL *whole,
-                 long n_rows, long d_in, long threads) {
-    SHARE_OUT(n_rows, threads, spread_rows_share(part, one, other, whole, d_in, begin, end));
+                 long n_rows, long d_in, long adds, long threads) {
+    SHARE_OUT(n_rows, threads,
+              spread_rows_share(part, one, other, whole, d_in, adds, begin, end));
 }

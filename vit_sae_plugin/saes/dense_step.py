@@ -10,12 +10,19 @@ Latents that no row of the batch uses have no part in three of the five products
 change the reconstruction, nor do they get a gradient from it. Dead latents of a PatchSAE are
 decoded by the ghost term alone, so a step with ghost gradients, too, costs little more than five
 products, whatever the share of dead latents.
+
+Wide SAEs are worked on a block of latents at a time. Of ``[rows, d_sae]`` arrays a step keeps the
+latents before ReLU, for its backward pass, and those of dead latents' exponentials; latents and
+their gradients are there for one block only.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +37,11 @@ from .unit_norm_decoder import remove_parallel_part_
 
 MIN_SHARE_UNUSED = 0.1
 """Share of latents without use from which on it pays to copy the others out of the arrays."""
+
+MAX_WIDTH = 8192
+"""Latents that are worked on at once: enough for fast products, few enough for little memory."""
+
+_ADDS_IN_PLACE: ContextVar[bool] = ContextVar("adds_in_place", default=False)
 
 
 class DenseWeights(NamedTuple):
@@ -51,7 +63,6 @@ class DenseStep(NamedTuple):
     ghost_loss: Tensor
     """Mean over rows and features of the ghost term; zero without."""
     sae_out: Float[Tensor, "rows d_in"]
-    feature_acts: Float[Tensor, "rows d_sae"]
     hidden_pre: Float[Tensor, "rows d_sae"]
     """Latents before ReLU."""
     n_fired: Float[Tensor, "d_sae"]
@@ -87,7 +98,25 @@ def dense_step(
         divide_by_norm: divide each row's squared error by the row's norm, if it has one.
     """
     settings = _Settings(kernels, penalty, ghosts, divide_by_norm)
+    of_encoder, of_decoder = weights.W_enc.grad, weights.W_dec.grad
+    if _ADDS_IN_PLACE.get() and of_encoder is not None and of_decoder is not None:
+        settings = replace(settings, gradients=(of_encoder, of_decoder))
     return DenseStep(*_DenseStep.apply(rows, *weights, settings))
+
+
+@contextmanager
+def gradients_added_in_place() -> Iterator[None]:
+    """Steps made within add to the matrices' ``grad``, where there is one, in their backward pass.
+
+    For batches in parts: autograd would need a part's gradients beside their sum. What is in
+    ``grad`` must come from such steps (of the sum for the decoder, what is parallel to its rows is
+    removed), and the backward pass be that of ``backward()``.
+    """
+    token = _ADDS_IN_PLACE.set(True)
+    try:
+        yield
+    finally:
+        _ADDS_IN_PLACE.reset(token)
 
 
 @dataclass(frozen=True)
@@ -96,6 +125,8 @@ class _Settings:
     penalty: Tensor
     ghosts: Tensor | None
     divide_by_norm: bool
+    gradients: tuple[Tensor, Tensor] | None = None
+    """The encoder's and the decoder's, to be added to; None: the step makes them."""
 
 
 class _DenseStep(torch.autograd.Function):
@@ -111,15 +142,21 @@ class _DenseStep(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         kernels, n_rows, (d_sae, d_in) = settings.kernels, len(rows), W_dec.shape
         centred = torch.sub(rows, b_dec, out=_empty(rows, n_rows, d_in))
-        hidden_pre = torch.mm(centred, W_enc, out=_empty(rows, n_rows, d_sae))
-        acts = _empty(rows, n_rows, d_sae)
+        hidden_pre = _empty(rows, n_rows, d_sae)
+        sae_out = _empty(rows, n_rows, d_in).copy_(b_dec.expand(n_rows, d_in))
         n_fired, sums = torch.empty_like(b_enc), torch.empty_like(b_enc)
-        run_kernel(kernels.rectify, hidden_pre, b_enc, acts, n_fired, sums, n_rows, d_sae)
-
-        used = _used_latents(n_fired)
-        used_acts = _columns(acts, used, kernels)
-        sae_out = _empty(rows, n_rows, d_in)
-        torch.addmm(b_dec, used_acts, _rows(W_dec, used), out=sae_out)
+        blocks, used, acts = _blocks(d_sae), [], None
+        for block in blocks:
+            acts = None  # so that the next has its memory
+            hidden = torch.mm(centred, W_enc[:, block], out=hidden_pre[:, block])
+            acts = _empty(rows, *hidden.shape)
+            arrays = (hidden, b_enc[block], acts, n_fired[block], sums[block])
+            run_kernel(kernels.rectify, *arrays, *hidden.shape, d_sae)
+            used.append(_used_latents(n_fired[block]))
+            acts = _columns(acts, used[-1], kernels)
+            sae_out.addmm_(acts, _rows(W_dec[block], used[-1]))
+        if len(blocks) > 1:
+            acts = None  # made again; a single block's stay
         residual, (weight, error) = _empty(rows, n_rows, d_in), rows.new_empty(2, n_rows, 1)
         arrays = (rows, sae_out, residual, weight, error)
         run_kernel(kernels.residual_rows, *arrays, n_rows, d_in, int(settings.divide_by_norm))
@@ -127,62 +164,56 @@ class _DenseStep(torch.autograd.Function):
 
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(n_fired)
-        ctx.settings, ctx.used, ctx.ghosts = settings, used, ghosts
-        ctx.save_for_backward(centred, W_enc, W_dec, residual, weight, used_acts)
+        ctx.settings, ctx.used = settings, used
+        # Unlike attributes these go with the backward pass, however long the output is kept.
+        ctx.save_for_backward(centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *ghosts)
         mse_loss, l1_loss = error.sum() / rows.numel(), settings.penalty * (sums.sum() / n_rows)
-        return mse_loss, l1_loss, ghost_loss, sae_out, acts, hidden_pre, n_fired
+        return mse_loss, l1_loss, ghost_loss, sae_out, hidden_pre, n_fired
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        centred, W_enc, W_dec, residual, weight, acts = ctx.saved_tensors
-        d_mse, d_l1, d_ghost, d_out, d_acts, d_hidden, _ = grad_outputs
-        settings, used, ghosts = ctx.settings, ctx.used, ctx.ghosts
-        kernels, n_rows, (d_sae, d_in) = settings.kernels, len(residual), W_dec.shape
-        zero = acts.new_zeros(())
+        centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *of_ghosts = ctx.saved_tensors
+        d_mse, d_l1, d_ghost, d_out, d_hidden, _ = grad_outputs
+        settings, kernels, ghosts = ctx.settings, ctx.settings.kernels, _Ghosts(*of_ghosts)
+        n_rows, (d_sae, d_in) = len(residual), W_dec.shape
+        zero = residual.new_zeros(())
 
         scale = zero if d_mse is None else d_mse * (-2 / residual.numel())
-        grad_out = torch.mul(residual, scale * weight, out=_empty(acts, n_rows, d_in))
+        grad_out = torch.mul(residual, scale * weight, out=_empty(residual, n_rows, d_in))
         if d_out is not None:
             grad_out += d_out
-        # Those latents that some row uses come first, then the ghosts.
-        n_used, n_ghosts = acts.shape[1], 0 if ghosts is None else len(ghosts.latents)
-        n = n_used + n_ghosts
-        grad_hidden, grad_b_enc = _empty(acts, n_rows, n), acts.new_empty(n)
-        grad_W_dec = _empty(acts, n, d_in)
+        penalty = zero if d_l1 is None else (d_l1 * settings.penalty / n_rows).to(zero.dtype)
+        scale = zero if d_ghost is None else d_ghost / residual.numel()
+        ghosts = ghosts._replace(grad_out=ghosts.grad_out * scale)
 
-        # The gradient of latents, then, in the same memory, of latents before ReLU.
-        torch.mm(grad_out, _rows(W_dec, used).T, out=grad_hidden[:, :n_used])
-        if d_acts is not None:
-            grad_hidden[:, :n_used] += d_acts if used is None else d_acts[:, used]
-        penalty = zero if d_l1 is None else (d_l1 * settings.penalty / n_rows).to(acts.dtype)
-        arrays = (acts, grad_hidden, penalty, grad_b_enc)
-        run_kernel(kernels.rectify_gradient, *arrays, n_rows, n_used, n)
-        torch.mm(acts.T, grad_out, out=grad_W_dec[:n_used])
-        if ghosts is not None:
-            grad_ghosts = grad_hidden[:, n_used:]
-            scale = zero if d_ghost is None else d_ghost / residual.numel()
-            grad_ghost_out = ghosts.grad_out * scale
-            torch.mm(grad_ghost_out, _rows(W_dec, ghosts.latents).T, out=grad_ghosts)
-            grad_ghosts *= ghosts.acts
-            torch.sum(grad_ghosts, dim=0, out=grad_b_enc[n_used:])
-            torch.mm(ghosts.acts.T, grad_ghost_out, out=grad_W_dec[n_used:])
-        # One after the other, so that the second can have the memory that the first has left.
-        places = _Places.of(used, ghosts, d_sae, kernels)
-        grad_W_dec = grad_W_dec if places is None else places.rows(grad_W_dec)
-        grad_W_enc = torch.mm(centred.T, grad_hidden, out=_empty(acts, d_in, n))
-        if places is not None:
-            grad_W_enc, grad_b_enc = places.columns(grad_W_enc), places.columns(grad_b_enc)
+        adds = settings.gradients is not None
+        matrices = settings.gradients or (_empty(zero, d_in, d_sae), _empty(zero, d_sae, d_in))
+        grad_W_enc, grad_W_dec = matrices
+        grad_b_enc = zero.new_empty(d_sae)
+        gradients = _Gradients(grad_W_enc, grad_b_enc, grad_W_dec, adds)
+        for block, used in zip(_blocks(d_sae), ctx.used, strict=True):
+            part = _Part(block, used, ghosts.within(block), kernels)
+            own_acts = part.acts(hidden_pre) if acts is None else acts
+            part.fill(gradients, own_acts, centred, grad_out, W_dec, penalty)
+            del own_acts  # so that the next has their memory
         if d_hidden is not None:
-            grad_W_enc += centred.T @ d_hidden
+            grad_W_enc.addmm_(centred.T, d_hidden)
             grad_b_enc += d_hidden.sum(dim=0)
         remove_parallel_part_(grad_W_dec, W_dec)
         # What b_dec does in the encoder is what b_enc does, by way of W_enc.
         grad_b_dec = grad_out.sum(dim=0) - W_enc @ grad_b_enc
+        if adds:
+            grad_W_enc = grad_W_dec = None  # so that autograd has nothing to add
         return None, grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec, None
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return REUSED_MEMORY.empty(*shape, dtype=like.dtype)
+
+
+def _blocks(d_sae: int) -> list[slice]:
+    width = -(-d_sae // -(-d_sae // MAX_WIDTH))  # all about as wide
+    return [slice(begin, min(begin + width, d_sae)) for begin in range(0, d_sae, width)]
 
 
 def _used_latents(n_fired: Tensor) -> Tensor | None:
@@ -195,7 +226,8 @@ def _columns(array: Tensor, latents: Tensor | None, kernels: ctypes.CDLL) -> Ten
     if latents is None:
         return array
     columns = _empty(array, len(array), len(latents))
-    run_kernel(kernels.gather_columns, array, latents, columns, *array.shape, len(latents))
+    sizes = (len(array), array.stride(0), len(latents))
+    run_kernel(kernels.gather_columns, array, latents, columns, *sizes)
     return columns
 
 
@@ -206,9 +238,124 @@ def _rows(array: Tensor, latents: Tensor | None) -> Tensor:
     return torch.index_select(array, 0, latents, out=out)
 
 
+class _Ghosts(NamedTuple):
+    """What the ghost term's backward pass needs. Without such a term, there are no latents."""
+
+    latents: Tensor
+    """In ascending order."""
+    acts: Tensor
+    """``[rows, ghosts]``: their exponentials, up to a factor of each row."""
+    grad_out: Tensor
+    """``[rows, d_in]``: the gradient of the term, times its elements, with respect to what they
+    decode."""
+
+    def within(self, block: slice) -> _Ghosts:
+        """Those of a block, counted from its first latent."""
+        edges = self.latents.new_tensor([block.start, block.stop])
+        begin, end = torch.searchsorted(self.latents, edges).tolist()
+        return _Ghosts(
+            self.latents[begin:end] - block.start, self.acts[:, begin:end], self.grad_out
+        )
+
+
+def _ghosts(
+    hidden_pre: Tensor, W_dec: Tensor, settings: _Settings, residual: Tensor, weight: Tensor
+) -> tuple[_Ghosts, Tensor]:
+    """What is kept of the term, and the term, a mean over rows and features."""
+    latents = torch.empty(0, dtype=torch.long)
+    if settings.ghosts is not None:
+        latents = settings.ghosts.nonzero().squeeze(-1)
+    if len(latents) == 0:
+        none = residual.new_empty(len(residual), 0)
+        return _Ghosts(latents, none, none), residual.new_zeros(())
+    acts = _columns(hidden_pre, latents, settings.kernels)
+    # as exponential_acts and scaled_ghost_error, in place
+    acts.sub_(acts.amax(dim=-1, keepdim=True).clamp_(min=0)).exp_()
+    decoded = _empty(acts, *residual.shape).zero_()
+    for block in _blocks(len(latents)):
+        decoded.addmm_(acts[:, block], _rows(W_dec, latents[block]))
+    error = torch.empty_like(weight)
+    constants = acts.new_tensor([EPSILON, torch.finfo(acts.dtype).tiny])
+    arrays = (residual, weight, decoded, error, constants)
+    run_kernel(settings.kernels.ghost_rows, *arrays, *residual.shape)
+    return _Ghosts(latents, acts, decoded), error.sum() / residual.numel()
+
+
+class _Gradients(NamedTuple):
+    """A step's, filled block by block."""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    adds: bool
+    """Whether the matrices are to be added to."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The latents of a block that get a gradient: those that some row uses, then the ghosts."""
+
+    block: slice
+    used: Tensor | None
+    ghosts: _Ghosts
+    kernels: ctypes.CDLL
+
+    def acts(self, hidden_pre: Tensor) -> Tensor:
+        """Those that are used, from latents before ReLU."""
+        hidden = hidden_pre[:, self.block]
+        if self.used is None:
+            return torch.clamp(hidden, min=0, out=_empty(hidden, *hidden.shape))
+        return _columns(hidden, self.used, self.kernels).clamp_(min=0)
+
+    def fill(
+        self,
+        gradients: _Gradients,
+        acts: Tensor,
+        centred: Tensor,
+        grad_out: Tensor,
+        W_dec: Tensor,
+        penalty: Tensor,
+    ) -> None:
+        """Work out the block's share of the gradients."""
+        (n_rows, n_used), n_ghosts = acts.shape, len(self.ghosts.latents)
+        n, W_dec = n_used + n_ghosts, W_dec[self.block]
+        places = _Places.of(self.used, self.ghosts.latents, len(W_dec), self.kernels)
+
+        # The decoder's first, so that the encoder's can have the memory that it leaves.
+        whole, adds = gradients.W_dec[self.block], gradients.adds
+        made = whole if places is None else _empty(whole, n, whole.shape[1])
+        made[:n_used].addmm_(acts.T, grad_out, beta=int(adds and places is None))
+        if n_ghosts:
+            torch.mm(self.ghosts.acts.T, self.ghosts.grad_out, out=made[n_used:])
+        if places is not None:
+            places.spread_rows(made, whole, adds)
+        del made
+
+        # The gradient of latents, then, in the same memory, of latents before ReLU.
+        grad_hidden, sums = _empty(acts, n_rows, n), acts.new_empty(n)
+        torch.mm(grad_out, _rows(W_dec, self.used).T, out=grad_hidden[:, :n_used])
+        arrays = (acts, grad_hidden, penalty, sums)
+        run_kernel(self.kernels.rectify_gradient, *arrays, n_rows, n_used, n)
+        if n_ghosts:
+            of_ghosts = grad_hidden[:, n_used:]
+            torch.mm(self.ghosts.grad_out, _rows(W_dec, self.ghosts.latents).T, out=of_ghosts)
+            of_ghosts *= self.ghosts.acts
+            torch.sum(of_ghosts, dim=0, out=sums[n_used:])
+
+        whole, adds = gradients.W_enc[:, self.block], gradients.adds
+        if places is None:
+            whole.addmm_(centred.T, grad_hidden, beta=int(adds))
+            gradients.b_enc[self.block] = sums
+        else:
+            made = torch.mm(centred.T, grad_hidden, out=_empty(acts, len(whole), n))
+            places.spread_columns(made, whole, adds)
+            places.spread_columns(sums[None], gradients.b_enc[None, self.block], adds=False)
+
+
 @dataclass(frozen=True)
 class _Places:
-    """Where each latent is in arrays of some: in one place, in two (that add up), or nowhere."""
+    """Where each latent of a block is in arrays of some: in one place, in two (that add up), or
+    nowhere."""
 
     one: Tensor
     other: Tensor
@@ -216,67 +363,26 @@ class _Places:
 
     @classmethod
     def of(
-        cls, used: Tensor | None, ghosts: _Ghosts | None, d_sae: int, kernels: ctypes.CDLL
+        cls, used: Tensor | None, ghosts: Tensor, width: int, kernels: ctypes.CDLL
     ) -> _Places | None:
-        if used is None and ghosts is None:
+        if used is None and len(ghosts) == 0:
             return None  # all are there, in order
-        one, other = torch.full((2, d_sae), -1).unbind()
-        n_used = d_sae if used is None else len(used)
+        one, other = torch.full((2, width), -1).unbind()
+        n_used = width if used is None else len(used)
         one[slice(None) if used is None else used] = torch.arange(n_used)
-        if ghosts is not None:
-            other[ghosts.latents] = torch.arange(n_used, n_used + len(ghosts.latents))
+        other[ghosts] = torch.arange(n_used, n_used + len(ghosts))
         return cls(one, other, kernels)
 
-    def columns(self, part: Tensor) -> Tensor:
-        """``[…, some]`` to ``[…, d_sae]``."""
-        n, d_sae = part.shape[-1], len(self.one)
-        whole = _empty(part, *part.shape[:-1], d_sae)
+    def spread_columns(self, part: Tensor, whole: Tensor, adds: bool) -> None:
+        """``[n, some]`` to ``[n, width]``, or added to what is there."""
         arrays = (part, self.one, self.other, whole)
-        run_kernel(self.kernels.spread_columns, *arrays, whole.numel() // d_sae, n, d_sae)
-        return whole
+        sizes = (*part.shape, whole.shape[1], whole.stride(0), int(adds))
+        run_kernel(self.kernels.spread_columns, *arrays, *sizes)
 
-    def rows(self, part: Tensor) -> Tensor:
-        """``[some, d_in]`` to ``[d_sae, d_in]``."""
-        whole = _empty(part, len(self.one), part.shape[1])
-        run_kernel(self.kernels.spread_rows, part, self.one, self.other, whole, *whole.shape)
-        return whole
-
-
-@dataclass(frozen=True)
-class _Ghosts:
-    """What the ghost term's backward pass needs.
-
-    Not the term itself: an output that its own graph holds is freed by the garbage collector alone,
-    and with it all these arrays.
-    """
-
-    latents: Tensor
-    acts: Tensor
-    """``[rows, ghosts]``: their exponentials, up to a factor of each row."""
-    grad_out: Tensor
-    """``[rows, d_in]``: the gradient of the term, times its elements, with respect to what they
-    decode."""
-
-
-def _ghosts(
-    hidden_pre: Tensor, W_dec: Tensor, settings: _Settings, residual: Tensor, weight: Tensor
-) -> tuple[_Ghosts | None, Tensor]:
-    """The term, a mean over rows and features, and what is kept of it."""
-    if settings.ghosts is None:
-        return None, residual.new_zeros(())
-    latents = settings.ghosts.nonzero().squeeze(-1)
-    if len(latents) == 0:
-        return None, residual.new_zeros(())
-    n_rows, d_in = residual.shape
-    acts = _columns(hidden_pre, latents, settings.kernels)
-    # as exponential_acts and scaled_ghost_error, in place
-    acts.sub_(acts.amax(dim=-1, keepdim=True).clamp_(min=0)).exp_()
-    decoded = torch.mm(acts, _rows(W_dec, latents), out=_empty(acts, n_rows, d_in))
-    error = torch.empty_like(weight)
-    constants = acts.new_tensor([EPSILON, torch.finfo(acts.dtype).tiny])
-    arrays = (residual, weight, decoded, error, constants)
-    run_kernel(settings.kernels.ghost_rows, *arrays, n_rows, d_in)
-    return _Ghosts(latents, acts, decoded), error.sum() / residual.numel()
+    def spread_rows(self, part: Tensor, whole: Tensor, adds: bool) -> None:
+        """``[some, n]`` to ``[width, n]``, likewise."""
+        arrays = (part, self.one, self.other, whole)
+        run_kernel(self.kernels.spread_rows, *arrays, *whole.shape, int(adds))
 
 
 def has_hooks(sae: nn.Module) -> bool:

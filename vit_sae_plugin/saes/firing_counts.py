@@ -44,8 +44,7 @@ class LateStepOutput(CountedStepOutput):
         """The latents."""
         if self._make_feature_acts is None:
             raise AttributeError("feature_acts: neither given nor to be made")
-        with torch.no_grad():
-            return self._make_feature_acts()
+        return self._make_feature_acts()
 
 
 @torch.no_grad()

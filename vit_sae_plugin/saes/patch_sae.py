@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from .b_dec_init import BDecInitMethod, central_point, check_b_dec_init_method
 from .dense_step import DenseWeights, dense_step, has_hooks, step_kernels
-from .firing_counts import CountedStepOutput
+from .firing_counts import LateStepOutput
 from .ghost_gradients import ghost_gradient_error
 from .image_aggregation import COUNT_RULE, ImageAggregationMixin, check_rule
 from .l1_coefficient import MSENormalization
@@ -297,10 +297,15 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         losses = {"mse_loss": step.mse_loss, "l1_loss": step.l1_loss}
         if has_ghosts:
             losses["ghost_grad_loss"] = step.ghost_loss
-        return CountedStepOutput(
+
+        def feature_acts() -> Tensor:
+            with torch.enable_grad():  # as all else of a step's output, whoever asks
+                return step.hidden_pre.relu()
+
+        return LateStepOutput(
+            feature_acts,
             sae_in=sae_in,
             sae_out=step.sae_out,
-            feature_acts=step.feature_acts,
             hidden_pre=step.hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,

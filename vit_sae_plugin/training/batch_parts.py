@@ -7,7 +7,7 @@ arrays for one part at a time, and the result is the same but for rounding.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-from vit_sae_plugin.saes.firing_counts import CountedStepOutput, firing_counts
+from vit_sae_plugin.saes.dense_step import gradients_added_in_place
+from vit_sae_plugin.saes.firing_counts import LateStepOutput, firing_counts
 
 MEANS_OVER_ROWS = frozenset(
     "standard standard_ghost standard_relative_l1 patchsae topk topk_ghost matryoshka_topk gated "
@@ -65,8 +66,10 @@ def step_in_parts(
         sae.start_from(rows)
     outputs, shares = [], []
     n_fired: Tensor | int = 0
+    has_no_gradients = all(p.grad is None for p in sae.parameters())
     for part in rows.chunk(n_parts):
-        with autocast:
+        output: Any = None  # so that the next has its memory
+        with autocast, gradients_added_in_place() if has_no_gradients else nullcontext():
             output = sae.training_forward_pass(step_input=replace(step_input, sae_in=part))
         share = len(part) / len(rows)
         (output.loss * share).backward()
@@ -75,10 +78,10 @@ def step_in_parts(
         shares.append(share)
     sae_in, sae_out, named = zip(*outputs, strict=True)
     whole = {name: _combined(name, [n[name] for n in named], shares) for name in named[0]}
-    return CountedStepOutput(
+    return LateStepOutput(
+        lambda: output.feature_acts.detach(),
         sae_in=torch.cat(sae_in),
         sae_out=torch.cat(sae_out),
-        feature_acts=output.feature_acts.detach(),
         hidden_pre=output.hidden_pre.detach(),
         loss=whole.pop("loss"),
         losses={name: whole[name] for name in output.losses},

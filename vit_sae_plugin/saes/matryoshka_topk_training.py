@@ -22,14 +22,13 @@ from .auxiliary_loss import auxiliary_error
 from .firing_counts import LateStepOutput
 from .ghost_gradients import ghost_gradient_error
 from .image_aggregation import MEAN_RULE, check_rule
-from .level_losses import level_losses
+from .level_losses import decoded_losses
 from .matryoshka_topk import (
     cap_softly,
     check_inference_settings,
     keep_largest,
     refuse_unequal_norms,
 )
-from .nested_decoding import nested_decode
 from .nested_levels import LevelWeights, check_k_list, doubling_k_list, loss_weights
 from .nested_topk_selection import UNUSED, select_nested_topk
 from .tied_weights import tied_rows
@@ -180,17 +179,17 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
         acts = hidden_pre
         if self.cfg.soft_cap is not None:
             acts = cap_softly(hidden_pre.relu(), self.cfg.soft_cap)
-        decoded = nested_decode(acts.flatten(0, -2), decoder_rows, selection)
         # The decoder's bias is taken off the target once, not added to every level.
         target, scale = (sae_in - self.b_dec).flatten(0, -2), self._loss_scale(sae_in)
         scale = None if scale is None else scale.flatten(0, -2)
-        by_level = level_losses(decoded, target, scale)
+        latents = acts.flatten(0, -2)
+        by_level, decoded = decoded_losses(latents, decoder_rows, selection, target, scale)
         losses_of_k = torch.stack([by_level[level] for level in selection.level_of_k])
         weights = losses_of_k.new_tensor(loss_weights(self.cfg.level_weights, k_list))
         name = f"{self.cfg.reconstruction_loss}_loss"
         losses = {name: (weights * losses_of_k).sum() / weights.sum()}
 
-        sae_out = self.hook_sae_recons(decoded[-1].view_as(sae_in) + self.b_dec)
+        sae_out = self.hook_sae_recons(decoded.view_as(sae_in) + self.b_dec)
         if self.training and step_input.dead_neuron_mask is not None:
             losses |= self._dead_latent_losses(
                 sae_in, sae_out, hidden_pre, decoder_rows, step_input.dead_neuron_mask

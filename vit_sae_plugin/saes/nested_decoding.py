@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
+from vit_sae_plugin.reused_memory import REUSED_MEMORY
 
 from .nested_topk_selection import NestedSelection
 
@@ -40,7 +41,7 @@ def nested_decode(
 class _NestedDecode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, acts: Tensor, W_dec: Tensor, selection: NestedSelection) -> Tensor:
-        products = _products_for(acts, W_dec)
+        products = products_for(acts, W_dec)
         ctx.products = products
         ctx.save_for_backward(acts, W_dec, selection.first_level)
         decoded = products.decode(acts, W_dec, selection.first_level, selection.n_levels)
@@ -62,7 +63,7 @@ class _NestedDecode(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _DenseProducts:
+class DenseProducts:
     """One matrix product per level, in which all latents of other levels are set to zero.
 
     On a GPU, products of so many zeros are still faster than gathering single decoder rows.
@@ -94,16 +95,16 @@ class _DenseProducts:
 
 
 @dataclass(frozen=True)
-class _SparseProducts:
+class SparseProducts:
     """Products of the kept latents alone, in C."""
 
     kernels: ctypes.CDLL
     dtype: torch.dtype
 
     def decode(self, acts: Tensor, W_dec: Tensor, first_level: Tensor, n_levels: int) -> Tensor:
-        acts, W_dec = self._ready(acts), self._ready(W_dec)
+        acts, W_dec = self.ready(acts), self.ready(W_dec)
         n_rows, (d_sae, d_in) = len(acts), W_dec.shape
-        decoded = acts.new_empty(n_levels, n_rows, d_in)
+        decoded = REUSED_MEMORY.empty(n_levels, n_rows, d_in, dtype=self.dtype)
         tensors = (acts, first_level, W_dec, decoded)
         run_kernel(self.kernels.decode_rows, *tensors, n_rows, d_sae, d_in, n_levels)
         return decoded
@@ -111,25 +112,28 @@ class _SparseProducts:
     def gradients(
         self, acts: Tensor, W_dec: Tensor, first_level: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
-        acts, W_dec = self._ready(acts), self._ready(W_dec)
+        acts, W_dec = self.ready(acts), self.ready(W_dec)
         n_levels, n_rows, (d_sae, d_in) = len(grad), len(acts), W_dec.shape
-        grad_acts, grad_W_dec = torch.empty_like(acts), torch.empty_like(W_dec)
+        grad_acts = REUSED_MEMORY.empty(*acts.shape, dtype=self.dtype)
+        grad_W_dec = REUSED_MEMORY.empty(*W_dec.shape, dtype=self.dtype)
         tensors = (acts, first_level, W_dec, grad, grad_acts, grad_W_dec)
         run_kernel(self.kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels)
         return grad_acts, grad_W_dec
 
-    def _ready(self, tensor: Tensor) -> Tensor:
+    def ready(self, tensor: Tensor) -> Tensor:
+        """As the kernels take it."""
         return tensor.detach().to(self.dtype).contiguous()
 
 
-def _products_for(acts: Tensor, W_dec: Tensor) -> _DenseProducts | _SparseProducts:
+def products_for(acts: Tensor, W_dec: Tensor) -> DenseProducts | SparseProducts:
+    """How to multiply these arrays."""
     dtype = torch.promote_types(acts.dtype, W_dec.dtype)
     if acts.device.type == "cpu":
         dtype = torch.promote_types(dtype, torch.float32)
         real = "double" if dtype == torch.float64 else "float"
         kernels = load_kernels(__file__, real)
         if kernels is not None:
-            return _SparseProducts(kernels, dtype)
+            return SparseProducts(kernels, dtype)
     if torch.is_autocast_enabled(acts.device.type):
         dtype = torch.get_autocast_dtype(acts.device.type)
-    return _DenseProducts(dtype)
+    return DenseProducts(dtype)

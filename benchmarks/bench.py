@@ -3,6 +3,7 @@
     make bench                                         # everything, into bench-results/
     python -m benchmarks.bench --only shuffle steps    # some sections
     python -m benchmarks.bench --list
+    python -m benchmarks.bench --page docs/performance.md   # renew the page from the last results
 
 Each section is a benchmark of its own with a process of its own, one after the other; within a
 section all that is compared takes turns in one process on the same data. A ratio is the median of
@@ -46,6 +47,7 @@ SECTIONS = {
 """Name → (module with ``measure(rounds)``, heading)."""
 PACKAGES = ("torch", "sae-lens", "transformer-lens", "open-clip-torch", "overcomplete", "numpy")
 TABLE_FILE = "bench.json"
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 
 def describe_machine() -> dict[str, Any]:
@@ -119,6 +121,40 @@ def print_section(heading: str, result: dict[str, Any]) -> None:
             print(f"  {'':{width}}          {line.note}")
 
 
+def as_markdown(sections: dict[str, Any]) -> str:
+    """All sections as tables, one after the other, in the order of ``SECTIONS``."""
+    parts = []
+    for name, (module, heading) in SECTIONS.items():
+        if not sections.get(name, {}).get("table"):
+            continue
+        lines = [f"### {heading}", f"`python -m {module}`", ""]
+        lines += [
+            "| what | ratio | rounds | ÷ | goal | |",
+            "| --- | ---: | --- | --- | --- | --- |",
+        ]
+        for line in (Ratio(**line) for line in sections[name]["table"]):
+            goal = "" if line.goal is None else f"{line.goal}{'' if line.is_met else ' **missed**'}"
+            spread = f"{line.low:.2f} to {line.high:.2f}"
+            cells = (line.name, f"{line.ratio:.2f}", spread, line.against, goal, line.note)
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def renew_page(page: Path, sections: dict[str, Any]) -> None:
+    """Put the tables between the page's two marks.
+
+    Raises:
+        ValueError: the page hasn't both marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} lacks {BEGIN.strip()} or {END.strip()}; want both, a line each")
+    page.write_text(f"{before}{begin}{as_markdown(sections)}{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,6 +165,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=600, help="seconds a section may take")
     parser.add_argument("--output-path", type=Path, default=Path("bench-results"))
     parser.add_argument("--list", action="store_true", help="name the sections and end")
+    parser.add_argument("--page", type=Path, help="renew this page's tables from the last results")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.list:
@@ -141,11 +178,14 @@ def main() -> None:
         table = importlib.import_module(SECTIONS[args.section][0]).measure(args.rounds)
         print(json.dumps([asdict(line) for line in table]))
         return
+    path = args.output_path / TABLE_FILE
+    known = json.loads(path.read_text())["sections"] if path.is_file() else {}
+    if args.page:
+        renew_page(args.page, known)
+        return
     machine = describe_machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items() if name != "packages"))
-    path = args.output_path / TABLE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text())["sections"] if path.is_file() else {}
     for name in args.only:
         known[name] = run_section(name, args.rounds, args.threads, args.limit_s)
         known[name]["machine"] = machine

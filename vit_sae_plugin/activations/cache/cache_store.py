@@ -34,7 +34,7 @@ class CacheStore(RowStore):
         hook_name: whose rows.
         hook_name_out: for transcoders: another hook of the cache; rows are then `[input | output]`.
         train_batch_size_tokens: rows of a batch.
-        n_batches_in_buffer: batches whose rows are mixed. A batch draws on some 256 places in the
+        n_batches_in_buffer: batches whose rows are mixed. A batch draws on some 128 places in the
             cache, or fewer if rows are small.
         seed: of the order.
         dtype, device: of the batches.

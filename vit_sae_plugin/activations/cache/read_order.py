@@ -9,7 +9,7 @@ import numpy as np
 
 _LARGEST_BLOCK_BYTES = 1 << 20
 _SMALLEST_BLOCK_BYTES = 1 << 16
-_BLOCKS_IN_BUFFER = 256
+_BLOCKS_IN_BUFFER = 128
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ CASES = [
     Case("patchsae, none dead", n_parts=4),
     Case("patchsae, a quarter dead", n_parts=4),
     Case("topk, k 64", 3),
-    Case("matryoshka_topk, a fifth positive"),
+    Case("matryoshka_topk, a fifth positive", 3),
 ]
 
 

@@ -19,6 +19,7 @@ SHAPES = {
     "small": (5, 12, 7, [1, 3, 12]),
     "several strips": (9, 40, 400, [2, 8, 40]),
     "several tables": (40, 3000, 5, [4, 16, 1024, 3000]),
+    "several blocks": (3, 9001, 5, [4, 16, 9001]),
     "several tiles": (1100, 30, 3, [1, 2, 3, 30]),
     "many levels": (30, 300, 20, list(range(1, 251))),
     "last k below the active": (20, 60, 10, [2, 10]),

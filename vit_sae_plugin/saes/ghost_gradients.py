@@ -46,6 +46,8 @@ def ghost_gradient_error(
         # which the living weigh exp(-inf) = 0, doesn't, and costs one more decoding.
         ghost_acts = hidden_pre.masked_fill(~dead_neuron_mask, -torch.inf)
     else:
+        # A GPU is waited for here. By then it has encoding and decoding to do, and the product over
+        # all latents would cost three more such products at every step, dead latents or not.
         dead = dead_neuron_mask.nonzero().squeeze(-1)
         if dead.numel() == 0:
             return torch.zeros_like(reconstruction_error)

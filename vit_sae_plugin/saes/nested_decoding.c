@@ -14,6 +14,7 @@
 
 #define ROW_TILE 512L
 #define LATENT_TILE 256L
+#define LATENT_BLOCK 4096L
 
 /* added[level][row] = sum of acts[row][s] * W_dec[s] over the latents s whose first level it is,
  * for rows begin to end. */
@@ -85,7 +86,7 @@ struct use { uint16_t row, source; };
 
 /* With g = grad[first level of (row, s)][row] for each latent s that a row uses, for latents begin
  * to end: grad_acts[row][s] = W_dec[s] . g, and grad_W_dec[s] = sum of acts[row][s] * g. */
-static long gradient_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+static long gradient_block(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
                            const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
                            long d_sae, long d_in, long n_levels, long begin, long end) {
     long most = smaller(n_rows + 1, TABLE_ROWS / n_levels), latents = end - begin;
@@ -154,6 +155,17 @@ static long gradient_share(const REAL *acts, const uint8_t *first_level, const R
     }
     free(table), free(level), free(act), free(dot), free(uses), free(n_uses);
     return -failed;
+}
+
+/* The same for as many latents as it may be: the working space is that of a block. */
+static long gradient_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+                           const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
+                           long d_sae, long d_in, long n_levels, long begin, long end) {
+    for (; begin < end; begin += LATENT_BLOCK)
+        if (gradient_block(acts, first_level, W_dec, grad, grad_acts, grad_W_dec, n_rows, d_sae,
+                           d_in, n_levels, begin, smaller(begin + LATENT_BLOCK, end)))
+            return -1;
+    return 0;
 }
 
 long decode_gradients(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,

@@ -137,7 +137,7 @@ def measure(rounds: int = 7) -> list[Ratio]:
     """The store against its tower and against loader and tower, for `make bench`."""
     table = []
     for name in ("shapes-clip", "ViT-B-32"):
-        rates, what = rates_of(name, 4, 32, rounds, 0, time.perf_counter)
+        rates, what = rates_of(name, 2, 32, rounds, 0, time.perf_counter)
         for kind, peer, goal in (
             ("store, pixels ready", "bare tower", "≥ 0.9"),
             ("store", "loader and bare tower", None),

@@ -12,7 +12,7 @@ from vit_sae_plugin.saes import nested_decoding
 from vit_sae_plugin.saes.nested_decoding import nested_decode
 from vit_sae_plugin.saes.nested_topk_selection import select_nested_topk
 
-# n_rows, d_sae, d_in, k_list. Tables of the compiled code hold some 500 latents or rows, strips
+# n_rows, d_sae, d_in, k_list. Tables of the compiled code hold some 1000 latents or rows, strips
 # up to 192 columns, tiles 512 rows: some shapes have several of each, some not even one.
 SHAPES = {
     "one of each": (1, 1, 1, [1]),

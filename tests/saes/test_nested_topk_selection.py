@@ -30,6 +30,7 @@ def check_selection(acts: torch.Tensor, k_list: list[int]) -> None:
     selection = select_nested_topk(acts, k_list)
     first_level = selection.first_level
     assert (first_level[acts == 0] == UNUSED).all()
+    assert selection.n_fired().tolist() == (first_level != UNUSED).sum(dim=0).tolist()
     assert first_level[first_level != UNUSED].lt(selection.n_levels).all()
     by_size = acts.sort(dim=-1, descending=True).values
     for k, level in zip(k_list, selection.level_of_k, strict=True):

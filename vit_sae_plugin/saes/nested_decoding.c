@@ -12,8 +12,9 @@
 #include "cpu_kernels.h"
 #include "strips.h"
 
+#define MOST_ROWS (TABLE_ROWS * 3 / 2) /* of a table; not all are looked up equally often */
 #define ROW_TILE 512L
-#define LATENT_TILE 256L
+#define LATENT_TILE 64L
 #define LATENT_BLOCK 4096L
 
 /* added[level][row] = sum of acts[row][s] * W_dec[s] over the latents s whose first level it is,
@@ -21,7 +22,7 @@
 static long decode_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
                          REAL *added, long n_rows, long d_sae, long d_in, long n_levels,
                          long begin, long end) {
-    long most = smaller(TABLE_ROWS, d_sae);
+    long most = smaller(MOST_ROWS, d_sae);
     vec *table = aligned_alloc(VECTOR_BYTES, most * VECTORS * VECTOR_BYTES);
     REAL *act = malloc(ROW_TILE * most * sizeof *act);
     uint16_t *latent = malloc(ROW_TILE * most * sizeof *latent);
@@ -82,78 +83,86 @@ long decode_rows(const REAL *acts, const uint8_t *first_level, const REAL *W_dec
                                             n_levels, begin, end));
 }
 
-struct use { uint16_t row, source; };
-
 /* With g = grad[first level of (row, s)][row] for each latent s that a row uses, for latents begin
  * to end: grad_acts[row][s] = W_dec[s] . g, and grad_W_dec[s] = sum of acts[row][s] * g. */
 static long gradient_block(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
                            const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
                            long d_sae, long d_in, long n_levels, long begin, long end) {
-    long most = smaller(n_rows + 1, TABLE_ROWS / n_levels), latents = end - begin;
+    long most = smaller(n_rows + 1, MOST_ROWS / n_levels), latents = end - begin;
     vec *table = aligned_alloc(VECTOR_BYTES, most * n_levels * VECTORS * VECTOR_BYTES);
-    uint8_t *level = malloc(LATENT_TILE * most * sizeof *level);
-    REAL *act = malloc(latents * most * sizeof *act); /* of each latent, row by row */
-    REAL *dot = malloc(latents * most * sizeof *dot);
-    struct use *uses = malloc(latents * (most + 1) * sizeof *uses);
+    /* Of each latent, the rows that use it: which, where in the table, its act and gradient. */
+    uint16_t *user = malloc(latents * (most + 1) * sizeof *user);
+    uint16_t *source = malloc(latents * (most + 1) * sizeof *source);
+    REAL *act = malloc(latents * (most + 1) * sizeof *act);
+    REAL *dot = malloc(latents * (most + 1) * sizeof *dot);
     int *n_uses = malloc(latents * sizeof *n_uses);
-    int failed = !table || !level || !act || !dot || !uses || !n_uses;
+    quad *part = aligned_alloc(sizeof(quad), most * sizeof *part);
+    REAL *tile = malloc(most * LATENT_TILE * sizeof *tile);
+    int failed = !table || !user || !source || !act || !dot || !n_uses || !part || !tile;
 
     if (n_rows == 0) memset(grad_W_dec + begin * d_in, 0, latents * d_in * sizeof(REAL));
     for (long top = 0; top < n_rows && !failed; top += most) {
         long rows = smaller(most, n_rows - top);
-        for (long left = 0; left < latents; left += LATENT_TILE) {
-            long tile = smaller(LATENT_TILE, latents - left);
-            for (long r = 0; r < rows; r++)
-                for (long s = 0; s < tile; s++) {
-                    long at = (top + r) * d_sae + begin + left + s;
-                    act[(left + s) * most + r] = acts[at];
-                    level[s * most + r] = first_level[at];
+        memset(n_uses, 0, latents * sizeof *n_uses);
+        for (long left = 0; left < latents; left += LATENT_TILE)
+            for (long r = 0; r < rows; r++) {
+                const uint8_t *level = first_level + (top + r) * d_sae + begin;
+                const REAL *row = acts + (top + r) * d_sae + begin;
+                for (long s = left; s < smaller(left + LATENT_TILE, latents); s++) {
+                    long at = s * (most + 1) + n_uses[s];
+                    user[at] = r;
+                    source[at] = r * n_levels + level[s];
+                    act[at] = row[s];
+                    n_uses[s] += level[s] < n_levels;
                 }
-            for (long s = 0; s < tile; s++) {
-                struct use *list = uses + (left + s) * (most + 1);
-                int n = 0;
-                for (long r = 0; r < rows; r++) {
-                    long l = level[s * most + r];
-                    list[n] = (struct use){r, r * n_levels + l};
-                    n += l < n_levels;
-                }
-                n_uses[left + s] = n;
             }
-        }
-        memset(dot, 0, latents * most * sizeof *dot);
         for (long column = 0; column < d_in; column += STRIP) {
             for (long r = 0; r < rows; r++)
                 for (long l = 0; l < n_levels; l++)
                     load(table + (r * n_levels + l) * VECTORS,
                          grad + (l * n_rows + top + r) * d_in, column, d_in);
             for (long s = 0; s < latents; s++) {
-                const REAL *w_row = W_dec + (begin + s) * d_in, *h = act + s * most;
-                REAL *out = grad_W_dec + (begin + s) * d_in, *row_dot = dot + s * most;
+                const REAL *w_row = W_dec + (begin + s) * d_in;
+                REAL *out = grad_W_dec + (begin + s) * d_in;
                 vec w[VECTORS], total[VECTORS];
                 if (s + 1 < latents) fetch(w_row + d_in, column), fetch(out + d_in, column);
                 load(w, w_row, column, d_in);
                 if (top) load(total, out, column, d_in);
                 else EACH_VECTOR total[i] = (vec){0};
-                const struct use *use = uses + s * (most + 1), *last = use + n_uses[s];
-                for (; use < last; use++) {
-                    const vec *g = table + (long)use->source * VECTORS;
+                const uint16_t *from = source + s * (most + 1);
+                const REAL *h = act + s * (most + 1);
+                for (int n = 0; n < n_uses[s]; n++) {
+                    const vec *g = table + (long)from[n] * VECTORS;
                     vec even = {0}, odd = {0};
                     EACH_VECTOR {
                         if (i % 2) odd += w[i] * g[i];
                         else even += w[i] * g[i];
-                        total[i] += h[use->row] * g[i];
+                        total[i] += h[n] * g[i];
                     }
-                    row_dot[use->row] += sum(even + odd);
+                    part[n] = fold(even + odd);
                 }
                 store(out, total, column, d_in);
+                REAL *to = dot + s * (most + 1);
+                for (int n = 0; n < n_uses[s]; n++) {
+                    REAL product = 0;
+                    EACH_OF_QUAD product += part[n][i];
+                    to[n] = column ? to[n] + product : product;
+                }
             }
         }
-        for (long left = 0; left < latents; left += LATENT_TILE)
+        for (long left = 0; left < latents; left += LATENT_TILE) {
+            long width = smaller(LATENT_TILE, latents - left);
+            memset(tile, 0, rows * LATENT_TILE * sizeof *tile);
+            for (long s = 0; s < width; s++)
+                for (long n = (left + s) * (most + 1), i = 0; i < n_uses[left + s]; i++)
+                    tile[user[n + i] * LATENT_TILE + s] = dot[n + i];
             for (long r = 0; r < rows; r++)
-                for (long s = left; s < smaller(left + LATENT_TILE, latents); s++)
-                    grad_acts[(top + r) * d_sae + begin + s] = dot[s * most + r];
+                memcpy(grad_acts + (top + r) * d_sae + begin + left, tile + r * LATENT_TILE,
+                       width * sizeof *tile);
+        }
     }
-    free(table), free(level), free(act), free(dot), free(uses), free(n_uses);
+    free(table), free(user), free(source), free(act), free(dot), free(n_uses), free(part);
+    free(tile);
     return -failed;
 }
 

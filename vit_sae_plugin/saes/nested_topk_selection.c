@@ -104,3 +104,17 @@ long select_levels(const float *acts, uint8_t *first_level, const int64_t *k_lis
     SHARE_OUT(n_rows, threads,
               select_share(acts, first_level, k_list, n_levels, d_sae, begin, end));
 }
+
+/* n_fired[s] = number of rows in which some level keeps s. */
+static long count_share(const uint8_t *first_level, int32_t *n_fired, long n_rows, long d_sae,
+                        long begin, long end) {
+    memset(n_fired + begin, 0, (end - begin) * sizeof *n_fired);
+    for (long r = 0; r < n_rows; r++)
+        for (long s = begin; s < end; s++) n_fired[s] += first_level[r * d_sae + s] != UNUSED;
+    return 0;
+}
+
+long count_kept(const uint8_t *first_level, int32_t *n_fired, long n_rows, long d_sae,
+                long threads) {
+    SHARE_OUT(d_sae, threads, count_share(first_level, n_fired, n_rows, d_sae, begin, end));
+}

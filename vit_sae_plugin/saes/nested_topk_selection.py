@@ -35,7 +35,13 @@ class NestedSelection:
 
     def n_fired(self) -> Float[Tensor, " d_sae"]:
         """In how many rows each latent is kept by some level."""
-        return (self.first_level != UNUSED).sum(dim=0).float()
+        first_level = self.first_level.contiguous()
+        kernels = load_kernels(__file__) if first_level.device.type == "cpu" else None
+        if kernels is None:
+            return (first_level != UNUSED).sum(dim=0).float()
+        n_fired = first_level.new_empty(first_level.shape[1], dtype=torch.int32)
+        run_kernel(kernels.count_kept, first_level, n_fired, *first_level.shape)
+        return n_fired.float()
 
 
 @torch.compiler.disable

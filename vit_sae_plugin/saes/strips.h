@@ -15,6 +15,7 @@
 #define STRIP (LANES * VECTORS)
 /* Rows of a strip that the second-level cache holds. */
 #define TABLE_ROWS ((512L << 10) / (VECTORS * VECTOR_BYTES))
+#define EACH_OF_QUAD _Pragma("GCC unroll 4") for (int i = 0; i < 16 / (int)sizeof(REAL); i++)
 #define EACH_VECTOR _Pragma("GCC unroll 16") for (int i = 0; i < VECTORS; i++)
 
 typedef REAL vec __attribute__((vector_size(VECTOR_BYTES)));
@@ -24,13 +25,17 @@ static inline long smaller(long a, long b) { return a < b ? a : b; }
 
 /* A strip of a row's columns, with zeros past the row's end. */
 static inline void load(vec *strip, const REAL *row, long column, long width) {
-    long n = smaller(STRIP, width - column);
-    if (n < STRIP) memset(strip, 0, VECTORS * VECTOR_BYTES);
-    memcpy(strip, row + column, n * sizeof(REAL));
+    if (width - column >= STRIP) { /* of a known size, so that it stays in registers */
+        memcpy(strip, row + column, VECTORS * VECTOR_BYTES);
+    } else {
+        memset(strip, 0, VECTORS * VECTOR_BYTES);
+        memcpy(strip, row + column, (width - column) * sizeof(REAL));
+    }
 }
 
 static inline void store(REAL *row, const vec *strip, long column, long width) {
-    memcpy(row + column, strip, smaller(STRIP, width - column) * sizeof(REAL));
+    if (width - column >= STRIP) memcpy(row + column, strip, VECTORS * VECTOR_BYTES);
+    else memcpy(row + column, strip, (width - column) * sizeof(REAL));
 }
 
 /* Rows lie a page apart or more, where the processor doesn't look ahead by itself. */
@@ -38,11 +43,17 @@ static inline void fetch(const REAL *row, long column) {
     EACH_VECTOR __builtin_prefetch(row + column + i * LANES);
 }
 
-static inline REAL sum(vec v) {
+/* Lanes that add up to the sum of all. */
+static inline quad fold(vec v) {
     quad part[VECTOR_BYTES / 16];
-    REAL total = 0;
     memcpy(part, &v, sizeof v);
     _Pragma("GCC unroll 4") for (int i = 1; i < VECTOR_BYTES / 16; i++) part[0] += part[i];
-    _Pragma("GCC unroll 4") for (int i = 0; i < 16 / (int)sizeof(REAL); i++) total += part[0][i];
+    return part[0];
+}
+
+static inline REAL sum(vec v) {
+    quad part = fold(v);
+    REAL total = 0;
+    EACH_OF_QUAD total += part[i];
     return total;
 }

@@ -14,8 +14,10 @@ own cores; then the ratio says what share of what they add is lost.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import socket
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -104,17 +106,21 @@ def _measure_case(
         ranks.sum_(sums)
         ranks.wait_for_all()
 
-    alone: Callable[[], object] = ranks.wait_for_all
-    if ranks.is_first:
-        whole = _trainer(case, sizes, _SameRows(rows, len(rows)))
+    whole = _trainer(case, sizes, _SameRows(rows, len(rows))) if ranks.is_first else None
 
-        def alone() -> None:
-            torch.set_num_threads(n_threads)
+    def alone(with_threads: int) -> None:
+        if whole is not None:
+            torch.set_num_threads(with_threads)
             whole.step(rows)
             torch.set_num_threads(n_threads // N_RANKS)
-            ranks.wait_for_all()
+        ranks.wait_for_all()
 
-    runs = {"together": together, "alone": alone, "exchange": exchange}
+    runs: dict[str, Callable[[], object]] = {
+        "together": together,
+        "alone": lambda: alone(n_threads),
+        "half the cores": lambda: alone(n_threads // N_RANKS),
+        "exchange": exchange,
+    }
     seconds = seconds_in_turns(runs, rounds)
     against = f"one process, {n_threads} threads"
     cores = f"{N_RANKS} processes, {n_threads // N_RANKS} threads each"
@@ -129,7 +135,16 @@ def _measure_case(
             note=f"{megabytes:.0f} MB",
             rates={"bytes_per_second": 1e6 * megabytes / min(seconds["exchange"])},
         ),
+        _exponent(case.name, seconds["together"], seconds["half the cores"]),
     ]
+
+
+def _exponent(name: str, by_all: list[float], by_one: list[float]) -> Ratio:
+    """How time falls with processes that each bring cores; −1: twice as many take half of it."""
+    found = [math.log(a / b, N_RANKS) for a, b in zip(by_all, by_one, strict=True)]
+    note = "−1: nothing is lost; memory of a process stays the same"
+    what = f"{name}: time ~ processes^"
+    return Ratio(what, statistics.median(found), min(found), max(found), "an exponent", note=note)
 
 
 def _trainer(

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ except ImportError:  # Windows
     _fcntl = None
 
 _HELD: set[int] = set()
+_MOMENT_SECONDS = 0.2
+"""How long a file may be empty until its maker has written it, where links can't be had."""
 
 
 class FileLock:
@@ -27,7 +30,8 @@ class FileLock:
 
     The system's own lock on the file holds (`flock`). On file systems without it the file's
     presence does: it names the process, so a file left by one that is gone from this machine is
-    passed over; one left by another machine's counts until somebody deletes it.
+    passed over; one left by another machine's counts until somebody deletes it. A random token in
+    the file tells whose it is: nobody replaces or deletes another's.
 
     Args:
         path: the lock's file, in a folder that exists.
@@ -40,6 +44,7 @@ class FileLock:
         self.path = path
         self.by_presence = False
         self._descriptor: int | None = None
+        self._ours: dict[str, Any] = {"token": os.urandom(8).hex()}
 
     def acquire(self) -> bool:
         """Take the lock; False if another process, or another lock of this one, holds it.
@@ -47,6 +52,8 @@ class FileLock:
         Raises:
             OSError: the file can't be made there.
         """
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._ours |= {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         try:
             self._descriptor = self._open_locked()
         except BlockingIOError:
@@ -55,20 +62,48 @@ class FileLock:
         return not self.by_presence or self._take_by_presence()
 
     def release(self) -> None:
-        """Give the lock back, and delete its file."""
+        """Give the lock back, and delete its file unless another has taken it by now."""
         with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
+            if self.is_ours():
+                self.path.unlink(missing_ok=True)
         if self._descriptor is not None:
             _close(self._descriptor)
             self._descriptor = None
 
+    def is_ours(self) -> bool:
+        """Whether the file is still the one that `acquire` made."""
+        if self._descriptor is not None:
+            return _is_file_at(self.path, self._descriptor)
+        return self.holder().get("token") == self._ours["token"]
+
+    def mark(self, **more: Any) -> None:
+        """Write the file again with more in it, for others to see it change.
+
+        Not if another has taken it by now.
+        """
+        if self.is_ours():
+            beside = self._written(more)
+            try:
+                beside.replace(self.path)
+            finally:
+                beside.unlink(missing_ok=True)
+
+    def take_over(self, seen: bytes) -> bool:
+        """Take the lock from a holder that is gone; False if another was faster.
+
+        Args:
+            seen: the file's contents, as they were when its holder was found to be gone.
+        """
+        self._remove(seen)
+        return self.acquire()
+
+    def contents(self) -> bytes:
+        """What the lock's file holds; empty if it can't be read."""
+        return _contents(self.path)
+
     def holder(self) -> dict[str, Any]:
         """Who made the lock's file: `pid`, `host`, `since`; empty if that can't be read."""
-        try:
-            holder = json.loads(self.path.read_text(encoding="utf-8"))
-            return {**holder, "pid": int(holder["pid"])}
-        except (OSError, ValueError, TypeError, KeyError):
-            return {}
+        return _parsed(self.contents())
 
     def holder_in_words(self) -> str:
         """Who holds it, such as `"process 12 on this-machine since …"`."""
@@ -96,36 +131,83 @@ class FileLock:
                 return None
             if _is_file_at(self.path, descriptor):
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, _ourselves())
+                os.write(descriptor, json.dumps(self._ours).encode())
                 return descriptor
             _close(descriptor)  # its holder deleted it between our opening and locking it
 
     def _take_by_presence(self) -> bool:
         """Make the file, with our name in it, unless a process that may still run made it."""
-        while not self._made():
-            holder = self.holder()
-            gone = holder.get("host") == socket.gethostname() and not is_running(holder["pid"])
-            if holder and not gone:
+        while not self._put(self._written()):
+            seen = self.contents()
+            if not (holder := _parsed(seen)):
+                time.sleep(_MOMENT_SECONDS)  # it may be about to be written
+            elif holder.get("host") != socket.gethostname() or is_running(holder["pid"]):
                 return False
-            self.path.unlink(missing_ok=True)
+            self._remove(seen)
         return True
 
-    def _made(self) -> bool:
-        """Make the file whole, and only if there is none."""
+    def _written(self, more: Mapping[str, Any] | None = None) -> Path:
+        """Our name in a file beside the lock's."""
         beside = path_beside(self.path)
-        beside.write_bytes(_ourselves())
+        beside.write_bytes(json.dumps({**self._ours, **(more or {})}).encode())
+        return beside
+
+    def _put(self, beside: Path) -> bool:
+        """Move a file into the lock's place; False, and it is deleted, if there is one."""
         try:
             os.link(beside, self.path)
         except FileExistsError:
             return False
+        except OSError:  # where there are no locks there are often no links either: exFAT, FUSE
+            return _copy_to_new(beside, self.path)
         finally:
             beside.unlink(missing_ok=True)
         return True
 
+    def _remove(self, seen: bytes) -> None:
+        """Delete a file that was left here, if it is still as it was seen.
 
-def _ourselves() -> bytes:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode()
+        Of several who try, a rename lets one have it. Who comes so late that another's new file was
+        moved puts that back.
+        """
+        if self.contents() != seen:
+            return
+        aside = path_beside(self.path)
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return
+        if _contents(aside) == seen:
+            aside.unlink()
+        else:
+            self._put(aside)
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _parsed(contents: bytes) -> dict[str, Any]:
+    try:
+        holder = json.loads(contents)
+        return {**holder, "pid": int(holder["pid"])}
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return {}
+
+
+def _copy_to_new(source: Path, target: Path) -> bool:
+    """Copy a file, unless there is one already."""
+    contents = source.read_bytes()
+    try:
+        file = target.open("xb")
+    except FileExistsError:
+        return False
+    with file:
+        file.write(contents)
+    return True
 
 
 def _is_file_at(path: Path, descriptor: int) -> bool:

@@ -443,6 +443,7 @@ grid:
         ("{preset: relu, config: x.yaml, grid: {lr: [1]}}", "preset is 'relu' and config is"),
         ("members: [{lr: 1}]", "has no 'name'"),
         ("members: [{name: a}, {name: a}]", "two members are named 'a'"),
+        ("members: [{name: a}, {name: A}]", "two members are named 'a' and 'A'; want names that"),
         ("members: [{name: a/b}]", "a member's name is 'a/b'"),
         ("members: [{name: a, lrr: 1}]", "member 'a': there is no setting 'lrr'; near names: lr"),
         ("members: [{name: a, lr: x}]", "member 'a': lr is 'x'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -24,7 +25,9 @@ from tests.training.small_run import (
     small_images,
     small_model,
 )
+from vit_sae_plugin import atomic_files
 from vit_sae_plugin.activations import ActivationSource
+from vit_sae_plugin.cli.error_lines import error_line
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training import (
     DivergedError,
@@ -352,6 +355,32 @@ def test_activations_that_are_not_finite_are_named_as_the_cause(model, images) -
     broken = HookedViT.from_module(model.bare_model, preprocess=overflowing)
     with pytest.raises(DivergedError, match="the activations aren't finite"):
         ViTSAETrainingRunner(small_config(None, "standard"), images, broken).run()
+
+
+def test_a_full_disk_ends_a_run_whose_last_checkpoint_stays(
+    runner_of, images, model, tmp_path, monkeypatch
+) -> None:
+    whole = runner_of(None, training_tokens=9 * 128).run()
+    real, checkpoints = atomic_files._sync, tmp_path / "checkpoints"
+
+    def full(path):
+        if path.parent.name.startswith(".aside-") and (checkpoints / "step_000000004").is_dir():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_files, "_sync", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            runner_of(tmp_path, training_tokens=9 * 128, checkpoint_every_minutes=0).run()
+    line = error_line(caught.value)
+    assert line is not None
+    assert line.startswith(f"the disk is full (at {checkpoints}")
+    assert line.endswith("give the same command again")
+    names = sorted(path.name for path in checkpoints.iterdir())  # nothing half, which takes room
+    assert names == ["step_000000003", "step_000000004"]
+    assert not (tmp_path / "sae").exists()
+    ended = ViTSAETrainingRunner.resume(tmp_path, images, model).run()
+    assert _same_state(whole, ended)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(runner_of, images, model, tmp_path) -> None:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from vit_sae_plugin.activations.cache import (
     ActivationCache,
     CacheMismatchError,
     CachePlan,
+    CacheStore,
     CacheWriteError,
     DamagedCacheError,
     repair_cache,
@@ -185,6 +187,24 @@ def test_a_read_only_folder_is_one_clear_error(model, tmp_path, monkeypatch) -> 
         patch.setattr(Path, "mkdir", refuse)
         assert all_rows(ActivationCache(cache.path), HOOKS[0]).shape == (10, 17, 32)
         assert verify_cache(cache.path) == {}
+
+
+def _listing(folder: Path) -> dict:
+    """Every file and folder: a name that came and went would change its folder's time."""
+    paths = (folder, *folder.rglob("*"))
+    return {path: (s.st_ino, s.st_size, s.st_mtime_ns) for path in paths if (s := path.stat())}
+
+
+def test_reading_a_cache_writes_nothing(cache) -> None:
+    shutil.rmtree(cache.path / "claims")
+    before = _listing(cache.path)
+    opened = ActivationCache(cache.path)
+    store = CacheStore(opened, hook_name=HOOKS[0], train_batch_size_tokens=17)
+    assert sum(len(batch) for batch in islice(store, 10)) == opened.n_rows  # an epoch
+    store.close()
+    assert verify_cache(cache.path) == {}
+    assert len(opened.image_table) == 10
+    assert _listing(cache.path) == before
 
 
 class Deadly(ArrayImages):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from vit_sae_plugin.activations.cache import (
     CachePlan,
     ShardInUseError,
     UnfinishedCacheError,
+    begin_cache,
     plan_cache,
     repair_cache,
     shard_buffer,
@@ -207,6 +209,40 @@ def test_without_locks_a_silent_writer_of_another_machine_is_passed_over(
     assert not path.exists()
 
 
+def test_a_writer_that_was_passed_over_leaves_the_other_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(file_lock, "_fcntl", None)
+    now = [1000.0]
+    monkeypatch.setattr(shard_claims.time, "monotonic", lambda: now[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        stopped = ShardClaims(tmp_path).take(3)
+    claims = ShardClaims(tmp_path)
+    assert claims.take(3) is None
+    now[0] += 70
+    claim = claims.take(3)
+    assert claim is not None
+
+    shards = tmp_path / "shards"
+    for name in (".unfinished-000003-old", ".unfinished-000003-new", ".unfinished-000004-old"):
+        (shards / name).mkdir(parents=True)
+        (shards / name / "rows").touch()
+        if name.endswith("old"):
+            for path in (shards / name / "rows", shards / name):
+                os.utime(path, (time.time() - 70,) * 2)
+    stopped.delete_unfinished(shards)
+    assert len(list(shards.iterdir())) == 3
+    claim.delete_unfinished(shards)  # the stopped one may be awake, and writing "new"
+    assert sorted(path.name[-10:] for path in shards.iterdir()) == ["000003-new", "000004-old"]
+    before = (tmp_path / "claims" / "shard-000003.lock").read_text()
+    stopped.release()
+    assert (tmp_path / "claims" / "shard-000003.lock").read_text() == before
+    claim.release()
+    assert list((tmp_path / "claims").iterdir()) == []
+    with ShardClaims(tmp_path).take(3) as alone:
+        alone.delete_unfinished(shards)
+    assert [path.name[-10:] for path in shards.iterdir()] == ["000004-old"]
+
+
 def test_a_claim_without_locks_changes_while_it_is_held(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(file_lock, "_fcntl", None)
     monkeypatch.setattr(shard_claims, "_BEAT_SECONDS", 0.01)
@@ -291,6 +327,26 @@ def test_images_are_added_later_and_what_was_there_is_not_written_again(
     clash = _photos(tmp_path / "clash", "xa", seed=3)
     with pytest.raises(CacheMismatchError, match=r"1 of the 2 images of clash .* such as 'a.png'"):
         write_cache(tmp_path / "c", model, str(clash), **SETTINGS, add=True)
+
+
+def test_images_that_another_adds_meanwhile_stay(model, tmp_path, monkeypatch) -> None:
+    first, second, third = (
+        str(_photos(tmp_path / names, names, seed=number))
+        for number, names in enumerate(("ab", "cd", "ef"))
+    )
+    write_cache(tmp_path / "c", model, first, **SETTINGS)
+    real = begin_cache._added_part
+
+    def long_work(*args):
+        monkeypatch.setattr(begin_cache, "_added_part", real)
+        write_cache(tmp_path / "c", model, second, **SETTINGS, add=True)
+        return real(*args)
+
+    monkeypatch.setattr(begin_cache, "_LONGEST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(begin_cache, "_added_part", long_work)
+    cache = write_cache(tmp_path / "c", model, third, **SETTINGS, add=True)
+    assert cache.image_ids == [f"{name}.png" for name in "abcdef"]
+    assert [part.text for part in cache.plan.parts] == [first, second, third]
 
 
 class Streamed(FolderImages):

@@ -1,6 +1,7 @@
 """Shards as Ray tasks on a local cluster of two workers, one of which is killed."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from vit_sae_plugin.activations.cache import (
     CacheMismatchError,
     CacheWriteError,
     plan_cache,
+    ray_engine,
 )
+from vit_sae_plugin.activations.cache.cache_errors import ShardInUseError
 from vit_sae_plugin.activations.cache.ray_engine import write_shards_with_ray
 
 pytest.importorskip("ray", reason="Ray isn't installed")
@@ -81,3 +84,37 @@ def test_what_does_not_fit_is_refused(cluster, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install \"vit-sae-plugin\[ray\]\", or --engine"):
         write_shards_with_ray(plan, images)
+
+
+def test_what_a_task_raises_is_told_in_one_line(tmp_path):
+    exceptions = pytest.importorskip("ray").exceptions
+
+    def told(error):
+        def get(done):
+            raise error
+
+        ray = SimpleNamespace(exceptions=exceptions, get=get)
+        plan = SimpleNamespace(folder=tmp_path)
+        return ray_engine._is_written(ray, None, 7, plan, max_retries=3)
+
+    def raised(cause):
+        trace = "Traceback (most recent call last):\n  File ..."
+        return exceptions.RayTaskError(
+            "write", trace, cause, "worker", 1, "ip"
+        ).as_instanceof_cause()
+
+    assert told(raised(ShardInUseError("by another"))) is False
+    for cause in (CacheMismatchError("other weights"), CacheWriteError("the disk is full")):
+        with pytest.raises(type(cause)) as caught:
+            told(raised(cause))
+        assert caught.value is cause
+    stay = "the 0 shards that are finished stay: give the same command again to go on"
+    for error, reason in (
+        (raised(ValueError("no image 'a'\nmore")), "ValueError: no image 'a'"),
+        (raised(KeyError()), "KeyError"),
+        (exceptions.OutOfMemoryError("low on memory\nTop 10"), "OutOfMemoryError: low on memory"),
+        (exceptions.WorkerCrashedError(), "its process died 4 times (out of memory?)"),
+    ):
+        with pytest.raises(CacheWriteError) as caught:
+            told(error)
+        assert str(caught.value) == f"shard 7 of {tmp_path}: {reason}; {stay}"

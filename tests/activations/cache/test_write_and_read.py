@@ -195,6 +195,41 @@ def test_the_manifest_is_read_back_and_says_when_it_was_edited(cache, tmp_path) 
         CachePlan.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": None}, "parts is None; want the sources of images"),
+        ({"parts": []}, "parts is .*; want the sources of images, one object each"),
+        ({"parts": ["photos"]}, "parts is .'photos'.; want the sources"),
+        ({"parts": [{"name": "photos"}]}, "parts: fingerprint is missing"),
+        ({"n_images": -1}, r"n_images of the parts is \[-1\]; want 0 to 2147483647"),
+        ({"n_images": 10.0}, "a number is 10.0; want whole ones"),
+        ({"strange": 1}, "strange"),
+        ({"images_per_shard": 0}, "images_per_shard is 0 and batch_size_images is 2; want 1 or"),
+        ({"images_per_shard": 3}, "images_per_shard is 3 .* whole batches in a shard"),
+        ({"batch_size_images": 0}, "batch_size_images is 0; want 1 or more"),
+        ({"seed": -1}, "seed is -1; want 0 or more"),
+        ({"dtype": "float8"}, "dtype is 'float8'; want one of float32"),
+        ({"hooks": {}}, "hooks is {}; want one or more"),
+        ({"hooks": {"h": 0}}, "hooks is {'h': 0}; want one or more, and widths of 1 or more"),
+        ({"hooks": {"h": "wide"}}, "hooks: h is 'wide', a str; want int"),
+        ({"hooks": {"../h": 32}}, "want letters, digits, dots and _"),
+        ({"tokens": [[0, 0]]}, r"tokens is \[\[0, 0\]\]; want row, column and kind"),
+        ({"tokens": [[0, 0, 9]]}, r"kind \(0 to 4\) of each"),
+    ],
+)
+def test_a_manifest_made_by_hand_is_refused_in_one_line(cache, tmp_path, changes, message) -> None:
+    values = cache.plan.to_dict()
+    values.pop("sha256")
+    part = {name: changes[name] for name in changes if name in ("n_images", "strange")}
+    values["parts"][0].update(part)
+    values.update({name: value for name, value in changes.items() if name not in part})
+    values = {name: value for name, value in values.items() if value is not None}
+    (tmp_path / "cache.json").write_text(json.dumps({**values, "sha256": values_sha256(values)}))
+    with pytest.raises(DamagedCacheError, match=f"cache.json is damaged .*{message}.*restore a"):
+        CachePlan.load(tmp_path)
+
+
 def test_a_missing_or_short_file_is_damage_not_a_crash(model, tmp_path) -> None:
     cache = small_cache(tmp_path / "c", model)
     path = cache.path / "shards" / "shard-000001" / f"{HOOKS[0]}.rows.bin"

@@ -115,18 +115,18 @@ def plan_cache(
                 check_room(plan)  # a manifest would stand in the way of smaller settings
                 plan.save()
                 return plan
-            return _go_on(
-                wanted,
-                source,
-                add,
-                {
-                    "dtype": dtype,
-                    "images_per_shard": images_per_shard,
-                    "batch_size_images": batch_size_images,
-                    "autocast_model": autocast_model,
-                    "seed": seed,
-                },
-            )
+        return _go_on(
+            wanted,
+            source,
+            add,
+            {
+                "dtype": dtype,
+                "images_per_shard": images_per_shard,
+                "batch_size_images": batch_size_images,
+                "autocast_model": autocast_model,
+                "seed": seed,
+            },
+        )
     except CacheWriteError:
         raise
     except OSError as error:
@@ -225,6 +225,7 @@ def _with_shard_size(plan: CachePlan, images_per_shard: int | None) -> CachePlan
 def _go_on(
     wanted: CachePlan, source: ImageSource, add: bool, settings: dict[str, Any]
 ) -> CachePlan:
+    """The plan of a cache that was begun, with these images if they are to be added."""
     plan = CachePlan.load(wanted.folder)
     unsaid = {name: getattr(plan, name) for name, value in settings.items() if value is None} | {
         "images_per_shard": settings["images_per_shard"] or plan.images_per_shard
@@ -235,9 +236,13 @@ def _go_on(
     if not add:
         images_of_part(plan, len(plan.parts) - 1, source)  # raises, with both
     _check_finished(plan)
-    plan = plan.with_part(_added_part(plan, wanted.parts[0], source))
-    plan.save()
-    return plan
+    # all ids there and here are compared, which may take longer than others wait for the lock
+    grown = plan.with_part(_added_part(plan, wanted.parts[0], source))
+    with _manifest_lock(plan.folder):
+        if CachePlan.load(plan.folder) == plan:
+            grown.save()
+            return grown
+    return _go_on(wanted, source, add, settings)  # others were added meanwhile
 
 
 def _check_finished(plan: CachePlan) -> None:

@@ -14,7 +14,7 @@ from vit_sae_plugin.activations.activation_source import ActivationSource
 from vit_sae_plugin.activations.cache.cache_errors import CacheMismatchError, DamagedCacheError
 from vit_sae_plugin.activations.cache.row_formats import RowFormat, row_format
 from vit_sae_plugin.atomic_files import write_text_atomically
-from vit_sae_plugin.field_types import check_values
+from vit_sae_plugin.field_types import check_values, checked_value
 from vit_sae_plugin.fingerprints import short, values_sha256
 from vit_sae_plugin.hooked_vit.token_layout import TOKEN_ROLES
 from vit_sae_plugin.near_names import near_names
@@ -184,7 +184,7 @@ class CachePlan:
 
         Raises:
             FileNotFoundError: the folder holds no cache.
-            DamagedCacheError: the manifest is damaged.
+            DamagedCacheError: the manifest is damaged, or holds values that can't be.
             ValueError: it is of another version.
         """
         path = Path(folder) / MANIFEST_FILE
@@ -219,15 +219,41 @@ class CachePlan:
         if values.get("kinds") != list(TOKEN_ROLES):
             raise ValueError(f"{path} numbers kinds as {values.get('kinds')}; want {TOKEN_ROLES}")
         known = {entry.name: values[entry.name] for entry in fields(cls) if entry.name in values}
-        prefix = f"{path}: "
-        for part in known["parts"]:
-            check_values(part, CachedImages, prefix=f"{prefix}parts: ")
-        known["parts"] = [CachedImages(**part) for part in known["parts"]]
-        check_values({**known, "folder": folder}, cls, prefix=prefix)
-        for hook_name in known["hooks"]:
-            check_file_name(hook_name)
-        row_format(known["dtype"])
-        return cls(**{**known, "folder": folder})
+        try:
+            plan = cls(**{**_checked(known), "folder": folder})
+            plan._check_numbers()
+        except (ValueError, TypeError) as error:
+            raise DamagedCacheError(
+                f"{path} is damaged ({error}); restore a copy, or write the cache anew"
+            ) from None
+        return plan
+
+    def _check_numbers(self) -> None:
+        """Raise a ValueError for a number from which no shards, files or coordinates follow."""
+        counts = [part.n_images for part in self.parts]
+        size, batch = self.images_per_shard, self.batch_size_images
+        numbers = [size, batch, self.seed, *self.hooks.values(), *counts]
+        if broken := [number for number in numbers if isinstance(number, float)]:
+            raise ValueError(f"a number is {broken[0]}; want whole ones, without a point")
+        if any(d_in < 1 for d_in in self.hooks.values()) or not self.hooks:
+            raise ValueError(f"hooks is {self.hooks}; want one or more, and widths of 1 or more")
+        n_kinds = len(TOKEN_ROLES)
+        if not self.tokens or any(
+            len(token) != 3 or not 0 <= token[2] < n_kinds for token in self.tokens
+        ):
+            raise ValueError(
+                f"tokens is {_shown('tokens', self.tokens)}; want row, column and kind "
+                f"(0 to {n_kinds - 1}) of each"
+            )
+        if batch < 1 or size < 1 or size % batch != 0:
+            raise ValueError(
+                f"images_per_shard is {size} and batch_size_images is {batch}; want 1 or more, and "
+                "whole batches in a shard"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; want 0 or more")
+        if None in counts[:-1] or any(n is not None and not 0 <= n <= MAX_IMAGES for n in counts):
+            raise ValueError(f"n_images of the parts is {counts}; want 0 to {MAX_IMAGES} of each")
 
     def with_part(self, part: CachedImages) -> CachePlan:
         """The plan with another source of images behind the others."""
@@ -257,6 +283,26 @@ class CachePlan:
             if entry.name not in ("folder", "model", "parts")
         }
         return {**own, "hooks": list(self.hooks), **self.model}
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's values as `CachePlan` takes them.
+
+    Raises:
+        ValueError, TypeError: one is missing, unknown or of the wrong type.
+    """
+    parts = values.get("parts")
+    if not isinstance(parts, list) or not parts or {type(part) for part in parts} != {dict}:
+        raise ValueError(f"parts is {parts!r}; want the sources of images, one object each")
+    for part in parts:
+        check_values(part, CachedImages, prefix="parts: ")
+    values = {**values, "parts": [CachedImages(**part) for part in parts]}
+    check_values({**values, "folder": Path()}, CachePlan)
+    for hook_name, d_in in values["hooks"].items():
+        check_file_name(hook_name)
+        checked_value(f"hooks: {hook_name}", d_in, int)
+    row_format(values["dtype"])
+    return values
 
 
 def check_file_name(hook_name: str) -> None:

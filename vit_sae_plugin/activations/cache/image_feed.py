@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan, ShardRange
@@ -33,6 +34,7 @@ class ImageFeed:
         self._batches: Iterator[ImageBatch] = iter(())
         self._next_batch: int | None = None
         self._waiting: ImageBatch | None = None
+        self._skipped: deque[tuple[int, str, str]] = deque()
 
     def batches(self, shard: ShardRange, skipped: SkippedImages) -> Iterator[ImageBatch]:
         """The readable images of a shard, in order.
@@ -62,6 +64,7 @@ class ImageFeed:
     def close(self) -> None:
         """End the worker processes."""
         self._loader, self._batches, self._waiting = None, iter(()), None
+        self._skipped.clear()
 
     def _open(self, first_batch: int) -> None:
         self.close()
@@ -75,8 +78,11 @@ class ImageFeed:
         self._batches = iter(self._loader)
 
     def _note_skipped(self, shard: ShardRange, skipped: SkippedImages) -> None:
+        """Hand on what was met in a shard; the loader may be in a later one by now."""
         if self._loader is None:
             return
-        for index, id, reason in self._loader.skipped.to_frame().itertuples(index=False):
-            if shard.start <= index < shard.start + shard.n_images:
-                skipped.add(index - shard.start + shard.first_index, id, reason)
+        met, self._loader.skipped = self._loader.skipped, SkippedImages()
+        self._skipped.extend(met.to_list())
+        while self._skipped and self._skipped[0][0] < shard.start + shard.n_images:
+            index, id, reason = self._skipped.popleft()
+            skipped.add(index - shard.start + shard.first_index, id, reason)

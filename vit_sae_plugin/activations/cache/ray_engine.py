@@ -72,7 +72,8 @@ def write_shards_with_ray(
     Raises:
         ImportError: Ray isn't installed.
         CacheMismatchError: the images or a worker's model aren't the plan's.
-        CacheWriteError: a shard's process died `max_retries` + 1 times, or it can't be written.
+        CacheWriteError: a shard's process died `max_retries` + 1 times, its task failed, or it
+            can't be written.
         ValueError: the images are a stream, which only one process can walk.
     """
     ray = _import_ray()
@@ -161,15 +162,28 @@ def _is_written(ray: Any, done: Any, number: int, plan: CachePlan, max_retries: 
     """Whether a task wrote its shard; False if another writer has it."""
     try:
         ray.get(done)
-    except ShardInUseError:
-        return False
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)  # of a task that raised, whose text is a traceback
+        if isinstance(cause, ShardInUseError):
+            return False
+        if isinstance(cause, (CacheMismatchError, CacheWriteError)):
+            raise cause from error
         raise CacheWriteError(
-            f"shard {number} of {plan.folder}: its process died {max_retries + 1} times (out of "
-            f"memory?); the {len(finished_numbers(plan.folder))} shards that are finished stay: "
-            "give the same command again to go on"
+            f"shard {number} of {plan.folder}: {_reason(ray, error, cause, max_retries + 1)}; the "
+            f"{len(finished_numbers(plan.folder))} shards that are finished stay: give the same "
+            "command again to go on"
         ) from error
     return True
+
+
+def _reason(ray: Any, error: Exception, cause: object, n_tries: int) -> str:
+    """Why a task failed, in one line."""
+    died = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError)
+    if isinstance(error, died):
+        return f"its process died {n_tries} times (out of memory?)"
+    said = error if cause is None else cause
+    lines = str(said).strip().splitlines()
+    return f"{type(said).__name__}: {lines[0]}" if lines else type(said).__name__
 
 
 def _tasks_at_once(ray: Any, cpus_per_task: float) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan, ShardRange
 from vit_sae_plugin.activations.cache.row_formats import RoundingLoss
-from vit_sae_plugin.activations.cache.shard_claims import delete_unfinished, unfinished_folder
+from vit_sae_plugin.activations.cache.shard_claims import unfinished_folder
 from vit_sae_plugin.activations.cache.shard_files import (
     COORDINATE_COLUMNS,
     COORDINATES_FILE,
@@ -31,6 +31,7 @@ from vit_sae_plugin.datasets.image_loader import ImageBatch
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
 
 _MAX_ROUNDING_LOSS = 1e-3
+_BYTES_AT_A_TIME = 1 << 24
 
 
 class ShardBuffer:
@@ -121,11 +122,8 @@ class ShardBuffer:
             raise RuntimeError("the buffer has no shard; call start() first")
         number, shards = self.shard.number, self.plan.folder / SHARDS_FOLDER
         shards.mkdir(parents=True, exist_ok=True)
-        delete_unfinished(shards, number)
-        # places that stayed empty, for want of images or because they could not be read
-        kept: slice | Tensor = slice(self._n_rows)
-        if self._n_rows < len(self._places):
-            kept = self._places[: self._n_rows].sort().values
+        self._close_gaps()
+        kept = slice(self._n_rows)
         target = shard_folder(self.plan.folder, number)
         with folder_beside(target, unfinished_folder(shards, number)) as folder:
             files = {COORDINATES_FILE: _write(folder / COORDINATES_FILE, self._coordinates[kept])}
@@ -137,6 +135,19 @@ class ShardBuffer:
             entry = ShardEntry(number, n_images, self._n_rows, files)
             entry.save(folder)
         return entry
+
+    def _close_gaps(self) -> None:
+        """Move rows up over places that stayed empty, for want of images or because they could not
+        be read: a piece at a time, for a file's copy would be as large as the buffer."""
+        if self._n_rows == len(self._places):
+            return
+        kept = self._places[: self._n_rows].sort().values
+        for values in (self._coordinates, *self._numbers.values(), *self._scales.values()):
+            end = 0
+            for rows in kept.split(max(1, _BYTES_AT_A_TIME // values[:1].nbytes)):
+                start, end = end, end + len(rows)
+                values[start:end] = values[rows]  # those still to move lie behind
+        self._places = torch.arange(self._n_rows)
 
     def _table(self, skipped: SkippedImages) -> pd.DataFrame:
         frame = pd.DataFrame(self._images, columns=["index", "id", "label"])

@@ -248,4 +248,4 @@ def _save_and_release(
     buffer: ShardBuffer, skipped: SkippedImages, n_images: int, claim: ShardClaim
 ) -> None:
     with claim:
-        save(buffer, skipped, n_images)
+        save(buffer, skipped, n_images, claim)

@@ -17,7 +17,7 @@ from vit_sae_plugin.activations.cache.cache_errors import (
 from vit_sae_plugin.activations.cache.cache_images import images_of_part
 from vit_sae_plugin.activations.cache.image_feed import ImageFeed
 from vit_sae_plugin.activations.cache.shard_buffer import ShardBuffer
-from vit_sae_plugin.activations.cache.shard_claims import ShardClaims
+from vit_sae_plugin.activations.cache.shard_claims import ShardClaim, ShardClaims
 from vit_sae_plugin.activations.cache.shard_files import (
     SHARDS_FOLDER,
     ShardEntry,
@@ -78,7 +78,7 @@ def write_shard(
             n_images = fill(buffer, shard, model, feed, skipped)
         finally:
             feed.close()
-        return save(buffer, skipped, n_images)
+        return save(buffer, skipped, n_images, claim)
 
 
 @torch.no_grad()
@@ -128,13 +128,16 @@ def fill(
     return n_used + len(skipped)
 
 
-def save(buffer: ShardBuffer, skipped: SkippedImages, n_images: int) -> ShardEntry:
-    """Write a filled buffer.
+def save(
+    buffer: ShardBuffer, skipped: SkippedImages, n_images: int, claim: ShardClaim
+) -> ShardEntry:
+    """Write a filled buffer, in place of what writers that are gone left of its shard.
 
     Raises:
         CacheWriteError: the disk is full, or can't be written to.
     """
     try:
+        claim.delete_unfinished(buffer.plan.folder / SHARDS_FOLDER)
         return buffer.save(skipped, n_images)
     except OSError as error:
         plan, shard = buffer.plan, buffer.shard

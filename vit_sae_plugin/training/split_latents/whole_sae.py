@@ -24,9 +24,12 @@ def save_whole_sae(sae: SplitLatents, folder: Path | None) -> None:
     The first process gets the others' parts 64 MB at a time and writes them where they belong, so
     that no process ever holds the whole.
 
+    The files are written where they shall be, a piece at a time: give a folder that takes its place
+    when it is whole, as the training runner does (``atomic_files.write_folder_atomically``).
+
     Args:
         sae: this process's part.
-        folder: where to; asked of the first process only.
+        folder: where to, a folder that exists; asked of the first process only.
     """
     parts = sae.state_dict()
     sae.process_state_dict_for_saving_inference(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ class Sweep:
         if members.keys() == {""}:
             raise ValueError("there are no 'members' and no 'grid'; want the SAEs to train")
         sweep = cls(base, members)
+        check_member_names(members)
         for name in members:
-            check_member_name(name)
             _check(f"member {name!r}", sweep.settings_of(name))
         return sweep
 
@@ -96,13 +96,21 @@ class Sweep:
         return Sweep(base, self.members)
 
 
-def check_member_name(name: str) -> None:
-    """Raise a ValueError unless a member's folder can have this name."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"a member's name is {name!r}; want letters, digits and any of _ . = , + - (it names "
-            "a folder)"
-        )
+def check_member_names(names: Iterable[str]) -> None:
+    """Raise a ValueError unless each member's folder can have its name, also on disks that take
+    capitals and small letters for the same."""
+    folded: dict[str, str] = {}
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"a member's name is {name!r}; want letters, digits and any of _ . = , + - (it "
+                "names a folder)"
+            )
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise ValueError(
+                f"two members are named {other!r} and {name!r}; want names that differ in more "
+                "than capitals (some disks take their folders for one)"
+            )
 
 
 def _base(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.training.config_files import read, write
 from vit_sae_plugin.training.run_folder import CONFIG_FILE, load_config
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
-from vit_sae_plugin.training.sweep.sweep_file import check_member_name
+from vit_sae_plugin.training.sweep.sweep_file import check_member_names
 
 SWEEP_FILE = "sweep.yaml"
 TABLE_FILE = "sweep.csv"
@@ -40,8 +40,7 @@ def read_members(folder: Path) -> dict[str, dict[str, Any]]:
     members = read(folder / SWEEP_FILE).get("members")
     if not isinstance(members, dict) or not all(isinstance(m, dict) for m in members.values()):
         raise ValueError(f"{folder / SWEEP_FILE} is damaged: it lists no members")
-    for name in members:
-        check_member_name(str(name))
+    check_member_names(map(str, members))
     return members
 
 

@@ -25,7 +25,7 @@ from vit_sae_plugin.training.run_lock import check_free, locked
 from vit_sae_plugin.training.runner import ViTSAETrainingRunner
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
 from vit_sae_plugin.training.sweep.shared_input import check_shared_input, rows_name, shared_rows
-from vit_sae_plugin.training.sweep.sweep_file import Sweep, check_member_name
+from vit_sae_plugin.training.sweep.sweep_file import Sweep, check_member_names
 from vit_sae_plugin.training.sweep.sweep_folder import (
     TABLE_FILE,
     config_to_resume,
@@ -156,8 +156,7 @@ class ViTSAESweepRunner:
             )
         if not members:
             raise ValueError("there are no members; want the SAEs to train, by name")
-        for name in members:
-            check_member_name(name)
+        check_member_names(members)
         check_shared_input(members)
         self.folder, self.members, self.resumed = folder, members, resumed
         self._check_folder()

@@ -76,19 +76,19 @@ class _CompilerError(RuntimeError):
 
 
 def _kept_or_compiled(source: Path, compiler: str, real: str) -> ctypes.CDLL:
-    folder: Path | None = kernel_cache.cache_folder()
-    key = _key(source, compiler, real)
+    folder, key = kernel_cache.cache_folder(), _key(source, compiler, real)
+    can_be_kept = True
     try:
         kernel_cache.make_private(folder)
         if (kept := kernel_cache.find(folder, key)) is not None:
             return ctypes.CDLL(str(kept))
     except OSError as error:
         warnings.warn(f"Compiled kernels are not kept: {error}", stacklevel=5)
-        folder = None
+        can_be_kept = False
     with tempfile.TemporaryDirectory() as aside:
         library = Path(aside) / "kernels.so"
         _compile(source, compiler, real, library)
-        if folder is not None:
+        if can_be_kept:
             try:
                 return ctypes.CDLL(str(kernel_cache.keep(folder, key, library)))
             except OSError as error:  # a full disk, or one on which no program may run

@@ -12,7 +12,7 @@ straight shows as a wide spread.
 - *layers*: caching's forward pass against the blocks below the hook.
 
 Steps are ``ViTSAETrainer``'s, everything included. A point's time is the median over rounds, in
-turns with the other points; its peak memory is measured once, in a process of its own.
+turns with the other points; its peak memory is measured once, in a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from benchmarks.peak_memory import peak_bytes
 from benchmarks.ratios import Ratio, seconds_in_turns
 from benchmarks.store_rate import load
 from vit_sae_plugin.activations.activation_source import ActivationSource, hook_values
+from vit_sae_plugin.reused_memory import REUSED_MEMORY
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig, PatchTrainingSAEConfig
 
 D_IN = 768
@@ -83,34 +84,44 @@ def work_of(what: str, size: int) -> Callable[[], object]:
     return step_of(kind, size, 6144) if against == "tokens" else step_of(kind, 1024, size)
 
 
-def peak_in_own_process(what: str, size: int, threads: int) -> int:
-    """Peak memory of three pieces of this work, beyond weights and rows."""
-    command = [sys.executable, "-m", "benchmarks.cost_curve", "--peak", what, str(size)]
+def peaks_in_own_process(what: str, threads: int) -> list[float]:
+    """Peak memory of three pieces of work at each size, beyond weights and rows."""
+    command = [sys.executable, "-m", "benchmarks.cost_curve", "--peaks", what]
     command += ["--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def curves(rounds: int, with_memory: bool = True) -> list[Curve]:
-    """Everything, one curve after the other; the points of a curve take turns."""
-    cases = {f"{kind} {against}": sizes for kind in SAES for against, sizes in AXES.items()}
-    cases["layers"] = LAYERS
+def peaks(what: str) -> list[int]:
+    """The same in this process, one size after the other."""
     found = []
-    for what, sizes in cases.items():
+    for size in sizes_of(what):
+        work = work_of(what, size)
+        REUSED_MEMORY.release()  # what earlier sizes left must not serve this one
+        found.append(peak_bytes(lambda work=work: [work() for _ in range(3)]))
+    return found
+
+
+def sizes_of(what: str) -> tuple[int, ...]:
+    """The points of a curve."""
+    return LAYERS if what == "layers" else AXES[what.split()[1]]
+
+
+def curves(rounds: int) -> list[Curve]:
+    """Everything, one curve after the other; the points of a curve take turns."""
+    found = []
+    for what in [*(f"{kind} {against}" for kind in SAES for against in AXES), "layers"]:
+        sizes = sizes_of(what)
         if what == "layers":
             model = load("ViT-B-32")
             runs = {str(size): forward_pass(size, model) for size in sizes}
         else:
             runs = {str(size): work_of(what, size) for size in sizes}
         seconds = seconds_in_turns(runs, rounds)
-        threads = torch.get_num_threads()
-        peaks = [
-            float(peak_in_own_process(what, size, threads)) if with_memory else math.nan
-            for size in sizes
-        ]
+        most = peaks_in_own_process(what, torch.get_num_threads())
         name, against = ("tower", "layers") if what == "layers" else what.split()
         medians = [statistics.median(seconds[str(size)]) for size in sizes]
-        found.append(Curve(name, against, sizes, medians, peaks))
+        found.append(Curve(name, against, sizes, medians, most))
     return found
 
 
@@ -125,7 +136,7 @@ def exponent(sizes: tuple[int, ...], values: list[float]) -> tuple[float, float,
 def measure(rounds: int = 7) -> list[Ratio]:
     """Exponents for `make bench`."""
     table = []
-    for curve in curves(min(rounds, 5)):
+    for curve in curves(min(rounds, 3)):
         for what, values in (("time", curve.seconds), ("peak memory", curve.peak_bytes)):
             slope, low, high = exponent(curve.sizes, values)
             shown = "ms" if what == "time" else "MB"
@@ -180,12 +191,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--figure", type=Path, help="draw the curves into this file")
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peaks", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.peak:
-        work = work_of(args.peak[0], int(args.peak[1]))
-        print(peak_bytes(lambda: [work() for _ in range(3)]))
+    if args.peaks:
+        print(json.dumps(peaks(args.peaks)))
         return
     found = curves(args.rounds)
     for curve in found:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MANY_LATENTS = 16_384
+"""Of an SAE: from here on a step's memory kept for the next weighs more than the time it saves."""
 MAX_IDLE = 64
 """Memory that went unused while so many arrays were asked for is given back."""
 

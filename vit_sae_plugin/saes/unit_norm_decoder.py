@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
-from vit_sae_plugin.reused_memory import REUSED_MEMORY
+from vit_sae_plugin.reused_memory import MANY_LATENTS, REUSED_MEMORY
 
 _SMALLEST_NORM = 1e-8
 
@@ -38,7 +38,8 @@ def remove_parallel_part(
     gradient: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_in"]:
     """The gradient without its component along each decoder row: ``g - (g·w / w·w) w``."""
-    if gradient.device.type == "cpu" and not torch.compiler.is_compiling():
+    is_wide = len(gradient) > MANY_LATENTS
+    if gradient.device.type == "cpu" and not is_wide and not torch.compiler.is_compiling():
         copy = REUSED_MEMORY.empty(*gradient.shape, dtype=gradient.dtype).copy_(gradient)
     else:
         copy = gradient.clone(memory_format=torch.contiguous_format)

@@ -43,18 +43,23 @@ def rows_like_activations(n_rows: int, d_in: int = D_IN, seed: int = 0) -> Tenso
     return strengths @ directions + 0.1 * torch.randn(n_rows, d_in, generator=generator) / d_in**0.5
 
 
-def our_step(sae_cfg: Any, rows: Tensor) -> Callable[[], None]:
-    """A step of what `vit-sae train` would build, on these rows again and again."""
-    cfg = ViTSAERunnerConfig(
+def config(sae_cfg: Any, n_rows: int) -> ViTSAERunnerConfig:
+    """The settings of a run that never ends and writes nothing."""
+    return ViTSAERunnerConfig(
         sae=sae_cfg,
         training_tokens=10**9,
-        train_batch_size_tokens=len(rows),
+        train_batch_size_tokens=n_rows,
         lr=LR,
         output_path=None,
         verbose=False,
         eval_every_n_steps=0,
         device="cpu",
     )
+
+
+def our_step(sae_cfg: Any, rows: Tensor) -> Callable[[], None]:
+    """A step of what `vit-sae train` would build, on these rows again and again."""
+    cfg = config(sae_cfg, len(rows))
     store = EmbeddingStore(EmbeddingRows(rows.numpy()), train_batch_size_tokens=len(rows))
     runner = ViTSAETrainingRunner(cfg, override_store=store)
     trainer = ViTSAETrainer(cfg.to_sae_trainer_config(), runner.sae, store, optimizer=cfg.optimizer)
@@ -63,16 +68,7 @@ def our_step(sae_cfg: Any, rows: Tensor) -> Callable[[], None]:
 
 def sae_lens_step(sae_cfg: Any, rows: Tensor) -> Callable[[], None]:
     """A step of SAELens's own class under SAELens's own trainer."""
-    runner_cfg = ViTSAERunnerConfig(
-        sae=sae_cfg,
-        training_tokens=10**9,
-        train_batch_size_tokens=len(rows),
-        lr=LR,
-        output_path=None,
-        verbose=False,
-        eval_every_n_steps=0,
-        device="cpu",
-    )
+    runner_cfg = config(sae_cfg, len(rows))
     sae = TrainingSAE.from_dict({**sae_cfg.to_dict(), "device": "cpu"})
     trainer: SAETrainer[Any, Any] = SAETrainer(
         cfg=runner_cfg.to_sae_trainer_config(), sae=sae, data_provider=iter([])

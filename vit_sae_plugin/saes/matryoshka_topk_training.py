@@ -280,15 +280,21 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
         scale = self._loss_scale(sae_in)
         losses = {}
         if self.cfg.aux_loss_coefficient > 0:
-            error = auxiliary_error(sae_in - sae_out, hidden_pre, decoder_rows, dead)
+            error = self._auxiliary_error(sae_in - sae_out, hidden_pre, decoder_rows, dead)
             error = error if scale is None else error * scale
             losses["auxiliary_reconstruction_loss"] = self.cfg.aux_loss_coefficient * error.mean()
         if self.cfg.use_ghost_grads:
             error = mse_loss(sae_out, sae_in, reduction="none")
             error = error if scale is None else error * scale
-            ghost = ghost_gradient_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error)
+            ghost = self._ghost_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error)
             losses["ghost_grad_loss"] = ghost.mean()
         return losses
+
+    def _auxiliary_error(self, *of_step: Tensor) -> Tensor:
+        return auxiliary_error(*of_step)
+
+    def _ghost_error(self, *of_step: Tensor) -> Tensor:
+        return ghost_gradient_error(*of_step)
 
     @override
     def fold_W_dec_norm(self) -> None:

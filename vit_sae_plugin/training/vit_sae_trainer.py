@@ -129,7 +129,8 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Go on from what ``write_files`` wrote, here or in processes that shared the latents."""
         if any(folder.glob(SHARD_FILES)):
             # takes a second to import, and few have such checkpoints
-            from vit_sae_plugin.training.split_latents import LatentSplit, load_split
+            from vit_sae_plugin.training.split_latents.latent_split import LatentSplit
+            from vit_sae_plugin.training.split_latents.split_checkpoint import load_split
 
             load_split(self, LatentSplit(), folder)
             return

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from vit_sae_plugin.saes.level_losses import level_losses
@@ -96,30 +95,12 @@ class SplitMatryoshkaTopKTrainingSAE(SplitLatents, MatryoshkaTopKTrainingSAE):
         )
 
     @override
-    def _dead_latent_losses(
-        self,
-        sae_in: Tensor,
-        sae_out: Tensor,
-        hidden_pre: Tensor,
-        decoder_rows: Tensor,
-        dead: Tensor,
-    ) -> dict[str, Tensor]:
-        scale = self._loss_scale(sae_in)
-        losses = {}
-        if self.cfg.aux_loss_coefficient > 0:
-            error = split_auxiliary_error(
-                sae_in - sae_out, hidden_pre, decoder_rows, dead, self.split
-            )
-            error = error if scale is None else error * scale
-            losses["auxiliary_reconstruction_loss"] = self.cfg.aux_loss_coefficient * error.mean()
-        if self.cfg.use_ghost_grads:
-            error = mse_loss(sae_out, sae_in, reduction="none")
-            error = error if scale is None else error * scale
-            ghost = split_ghost_error(
-                sae_in, sae_out, hidden_pre, decoder_rows, dead, error, self.split
-            )
-            losses["ghost_grad_loss"] = ghost.mean()
-        return losses
+    def _auxiliary_error(self, *of_step: Tensor) -> Tensor:
+        return split_auxiliary_error(*of_step, self.split)
+
+    @override
+    def _ghost_error(self, *of_step: Tensor) -> Tensor:
+        return split_ghost_error(*of_step, self.split)
 
     def _kept(self, hidden_pre: Tensor, k: int | None) -> Tensor:
         acts = hidden_pre.relu()

@@ -194,7 +194,9 @@ class ViTActivationsStore(RowStore):
         self._share: _Share | None = None
 
     @classmethod
-    def from_config(cls, model: HookedViT, cfg: Any, override_images: Any = None) -> Self:
+    def from_config(
+        cls, model: HookedViT, cfg: Any, override_images: Any = None, **changes: Any
+    ) -> Self:
         """The store of a run.
 
         Args:
@@ -202,28 +204,28 @@ class ViTActivationsStore(RowStore):
             cfg: the run's settings, a ``ViTSAERunnerConfig``.
             override_images: use these instead of ``cfg.dataset_path``, as ``open_images``
                 takes them.
+            changes: what the store shall take instead of the run's settings.
         """
         if override_images is None:
             images = open_images(cfg.dataset_path, from_file=True)
         else:
             images = open_images(override_images)
-        return cls(
-            model,
-            images,
-            hook_name=cfg.hook_name,
-            token_kind=cfg.token_kind,
-            seqpos_slice=cfg.seqpos_slice,
-            train_batch_size_tokens=cfg.train_batch_size_tokens,
-            store_batch_size_images=cfg.store_batch_size_images,
-            n_batches_in_buffer=cfg.n_batches_in_buffer,
-            n_workers=cfg.n_workers,
-            shuffle_images=cfg.shuffle_images,
-            seed=cfg.seed,
-            dtype=str_to_dtype(cfg.dtype),
-            device=cfg.act_store_device or cfg.device,
-            autocast_model=cfg.autocast_model,
-            hook_name_out=cfg.hook_name_out,
-        )
+        settings: dict[str, Any] = {
+            "hook_name": cfg.hook_name,
+            "token_kind": cfg.token_kind,
+            "seqpos_slice": cfg.seqpos_slice,
+            "train_batch_size_tokens": cfg.train_batch_size_tokens,
+            "store_batch_size_images": cfg.store_batch_size_images,
+            "n_batches_in_buffer": cfg.n_batches_in_buffer,
+            "n_workers": cfg.n_workers,
+            "shuffle_images": cfg.shuffle_images,
+            "seed": cfg.seed,
+            "dtype": str_to_dtype(cfg.dtype),
+            "device": cfg.act_store_device or cfg.device,
+            "autocast_model": cfg.autocast_model,
+            "hook_name_out": cfg.hook_name_out,
+        }
+        return cls(model, images, **settings | changes)
 
     @classmethod
     def from_sae(cls, model: HookedViT, sae: SAE[Any], images: Any, **settings: Any) -> Self:

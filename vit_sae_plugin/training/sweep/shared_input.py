@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sae_lens.util import str_to_dtype
-
 from vit_sae_plugin.activations.activations_store import ViTActivationsStore
 from vit_sae_plugin.activations.shared_rows import HooksOfOnePass, SharedRows, StoresInStep
 from vit_sae_plugin.training.cached_rows import store_of_cache
@@ -86,22 +84,8 @@ def shared_rows(
     hooks = {name: (each.hook_name, each.hook_name_out) for name, each in by_rows.items()}
     every = dict.fromkeys(hook for pair in hooks.values() for hook in pair if hook is not None)
     first, *beside = every
-    store = ViTActivationsStore(
-        model,
-        images,
-        hook_name=first,
-        hook_names_beside=beside,
-        token_kind=cfg.token_kind,
-        seqpos_slice=cfg.seqpos_slice,
-        train_batch_size_tokens=cfg.train_batch_size_tokens,
-        store_batch_size_images=cfg.store_batch_size_images,
-        n_batches_in_buffer=cfg.n_batches_in_buffer,
-        n_workers=cfg.n_workers,
-        shuffle_images=cfg.shuffle_images,
-        seed=cfg.seed,
-        dtype=str_to_dtype(cfg.dtype),
-        device=cfg.act_store_device or cfg.device,
-        autocast_model=cfg.autocast_model,
+    store = ViTActivationsStore.from_config(
+        model, cfg, images, hook_name=first, hook_names_beside=beside, hook_name_out=None
     )
     return HooksOfOnePass(store, hooks)
 

@@ -19,13 +19,13 @@ from .sum_over_shards import sum_over_shards
 
 
 def split_ghost_error(
+    split: LatentSplit,
     sae_in: Float[Tensor, "*batch d_in"],
     sae_out: Float[Tensor, "*batch d_in"],
     hidden_pre: Float[Tensor, "*batch m"],
     decoder_rows: Float[Tensor, "m d_in"],
     dead_neuron_mask: Bool[Tensor, " m"],
     reconstruction_error: Float[Tensor, "*batch d_in"],
-    split: LatentSplit,
 ) -> Float[Tensor, "*batch d_in"]:
     """``ghost_gradient_error`` of all processes' dead latents; these are one's own."""
     if split.total(dead_neuron_mask.sum()) == 0:
@@ -42,11 +42,11 @@ def split_ghost_error(
 
 
 def split_auxiliary_error(
+    split: LatentSplit,
     residual: Float[Tensor, "rows d_in"],
     hidden_pre: Float[Tensor, "rows m"],
     decoder_rows: Float[Tensor, "m d_in"],
     dead_neuron_mask: Bool[Tensor, " m"],
-    split: LatentSplit,
 ) -> Float[Tensor, "rows d_in"]:
     """``auxiliary_error`` (AuxK) of all processes' dead latents; these are one's own."""
     n_dead = split.total(dead_neuron_mask.sum())

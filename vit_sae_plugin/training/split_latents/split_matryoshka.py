@@ -96,11 +96,11 @@ class SplitMatryoshkaTopKTrainingSAE(SplitLatents, MatryoshkaTopKTrainingSAE):
 
     @override
     def _auxiliary_error(self, *of_step: Tensor) -> Tensor:
-        return split_auxiliary_error(*of_step, self.split)
+        return split_auxiliary_error(self.split, *of_step)
 
     @override
     def _ghost_error(self, *of_step: Tensor) -> Tensor:
-        return split_ghost_error(*of_step, self.split)
+        return split_ghost_error(self.split, *of_step)
 
     def _kept(self, hidden_pre: Tensor, k: int | None) -> Tensor:
         acts = hidden_pre.relu()

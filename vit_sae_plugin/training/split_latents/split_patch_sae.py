@@ -57,7 +57,7 @@ class SplitPatchTrainingSAE(SplitLatents, PatchTrainingSAE):
         losses = {"mse_loss": error.mean(), "l1_loss": step_input.coefficients["l1"] * l1}
         if self.cfg.use_ghost_grads and self.training and dead is not None:
             ghost = split_ghost_error(
-                sae_in, sae_out, hidden_pre, decoder_rows, dead, error, self.split
+                self.split, sae_in, sae_out, hidden_pre, decoder_rows, dead, error
             )
             losses["ghost_grad_loss"] = ghost.mean()
         return TrainStepOutput(

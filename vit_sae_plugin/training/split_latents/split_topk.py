@@ -78,12 +78,12 @@ class SplitTopKTrainingSAE(SplitLatents, SparseTopKTrainingSAE):
         has_ghosts = isinstance(self.cfg, TopKGhostTrainingSAEConfig)
         if dead is not None and (coefficient != 0 or not has_ghosts):
             auxiliary = split_auxiliary_error(
-                sae_in - sae_out, hidden_pre, decoder_rows, dead, self.split
+                self.split, sae_in - sae_out, hidden_pre, decoder_rows, dead
             )
             losses["auxiliary_reconstruction_loss"] = coefficient * auxiliary.sum(dim=-1).mean()
         if dead is not None and has_ghosts and self.training:
             ghost = split_ghost_error(
-                sae_in, sae_out, hidden_pre, decoder_rows, dead, error, self.split
+                self.split, sae_in, sae_out, hidden_pre, decoder_rows, dead, error
             )
             losses["ghost_grad_loss"] = ghost.sum(dim=-1).mean()
         return CountedStepOutput(

@@ -1,4 +1,7 @@
-"""Puts compiled kernels into a wheel, for machines without a C compiler.
+"""What building a wheel adds: the README's links in full, and compiled kernels if asked for.
+
+A package index shows the README without the repository around it, so its links and pictures are
+made to point into the repository, at the version's tag.
 
 With ``VIT_SAE_WHEEL_KERNELS=1`` in the environment, ``python -m build --wheel`` makes a wheel for
 this system that holds each C file compiled for two generations of processors. Without, the wheel
@@ -11,14 +14,29 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 LEVELS = ("x86-64-v3", "x86-64-v4")
+
+
+class ReadmeOfAnIndex(MetadataHookInterface):
+    """The metadata hook."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Set the README, its links to files of the repository made whole."""
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        project, version = metadata["urls"]["Homepage"], metadata["version"]
+        inside = r"\]\((?!https?:)"
+        text = re.sub(rf"(!\[[^\]]*){inside}", rf"\1]({project}/raw/v{version}/", text)
+        text = re.sub(inside, f"]({project}/blob/v{version}/", text)
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
 
 
 class CompiledKernels(BuildHookInterface):

@@ -21,12 +21,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {
     '"ViT-B-16", pretrained="openai"': '"shapes-clip"',
     '"ViT-B-16"': '"shapes-clip"',
-    '{"pretrained": "openai"}': "{}",
     "d_in=768, d_sae=768 * 8": "d_in=128, d_sae=640",
     "blocks.10.": "blocks.2.",
     "stop_at_layer=11": "stop_at_layer=3",
-    'output_path="runs/photos",': 'output_path="runs/photos", training_tokens=4096, '
-    "train_batch_size_tokens=512, verbose=False,",
+    'output_path="runs/photos"': 'output_path="runs/photos", training_tokens=4096, '
+    "train_batch_size_tokens=512, verbose=False",
     "--model ViT-B-16 --pretrained openai": "--model shapes-clip --training-tokens 4096 "
     "--d-sae 640 --set train_batch_size_tokens=512",
     "n_images=2000": "n_images=4",

@@ -1,9 +1,11 @@
-"""The wheel holds everything that an installed package needs."""
+"""Wheel and source distribution hold what an installed package needs, and nothing else."""
 
 import os
 import platform
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,27 +18,56 @@ from vit_sae_plugin.kernel_cache import processor
 ROOT = Path(__file__).parent.parent
 
 
-def build(folder, **environment):
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+def build(folder, *kinds, **environment):
+    command = [sys.executable, "-m", "build", *kinds, "--no-isolation", "--outdir", folder, ROOT]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)
-    (path,) = folder.glob("*.whl")
-    return path
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    with zipfile.ZipFile(build(tmp_path_factory.mktemp("wheel"))) as archive:
+def built(tmp_path_factory):
+    """A wheel, built from the source distribution that lies beside it."""
+    return build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture
+def wheel(built):
+    with zipfile.ZipFile(built) as archive:
         yield archive
 
 
-def test_the_wheel_holds_every_file_of_the_package(wheel):
-    in_tree = {
+@pytest.fixture(scope="module")
+def in_tree():
+    package = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "vit_sae_plugin").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == in_tree | {"vit_sae_cli.py"}
+    return package | {"vit_sae_cli.py"}
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel, in_tree):
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == in_tree
+
+
+def test_the_source_distribution_holds_the_package_and_what_builds_it(built, in_tree):
+    (path,) = built.parent.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    of_building = "pyproject.toml hatch_build.py README.md LICENSE PKG-INFO .gitignore".split()
+    assert names == in_tree | {*of_building, "CHANGELOG.md", "CITATION.cff"}
+
+
+def test_links_of_the_readme_are_whole_on_a_package_index(wheel):
+    metadata = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+    text = wheel.read(metadata).decode()
+    version = re.search(r"^Version: (\S+)", text, re.M)[1]
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", text)
+    assert [link for _, link in links if not link.startswith("https://")] == []
+    (picture,) = [link for mark, link in links if mark]
+    assert picture.endswith(f"/raw/v{version}/docs/images/latents.png")
+    assert any(link.endswith(f"/blob/v{version}/docs/ten_minutes.md") for _, link in links)
 
 
 def test_weights_presets_and_templates_are_among_them(wheel):
@@ -69,7 +100,7 @@ def test_the_wheel_installs_the_command_and_the_licence(wheel):
     reason="kernels are compiled ahead on Linux x86_64, by a C compiler",
 )
 def test_a_wheel_with_kernels_serves_a_machine_without_a_compiler(tmp_path, monkeypatch):
-    path = build(tmp_path, VIT_SAE_WHEEL_KERNELS="1")
+    path = build(tmp_path, "--wheel", VIT_SAE_WHEEL_KERNELS="1")
     assert path.name.endswith("-py3-none-linux_x86_64.whl")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sae_lens import SAE
 
+import vit_sae_cli
 from tests.pretrained import small_files as small
-from vit_sae_plugin.pretrained import FORMATS, options_of
+from vit_sae_plugin.pretrained import FORMATS, load_pretrained_sae, options_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text(encoding="utf-8")
 
@@ -22,6 +23,12 @@ def test_the_examples_run(tmp_path, monkeypatch):
         exec(compile(block, "docs/pretrained.md", "exec"), namespace)
     assert SAE.load_from_disk("converted").cfg.metadata.model_name == "shapes-clip"
     assert namespace["sae"].cfg.metadata.token_kind == "patches"
+
+
+def test_the_help_and_the_docstring_name_every_kind():
+    subparsers = next(a.choices for a in vit_sae_cli.build_parser()._actions if a.dest == "command")
+    for text in (subparsers["convert"].format_help(), load_pretrained_sae.__doc__):
+        assert set(FORMATS) <= set(re.findall(r"\w+", text))
 
 
 def test_the_tables_name_every_kind_and_option():

@@ -160,7 +160,7 @@ def _kind_and_place(text: str | Path) -> tuple[str, str]:
         return "", str(text)
     if text == "shapes" or text.startswith(("shapes:", "shapes?")):
         return "shapes", text.removeprefix("shapes").removeprefix(":")
-    for kind in ("folder", "hf", "wds", *BENCHMARK_SETS):
+    for kind in (*_OPTIONS, *BENCHMARK_SETS):
         if text.startswith(f"{kind}:"):
             return kind, text.removeprefix(f"{kind}:")
     return "", text

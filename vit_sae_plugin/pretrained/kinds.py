@@ -1,35 +1,12 @@
-"""The kinds of files that can be read."""
+"""The kinds of files that can be read, with their readers."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
+from vit_sae_plugin.pretrained import formats
 from vit_sae_plugin.pretrained.format import Format
-from vit_sae_plugin.pretrained.formats import (
-    clipscope,
-    dictionary_learning,
-    dn_cbm,
-    msae,
-    overcomplete,
-    patchsae,
-    prisma,
-    sae_for_vlm,
-    saev,
-    sparsify,
-    visaebench,
-)
 
 FORMATS: dict[str, Format] = {
-    module.FORMAT.kind: module.FORMAT
-    for module in (
-        patchsae,
-        msae,
-        prisma,
-        saev,
-        clipscope,
-        overcomplete,
-        dictionary_learning,
-        sae_for_vlm,
-        dn_cbm,
-        sparsify,
-        visaebench,
-    )
+    kind: import_module(f"{formats.__name__}.{kind}").FORMAT for kind in formats.KINDS
 }

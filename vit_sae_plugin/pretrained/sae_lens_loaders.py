@@ -19,25 +19,12 @@ from sae_lens.loading.pretrained_sae_loaders import (
     PretrainedSaeHuggingfaceLoader,
 )
 
+from vit_sae_plugin.pretrained.formats import KINDS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-KINDS = (
-    "patchsae",
-    "msae",
-    "prisma",
-    "saev",
-    "clipscope",
-    "overcomplete",
-    "dictionary_learning",
-    "sae_for_vlm",
-    "dn_cbm",
-    "sparsify",
-    "visaebench",
-)
-"""The kinds of files that can be read, by name: the readers themselves are imported on use."""
 
 
 def hub_loader(kind: str, **options: Any) -> PretrainedSaeHuggingfaceLoader:

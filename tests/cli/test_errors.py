@@ -14,7 +14,7 @@ from vit_sae_plugin.cli import error_lines, export
 from vit_sae_plugin.datasets import NoReadableImagesError
 from vit_sae_plugin.datasets.image_loader import WorkerDiedError
 from vit_sae_plugin.fingerprints import DamagedFileError
-from vit_sae_plugin.training import DamagedCheckpointError, DivergedError
+from vit_sae_plugin.training import DamagedCheckpointError, DivergedError, RankLostError
 
 
 def _ending_in(monkeypatch, capsys, error, *flags):
@@ -35,6 +35,11 @@ def _ending_in(monkeypatch, capsys, error, *flags):
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), "the disk is full (at x.bin)"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "the disk is full"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+            "the disk is full",
+        ),
+        (RankLostError("rank 0 stopped: OSError: No space left on device; the last"), "; the last"),
         (PermissionError(errno.EACCES, "Permission denied", "out"), "choose a place that you may"),
         (OSError(errno.EROFS, "Read-only file system", "out"), "choose a place that you may"),
         (MemoryError(), "memory ran out (MemoryError): use smaller batches"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from sae_lens.saes.sae import TrainingSAE
 
 from tests.training.small_run import sae_config, small_config, small_images, small_model
 from vit_sae_plugin.activations.cache import write_cache
+from vit_sae_plugin.cli.error_lines import error_line
 from vit_sae_plugin.hooked_vit import HookedViT
 from vit_sae_plugin.training import (
     DivergedError,
@@ -34,6 +36,7 @@ from vit_sae_plugin.training import (
     ViTSAESweepRunner,
     ViTSAETrainingRunner,
 )
+from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 ROWS = 128
 
@@ -178,6 +181,44 @@ def test_a_member_that_diverges_is_stopped_and_the_others_go_on(
     assert not (tmp_path / "wide/sae").exists()
     assert (tmp_path / "sweep.csv").read_text() == table.to_csv()
     assert {"lr", "hook_name", "k", "d_sae", "l1_coefficient"} < set(table.columns)
+
+
+def test_a_full_disk_ends_a_sweep_that_then_goes_on_to_the_same_end(
+    alone, model, images, tmp_path, monkeypatch
+) -> None:
+    """It is full for all members, and none is to blame: not one is given up."""
+    members = {
+        name: replace(cfg, checkpoint_every_minutes=0.0)
+        for name, cfg in _members().items()
+        if name in ("patchsae", "deeper", "short")
+    }
+    runner = ViTSAESweepRunner(members, tmp_path, images, model)
+    write_files, deeper = ViTSAETrainer.write_files, runner.saes["deeper"]
+
+    def full(trainer: ViTSAETrainer, folder: Path) -> None:
+        write_files(trainer, folder)
+        if trainer.sae is deeper and trainer.n_training_steps == 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ViTSAETrainer, "write_files", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            runner.run()
+    line = error_line(caught.value)
+    assert line is not None
+    assert line.startswith(f"the disk is full (at {tmp_path}/deeper/checkpoints/.aside-")
+    newest = {path.parents[1].name: path.name for path in sorted(tmp_path.glob("*/checkpoints/*"))}
+    assert newest == {
+        "patchsae": "step_000000030",
+        "deeper": "step_000000029",
+        "short": "step_000000021",
+    }
+    assert not list(tmp_path.rglob(".aside-*"))
+    assert SAE.load_from_disk(tmp_path / "short/sae").cfg.d_sae == 96
+    resumed = ViTSAESweepRunner.resume(tmp_path, images, model, checkpoint_every_minutes=60.0)
+    assert set(resumed.run().table()["status"]) == {"finished"}
+    for name in members:
+        _same_files(alone / name, tmp_path / name)
 
 
 def test_a_sweep_without_a_member_left_ends_with_an_error(model, images, tmp_path) -> None:

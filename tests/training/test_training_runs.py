@@ -375,7 +375,7 @@ def test_a_full_disk_ends_a_run_whose_last_checkpoint_stays(
     line = error_line(caught.value)
     assert line is not None
     assert line.startswith(f"the disk is full (at {checkpoints}")
-    assert line.endswith("give the same command again")
+    assert line.endswith("goes on with vit-sae train --resume FOLDER)")
     names = sorted(path.name for path in checkpoints.iterdir())  # nothing half, which takes room
     assert names == ["step_000000003", "step_000000004"]
     assert not (tmp_path / "sae").exists()

@@ -7,7 +7,12 @@ import pickle
 
 _LONGEST = 800
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed")
+_FULL_DISK_TEXTS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    ". unexpected pos ",  # PyTorch's writer again: "unexpected pos 704 vs 598"
+)
 
 
 def error_line(error: BaseException) -> str | None:
@@ -28,7 +33,8 @@ def _explained(error: BaseException) -> str | None:
         where = "" if place is None else f" (at {place})"
         return (
             f"the disk is full{where}: what was written before is whole; free some space, or "
-            "choose another --output-path, and give the same command again"
+            "choose another --output-path, and give the same command again (training goes on with "
+            "vit-sae train --resume FOLDER)"
         )
     if _is_out_of_memory(error):
         return (
@@ -68,6 +74,8 @@ def _explained(error: BaseException) -> str | None:
 def _is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
         return True
+    if type(error).__module__.startswith("vit_sae_plugin"):
+        return False  # it has its own say, of which the disk may be a part
     # PyTorch, safetensors and Arrow write by themselves, and say it in words only
     return any(text in str(error) for text in _FULL_DISK_TEXTS)
 

@@ -21,6 +21,7 @@ from vit_sae_plugin.fingerprints import (
     read_manifest,
     write_manifest,
 )
+from vit_sae_plugin.training.ranks.process_group import RankLostError
 
 STATE = "run_state.json"
 SHARD_FILES = "shard-*.safetensors"
@@ -160,6 +161,8 @@ def restoring(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
+    except RankLostError:
+        raise
     except (AttributeError, EOFError, LookupError, RuntimeError, TypeError) as error:
         raise DamagedCheckpointError(
             f"checkpoint {checkpoint} can't be restored ({type(error).__name__}: {error}); "

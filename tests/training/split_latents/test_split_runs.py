@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import sae_lens
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from tests.training.ranks.processes import Processes
 from tests.training.small_run import (
@@ -25,9 +28,10 @@ from tests.training.small_run import (
 )
 from vit_sae_plugin.fingerprints import find_file_damage, read_manifest
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig
-from vit_sae_plugin.training import ViTSAETrainingRunner, read_metrics
+from vit_sae_plugin.training import RankLostError, ViTSAETrainingRunner, read_metrics
+from vit_sae_plugin.training import runner as training_runner
 from vit_sae_plugin.training.checkpoints import SHARD_FILES, CheckpointFolder, find_damage
-from vit_sae_plugin.training.split_latents import SplitLatentsTrainer
+from vit_sae_plugin.training.split_latents import SplitLatentsTrainer, split_checkpoint
 
 N_STEPS, HALF = 50, 25
 SCALED = {"normalize_activations": "expected_average_only_in"}
@@ -144,6 +148,60 @@ def test_one_killed_process_ends_the_other_which_says_so_and_nothing_is_lost(run
     assert saved is not None
     assert list(saved.glob(SHARD_FILES))
     assert not (run / "sae").exists()
+
+
+FIRST = HALF + 1  # past half of the budget
+FULL_DISKS: dict[str, tuple[int, Any, str, int]] = {
+    "a part": (1, HuggingFaceStorageWriter, "write_data", 2),
+    "what is no latent's": (0, split_checkpoint, "_save_rest", 2),
+    "the SAE": (0, training_runner, "write_manifest", 1),
+}
+"""What of the last files doesn't fit: whose it is, what writes it, and at which call it fails."""
+
+
+def _full_at_call(number: int, write: Callable) -> Callable:
+    calls = []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+        return write(*args, **kwargs)
+
+    return full
+
+
+def test_a_full_disk_ends_both_which_say_so_and_nothing_is_lost(runs):
+    model, images = small_model(), small_images()
+
+    def train_and_go_on() -> None:
+        settings = {"sae": RUNS["topk"], "training_tokens": N_STEPS * 128, "lr": 2e-4}
+        for name, (rank, place, write, number) in FULL_DISKS.items():
+            run = runs / "full" / name
+            cfg = small_config(run, n_latent_shards=2, n_checkpoints=1, **settings)
+            begun = ViTSAETrainingRunner(cfg, images, model)
+            with pytest.MonkeyPatch.context() as patch:
+                if begun.ranks.rank == rank:
+                    patch.setattr(place, write, _full_at_call(number, getattr(place, write)))
+                try:
+                    begun.run()
+                except (OSError, RankLostError) as error:
+                    print(f"{name}: {type(error).__name__}: {error}")
+            saved = CheckpointFolder(run / "checkpoints").newest()
+            print(f"{name} kept: {saved.name}, {find_damage(saved)}, {(run / 'sae').exists()}")
+            ViTSAETrainingRunner.resume(run, images, model).run()
+
+    printed = Processes(2, train_and_go_on, runs / "logs of full").end()
+    wanted = _weights(runs / "two" / "topk")
+    for name, (rank, *_) in FULL_DISKS.items():
+        full = "OSError: [Errno 28] No space left on device: 'x'"
+        saved = N_STEPS if name == "the SAE" else FIRST
+        checkpoint = CheckpointFolder(runs / "full" / name / "checkpoints").folder_of(saved)
+        lost = f"RankLostError: rank {rank} stopped: {full}; the last checkpoint is {checkpoint}. "
+        assert f"{name}: {full}\n" in printed[rank]
+        assert f"{name}: {lost}Go on with: torchrun" in printed[1 - rank]
+        assert f"{name} kept: {checkpoint.name}, None, False" in printed[rank]
+        torch.testing.assert_close(_weights(runs / "full" / name), wanted, rtol=0, atol=0)
 
 
 def test_settings_that_cannot_be_split_are_refused(tmp_path):

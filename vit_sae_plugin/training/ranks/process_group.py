@@ -22,12 +22,19 @@ from vit_sae_plugin.atomic_files import is_running
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: rank 0 may be measuring or saving meanwhile."""
+_LISTENING = timedelta(seconds=1)
+"""How often a process that waits asks whether another has left word that it can't go on."""
 _SEARCH_SECONDS = 5.0
 _GROUPS = itertools.count()
 
 
 class RankLostError(RuntimeError):
     """Another of the processes has ended, so that this one can't go on."""
+
+    @classmethod
+    def stopped(cls, rank: int, error: BaseException) -> RankLostError:
+        """That a rank stopped, and why."""
+        return cls(f"rank {rank} stopped: {type(error).__name__}: {str(error).strip()}")
 
 
 class Ranks:
@@ -88,7 +95,7 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Put the sum over all ranks in place of each rank's values; the same bits in all."""
         with self.together():
-            dist.all_reduce(tensor)
+            self.finish(dist.all_reduce(tensor, async_op=True), tensor)
         return tensor
 
     def any(self, here: bool) -> bool:
@@ -99,7 +106,7 @@ class Ranks:
         """The values of each rank, which have the same shape in all, in order of rank."""
         everyones = [torch.empty_like(values) for _ in range(self.n_ranks)]
         with self.together():
-            dist.all_gather(everyones, values)
+            self.finish(dist.all_gather(everyones, values, async_op=True), values)
         return torch.stack(everyones)
 
     def gather(self, text: str) -> list[str]:
@@ -129,7 +136,8 @@ class Ranks:
             for tensor in tensors:
                 # as bytes, for not every type of number can travel by gloo
                 values = tensor.detach().contiguous().flatten()
-                dist.broadcast(values.view(torch.uint8), src=0)
+                work = dist.broadcast(values.view(torch.uint8), src=0, async_op=True)
+                self.finish(work, values)
                 tensor.copy_(values.view_as(tensor))
 
     def wait_for_all(self) -> None:
@@ -147,8 +155,7 @@ class Ranks:
             with contextlib.suppress(RankLostError):
                 self.wait_for_all()
         elif not isinstance(error, RankLostError):
-            text = str(error).strip()
-            self._tell(f"rank {self.rank} stopped: {type(error).__name__}: {text}")
+            self._tell(str(RankLostError.stopped(self.rank, error)))
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -161,6 +168,23 @@ class Ranks:
             raise
         except RuntimeError as error:  # gloo's and NCCL's, when a connection breaks
             raise RankLostError(self._why_lost(error)) from error
+
+    def finish(self, work: dist.Work | None, tensor: Tensor) -> None:
+        """Wait for an exchange of a tensor, but not for a rank that has left word that it can't go
+        on: in a program that outlives its error, its connections may stay open.
+        """
+        if work is None:
+            return
+        if tensor.is_cuda:
+            work.wait()  # the GPU does, not this process
+            return
+        while True:
+            try:
+                work.wait(_LISTENING)
+                return
+            except RuntimeError:
+                if work.is_completed() or self._store.check(["why"]):
+                    raise
 
     def _why_lost(self, error: RuntimeError) -> str:
         """Which rank has ended; what the first to find out says, all say."""

@@ -48,6 +48,7 @@ def connected(
     try:
         ranks.wait_for_all()  # all have looked at the run's folder before one writes there
         yield
+        ranks.wait_for_all()  # one may have failed to save what all have trained
     except RankLostError as lost:
         ranks.close(lost)
         saved = None if checkpoints is None else checkpoints.newest()

@@ -80,8 +80,9 @@ class LatentSplit:
     def all_reduce_(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """Sum (or reduce otherwise) over all shards, in place; all get the same bits."""
         if self.mesh is not None:
-            with self._together():
-                dist.all_reduce(tensor, op=op, group=self.mesh.get_group())
+            with self.together():
+                group = self.mesh.get_group()
+                self._finish(dist.all_reduce(tensor, op=op, group=group, async_op=True), tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -89,22 +90,26 @@ class LatentSplit:
         if self.mesh is None:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.n_shards)]
-        with self._together():
-            dist.all_gather(parts, tensor.contiguous(), group=self.mesh.get_group())
+        with self.together():
+            whole, group = tensor.contiguous(), self.mesh.get_group()
+            self._finish(dist.all_gather(parts, whole, group=group, async_op=True), tensor)
         return torch.stack(parts)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Give all shards the first one's values, in place."""
         if self.mesh is not None:
-            with self._together():
-                dist.broadcast(tensor, group=self.mesh.get_group(), group_src=0)
+            with self.together():
+                group = self.mesh.get_group()
+                self._finish(
+                    dist.broadcast(tensor, group=group, group_src=0, async_op=True), tensor
+                )
         return tensor
 
     def fetch(self, own: Tensor, shard: int) -> Tensor:
         """On the first process a shard's tensor; all have one of the same shape."""
         if self.mesh is None or shard == 0:
             return own
-        with self._together():
+        with self.together():
             if self.shard == shard:
                 dist.send(own, group=self.mesh.get_group(), group_dst=0)
             elif self.is_first:
@@ -128,5 +133,12 @@ class LatentSplit:
         placement: Placement = Replicate() if dimension is None else Shard(dimension)
         return DTensor.from_local(tensor.detach(), self.mesh, [placement], run_check=False)
 
-    def _together(self) -> AbstractContextManager[None]:
+    def together(self) -> AbstractContextManager[None]:
+        """The time of an exchange: if it breaks, a ``RankLostError`` says why."""
         return nullcontext() if self.ranks is None else self.ranks.together()
+
+    def _finish(self, work: dist.Work | None, tensor: Tensor) -> None:
+        if self.ranks is not None:
+            self.ranks.finish(work, tensor)
+        elif work is not None:
+            work.wait()

@@ -18,12 +18,14 @@ import torch.distributed.checkpoint as dcp
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
 
 from vit_sae_plugin.training.checkpoints import SHARD_FILES
+from vit_sae_plugin.training.ranks.process_group import RankLostError
 
 from .latent_split import LATENT_DIMENSION, LatentSplit
 
@@ -45,10 +47,14 @@ def save_split(trainer: SAETrainer[Any, Any], split: LatentSplit, folder: Path) 
         trainer: of an SAE that holds this process's latents.
         split: which they are.
         folder: where to.
+
+    Raises:
+        RankLostError: another process couldn't write its part. Where this one couldn't, its own
+            error is raised.
     """
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with _processes(split) as processes:
-        dcp.save(_shards(trainer, split), storage_writer=writer, **processes)
+    with _failing_together(split):
+        dcp.save(_shards(trainer, split), storage_writer=writer, **_processes(split))
     if split.is_first:
         _save_rest(trainer, folder)
 
@@ -88,8 +94,8 @@ def load_split(trainer: SAETrainer[Any, Any], split: LatentSplit, folder: Path) 
         {"state": optimizer_state, "param_groups": state["param_groups"]}
     )
     reader = HuggingFaceStorageReader(str(folder))
-    with _processes(split) as processes:
-        dcp.load(_shards(trainer, split), storage_reader=reader, **processes)
+    with _failing_together(split):
+        dcp.load(_shards(trainer, split), storage_reader=reader, **_processes(split))
 
 
 def _save_rest(trainer: SAETrainer[Any, Any], folder: Path) -> None:
@@ -136,12 +142,22 @@ def _is_counter(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.ndim == 0
 
 
+def _processes(split: LatentSplit) -> dict[str, Any]:
+    """How a distributed checkpoint is told who takes part.
+
+    To be kept nowhere, not even in a variable: while an error's traceback holds the group, its
+    connections stay open, and the other processes wait.
+    """
+    return {"no_dist": True} if split.mesh is None else {"process_group": split.mesh.get_group()}
+
+
 @contextmanager
-def _processes(split: LatentSplit) -> Iterator[dict[str, Any]]:
-    """How a distributed checkpoint is told who takes part."""
-    if split.mesh is not None:
-        yield {"process_group": split.mesh.get_group()}
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield {"no_dist": True}
+def _failing_together(split: LatentSplit) -> Iterator[None]:
+    """The time of a distributed checkpoint: what fails in one process fails in all."""
+    try:
+        with split.together(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except CheckpointException as error:  # no Exception, and its text is a traceback of each
+        rank, (failure, _) = min(error.failures.items(), key=lambda each: each[0] != split.shard)
+        raise failure if rank == split.shard else RankLostError.stopped(rank, failure) from error

@@ -46,7 +46,8 @@ class ViTSAESweepRunner:
     Each member is a run in a folder of its own, as ``ViTSAETrainingRunner`` makes it: its own
     architecture, width, learning rate, schedule, optimizer and budget, its checkpoints and its
     metrics. On a CPU its weights are those, to the bit, of the same run alone. A member whose loss
-    is no longer finite is stopped; the others go on.
+    is no longer finite is stopped; the others go on. What fails for another reason than a member's
+    own, such as a full disk, ends the sweep, and ``resume`` goes on with all.
 
     (SAELens's ``MultiSAETrainer`` gives all SAEs one learning rate, schedule and budget, and saves
     and loads them together only.)
@@ -202,6 +203,7 @@ class ViTSAESweepRunner:
             DivergedError: no member is left.
             DamagedCheckpointError: a resumed member has checkpoints, but none is intact.
             RunInUseError: another process writes in the folder or in a member's.
+            OSError: the disk is full, or gone; all checkpoints that were whole are.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:

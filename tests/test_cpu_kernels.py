@@ -135,6 +135,39 @@ def test_a_library_that_someone_changed_is_not_loaded(how, folder, tmp_path, com
 
 
 @needs_compiler
+@pytest.mark.parametrize("what", ["library", "folder"])
+def test_what_takes_its_place_after_it_was_checked_is_not_loaded(
+    what, folder, tmp_path, compilations, monkeypatch
+):
+    fresh(MODULE_FILE)
+    find = kernel_cache.find
+
+    def swapped_behind(*arguments):
+        found = find(*arguments)
+        (library,) = folder.iterdir()
+        if what == "folder":  # as anyone may who can write in the one above
+            folder.rename(tmp_path / "elsewhere")
+            folder.mkdir()
+        library.unlink(missing_ok=True)  # this process may have it mapped
+        library.write_bytes(b"planted")
+        return found
+
+    monkeypatch.setattr(kernel_cache, "find", swapped_behind)
+    assert do_they_work(fresh(MODULE_FILE))
+    assert len(compilations) == 1
+
+
+@needs_compiler
+def test_where_temporary_files_may_not_run_it_says_so(monkeypatch):
+    def refuse(path):
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr(cpu_kernels.ctypes, "CDLL", refuse)
+    with pytest.warns(UserWarning, match=r"lets no program run .*failed to map.* let TMPDIR name"):
+        assert fresh(MODULE_FILE) is None
+
+
+@needs_compiler
 @pytest.mark.parametrize("how", ["shared", "a file"])
 def test_without_a_folder_of_ones_own_nothing_is_kept(how, folder, compilations):
     if how == "shared":

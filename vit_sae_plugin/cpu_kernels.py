@@ -62,6 +62,8 @@ def _compiled(module_file: str, real: str = "float") -> ctypes.CDLL | None:
             return _kept_or_compiled(source, compiler, real)
         except _CompilerError as error:
             failure = f"{compiler} can't compile {source.name}: {error}"
+        except _NoProgramsError as error:
+            failure = str(error)
     if (shipped := _shipped(source, real)) is not None:
         return shipped
     warnings.warn(
@@ -75,25 +77,41 @@ class _CompilerError(RuntimeError):
     """The compiler can't do it; the message is its own."""
 
 
+class _NoProgramsError(RuntimeError):
+    """No program may run from the folder of temporary files."""
+
+
 def _kept_or_compiled(source: Path, compiler: str, real: str) -> ctypes.CDLL:
     folder, key = kernel_cache.cache_folder(), _key(source, compiler, real)
-    can_be_kept = True
+    kept, can_be_kept = None, True
     try:
         kernel_cache.make_private(folder)
-        if (kept := kernel_cache.find(folder, key)) is not None:
-            return ctypes.CDLL(str(kept))
+        kept = kernel_cache.find(folder, key)
     except OSError as error:
         warnings.warn(f"Compiled kernels are not kept: {error}", stacklevel=5)
         can_be_kept = False
-    with tempfile.TemporaryDirectory() as aside:
-        library = Path(aside) / "kernels.so"
+    with tempfile.TemporaryDirectory() as private:  # nobody else can enter it
+        library = Path(private) / "kernels.so"
+        if kept is not None:
+            library.write_bytes(kept)
+            return _open(library)
         _compile(source, compiler, real, library)
         if can_be_kept:
             try:
-                return ctypes.CDLL(str(kernel_cache.keep(folder, key, library)))
-            except OSError as error:  # a full disk, or one on which no program may run
+                kernel_cache.keep(folder, key, library.read_bytes())
+            except OSError as error:
                 warnings.warn(f"Compiled kernels are not kept: {error}", stacklevel=5)
+        return _open(library)
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    try:
         return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise _NoProgramsError(
+            f"{library.parent.parent} lets no program run ({error}); let TMPDIR name a folder that "
+            "does"
+        ) from error
 
 
 def _compile(source: Path, compiler: str, real: str, library: Path) -> None:

@@ -1,7 +1,9 @@
 """Where compiled kernels are kept, so that each machine compiles a source once.
 
-A folder of the user's own, into which nobody else can write: what lies there is run. A library's
-name ends in the hash of its bytes, so that a file that was cut off or changed is seen.
+A folder of the user's own, into which nobody else can write. A library's name ends in the hash of
+its bytes, so that a file that was cut off or changed is seen. Nothing is loaded from its path here,
+where another file could take its place after it was looked at, if others may write in a folder
+above: callers get the bytes that were checked, and load those.
 """
 
 from __future__ import annotations
@@ -60,30 +62,27 @@ def make_private(folder: Path) -> None:
         )
 
 
-def find(folder: Path, key: str) -> Path | None:
+def find(folder: Path, key: str) -> bytes | None:
     """The library kept under a key, if its bytes are those that were kept."""
     for path in sorted(folder.glob(f"{key}-*.so")):
         data = _own_bytes(path)
         if data is not None and path.name == _name(key, data):
-            return path
+            return data
     return None
 
 
-def keep(folder: Path, key: str, library: Path) -> Path:
-    """Copy a library into the folder, in one move; another process may be doing the same."""
-    data = library.read_bytes()
-    kept = folder / _name(key, data)
+def keep(folder: Path, key: str, data: bytes) -> None:
+    """Put a library into the folder, in one move; another process may be doing the same."""
     handle, aside = tempfile.mkstemp(dir=folder, suffix=".part")  # only its owner may open it
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, kept)
+        os.replace(aside, folder / _name(key, data))
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
-    return kept
 
 
 def key_of(*parts: str | bytes) -> str:

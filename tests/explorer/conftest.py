@@ -30,6 +30,19 @@ def shapes_sae(model: HookedViT) -> StandardSAE:
     return sae
 
 
+class Counter:
+    """How often the MLP of each block runs: a block that is left out is called all the same."""
+
+    def __init__(self, model):
+        blocks = model.bare_model.visual.transformer.resblocks
+        self.counts = [0] * len(blocks)
+        for at, block in enumerate(blocks):
+            block.mlp.register_forward_hook(lambda *_, at=at: self._add(at))
+
+    def _add(self, at):
+        self.counts[at] += 1
+
+
 @pytest.fixture(scope="session")
 def clip():
     return HookedViT.from_pretrained("shapes-clip")

@@ -29,6 +29,7 @@ states = st.builds(
     patch=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 5)),
     shown=st.lists(latents, max_size=7, unique=True).map(tuple),
     factors=st.dictionaries(latents, st.sampled_from([0.0, 0.25, 1.75, 4.0]), max_size=5),
+    added=st.dictionaries(latents, st.sampled_from([0.25, 1.0, 4.0]), max_size=5),
     opened=st.none() | latents,
 )
 
@@ -61,6 +62,7 @@ def test_the_state_that_a_page_begins_with_needs_no_link():
         ("show=0,1,2,3,4,5,6,7", "8 latents are to be shown; want at most 7"),
         ("change=3x4.5", "the factor is '4.5'; want 0 to 4"),
         ("change=3xnan", "want 0 to 4"),
+        ("add=3x-1", "the factor is '-1'; want 0 to 4"),
         ("change=3", "want 0 to 4"),
         ("change=" + ",".join(["1x0"] * 65), "65 latents are changed; want at most 64"),
         ("rank=best", "strength or answer"),

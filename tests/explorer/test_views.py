@@ -66,11 +66,12 @@ def test_names_and_ids_from_data_are_text_wherever_they_are_shown(hostile):
 def test_every_way_to_act_is_known_to_the_script(hostile):
     import re
 
-    html = views(Visit(hostile, {"image": "1", "change": "0x0", "latent": "1", "patch": "0-0"}))
+    chosen = {"image": "1", "change": "0x0", "add": "2x1", "latent": "1", "patch": "0-0"}
+    html = views(Visit(hostile, chosen))
     used = set(re.findall(r'data-act="(\w+)"', html))
     script = page_file("page.js")
     clicks = set(re.findall(r"^  (\w+): \(", script, re.M))
-    fields = set(re.findall(r"act [!=]== '(\w+)'", script))
+    fields = set(re.findall(r"act === '(\w+)'", script))
     assert used == clicks | fields
 
 

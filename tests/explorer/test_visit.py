@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.analysis.tiny_pipeline import NoisePictures, make_model, make_sae
-from tests.explorer.conftest import shapes_sae
+from tests.explorer.conftest import Counter, shapes_sae
 from vit_sae_plugin.analysis import analyze, heatmap
 from vit_sae_plugin.attached_sae import attribute, remove, scale
 from vit_sae_plugin.attached_sae.interventions import in_order
@@ -41,19 +41,6 @@ def probabilities(model, embeds, names, templates):
     classifier = model.zero_shot_classifier(names, templates)
     logits = torch.nn.functional.normalize(embeds, dim=-1) @ classifier * model.logit_scale
     return dict(zip(names, logits.softmax(-1)[0].tolist(), strict=True))
-
-
-class Counter:
-    """How often the MLP of each block runs: a block that is left out is called all the same."""
-
-    def __init__(self, model):
-        blocks = model.bare_model.visual.transformer.resblocks
-        self.counts = [0] * len(blocks)
-        for at, block in enumerate(blocks):
-            block.mlp.register_forward_hook(lambda *_, at=at: self._add(at))
-
-    def _add(self, at):
-        self.counts[at] += 1
 
 
 def test_the_answer_is_the_models_own_and_moves_as_a_splice_does(shapes_explorer, clip):

@@ -47,6 +47,10 @@ _ACTIONS: dict[str, tuple[_Action, frozenset[str]]] = {
         lambda visit, said: visit.set_factor(said.get("latent"), said.get("factor")),
         frozenset({"answer", "latents"}),
     ),
+    "add": (
+        lambda visit, said: visit.add_latent(said.get("latent"), said.get("factor")),
+        frozenset({"answer", "latents"}),
+    ),
     "undo": (lambda visit, said: visit.undo_changes(), frozenset({"answer", "latents"})),
     "ask": (
         lambda visit, said: visit.ask(said.get("classes"), said.get("template")),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import PIL.ImageOps
 
@@ -118,6 +119,14 @@ class Explorer:
         activation; None where none has a label."""
         leading = leading_labels(self.atlas, [latent], 1)[0]
         return (self.atlas.class_name(leading[0][0]), leading[0][1]) if leading else None
+
+    def usual_strength(self, latent: int) -> float:
+        """A latent's mean activation where it is active among the images of the atlas; of one that
+        never is, the median latent's."""
+        means = self.atlas.latents["mean_activation"]
+        if pd.notna(means[latent]):
+            return float(means[latent])
+        return float(means.median()) if means.notna().any() else 1.0
 
     def latent_called(self, words: str) -> int | None:
         """The latent with these words (in lower case) in its name, or else in the name of its

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vit_sae_plugin.analysis.pictures.heatmap import Heatmap
 from vit_sae_plugin.analysis.pictures.seen_region import Region, seen_region
-from vit_sae_plugin.attached_sae import AttachedSAE, UpperRun, attribute, in_order, scale
+from vit_sae_plugin.attached_sae import AttachedSAE, UpperRun, add, attribute, in_order, scale
 from vit_sae_plugin.attached_sae.attribution import Score
 
 _LONGER_SIDE = 512
@@ -81,20 +81,24 @@ class OpenedImage:
         return Heatmap(self.seen, latent, grid, whole)
 
     @torch.no_grad()
-    def output(self, factors: Mapping[int, float]) -> Float[Tensor, "1 d_embed"]:
-        """The model's output with latents multiplied; what the SAE misses stays as it is.
+    def output(
+        self, factors: Mapping[int, float], added: Mapping[int, float] | None = None
+    ) -> Float[Tensor, "1 d_embed"]:
+        """The model's output with latents changed; what the SAE misses stays as it is.
 
         Args:
-            factors: latent → factor.
+            factors: latent → what it is multiplied by.
+            added: latent → what is then added to it in every token.
         """
         together: dict[float, list[int]] = defaultdict(list)
         for latent, factor in factors.items():
             if factor != 1:
                 together[factor].append(latent)
-        edit = in_order(*(scale(latents, factor) for factor, latents in together.items()))
+        edits = [scale(latents, factor) for factor, latents in together.items()]
+        edits += [add([latent], amount) for latent, amount in (added or {}).items()]
         acts_btd = self.attached.reconstruct(
             self.run.acts_btd,
-            edit if together else None,
+            in_order(*edits) if edits else None,
             use_error_term=True,
             target_btd=self.run.target_btd,
         )

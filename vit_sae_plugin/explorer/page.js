@@ -5,7 +5,7 @@ let waiting = 0;
 
 function send(action) {
   const last = pending[pending.length - 1];
-  const again = last && action.kind === 'factor' && last.kind === 'factor' && last.latent === action.latent;
+  const again = last && 'factor' in action && last.kind === action.kind && last.latent === action.latent;
   if (again) pending.pop();
   pending.push(action);
   if (!waiting) next();
@@ -28,6 +28,7 @@ watch('value', () => {
   next();
 });
 
+function isSlider(at) { return at.dataset?.act === 'factor' || at.dataset?.act === 'add'; }
 function latentOf(target) { return Number(target.closest('[data-latent]').dataset.latent); }
 function read(file, most) {
   if (!file) return;
@@ -44,6 +45,7 @@ const clicks = {
   color: (at) => send({kind: 'color', latent: latentOf(at)}),
   references: (at) => send({kind: 'references', latent: latentOf(at)}),
   remove: (at) => send({kind: 'factor', latent: latentOf(at), factor: Number(at.dataset.factor), list: true}),
+  put: (at) => send({kind: 'add', latent: latentOf(at), factor: Number(at.dataset.factor), list: true}),
   rank: (at) => send({kind: 'rank', ranking: at.dataset.rank}),
   whole: () => send({kind: 'whole'}),
   undo: () => send({kind: 'undo'}),
@@ -68,16 +70,16 @@ root.addEventListener('click', (event) => {
 });
 root.addEventListener('input', (event) => {
   const at = event.target;
-  if (at.dataset?.act !== 'factor') return;
-  at.closest('.change').querySelector('output').textContent = '×' + Number(at.value);
-  send({kind: 'factor', latent: latentOf(at), factor: Number(at.value), list: false});
+  if (!isSlider(at)) return;
+  at.closest('.change').querySelector('output').textContent = at.dataset.sign + Number(at.value);
+  send({kind: at.dataset.act, latent: latentOf(at), factor: Number(at.value), list: false});
 });
 root.addEventListener('change', (event) => {
   const at = event.target;
   if (at.dataset?.act === 'file') { read(at.files[0], most()); at.value = ''; }
-  if (at.dataset?.act === 'factor') {
+  if (isSlider(at)) {
     at.setAttribute('value', at.value);  // what the next answer is compared with
-    send({kind: 'factor', latent: latentOf(at), factor: Number(at.value), list: true});
+    send({kind: at.dataset.act, latent: latentOf(at), factor: Number(at.value), list: true});
   }
   if (at.dataset?.act === 'find' && at.value.trim()) { send({kind: 'find', words: at.value.trim()}); at.value = ''; }
 });

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import quote, urlencode
 
 MAX_FACTOR = 4.0
-"""The most that a latent can be multiplied by."""
+"""The most that a latent can be multiplied by; or, if added, how many times its usual strength."""
 
 Ranking = Literal["strength", "answer"]
 RANKINGS: tuple[str, ...] = get_args(Ranking)
@@ -51,6 +51,8 @@ class PageState:
     """Latents in colours on the picture."""
     factors: Mapping[int, float] = field(default_factory=dict)
     """Latent → what it is multiplied by; 0 removes it. Those left as they are aren't here."""
+    added: Mapping[int, float] = field(default_factory=dict)
+    """Latent → what is added to it in all tokens, in times its usual strength; none is 0."""
     opened: int | None = None
     """The latent whose reference images are open."""
 
@@ -63,7 +65,8 @@ class PageState:
             "rank": None if self.ranking == "strength" else self.ranking,
             "patch": None if self.patch is None else f"{self.patch[0]}-{self.patch[1]}",
             "show": ",".join(map(str, self.shown)) or None,
-            "change": ",".join(f"{one}x{factor:g}" for one, factor in self.factors.items()) or None,
+            "change": _pairs(self.factors),
+            "add": _pairs(self.added),
             "latent": self.opened,
         }
         given = {name: value for name, value in values.items() if value is not None}
@@ -96,10 +99,16 @@ class PageState:
             ranking=read("rank", checked_ranking, "strength"),
             patch=read("patch", lambda text: _patch(text, limits.grid), nothing),
             shown=read("show", lambda text: _shown(text, limits), ()),
-            factors=read("change", lambda text: _factors(text, limits), {}),
+            factors=read("change", lambda text: _factors(text, limits, left=1), {}),
+            added=read("add", lambda text: _factors(text, limits, left=0), {}),
             opened=read("latent", lambda text: _number(text, limits.d_sae, "latent"), nothing),
         )
         return state, problems
+
+    @property
+    def n_changes(self) -> int:
+        """How many changes of latents there are."""
+        return len(self.factors) + len(self.added)
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
@@ -197,12 +206,16 @@ def _shown(text: str, limits: Limits) -> tuple[int, ...]:
     return shown
 
 
-def _factors(text: str, limits: Limits) -> dict[int, float]:
+def _pairs(factors: Mapping[int, float]) -> str | None:
+    return ",".join(f"{latent}x{factor:g}" for latent, factor in factors.items()) or None
+
+
+def _factors(text: str, limits: Limits, left: float) -> dict[int, float]:
     pairs = [part.partition("x") for part in text.split(",")]
     if len(pairs) > _MOST_CHANGES:
         raise ValueError(f"{len(pairs)} latents are changed; want at most {_MOST_CHANGES}")
     found = {_number(one, limits.d_sae, "latent"): checked_factor(by) for one, _, by in pairs}
-    return {latent: factor for latent, factor in found.items() if factor != 1}
+    return {latent: factor for latent, factor in found.items() if factor != left}
 
 
 def _check_length(what: str, text: str, longest: int) -> None:

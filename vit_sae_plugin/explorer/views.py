@@ -77,8 +77,8 @@ def shelf_view(visit: Visit) -> str:
 def answer_view(visit: Visit) -> str:
     """What each model answers, before and after."""
     predictions = visit.predictions()
-    likeness = visit.likeness() if visit.state.factors else {}
-    n = len(visit.state.factors)
+    n = visit.state.n_changes
+    likeness = visit.likeness() if n else {}
     undo = (
         f'<button data-act="undo">Undo {n} change{"s" if n > 1 else ""}</button>'
         if n
@@ -239,8 +239,8 @@ def _row(
         else "<span></span>"
     )
     is_open = visit.state.opened == latent
-    is_removed = one.factor == 0
-    changed = "" if one.factor == 1 else " removed" if is_removed else " changed"
+    changed = " changed" if one.added or one.factor != 1 else ""
+    changed = " removed" if one.factor == 0 else changed
     silent = "" if any(one.values) else " silent"
     return (
         f'<div class="latent{changed}{silent}" data-latent="{latent}">{can_color}'
@@ -248,12 +248,28 @@ def _row(
         f'<button class="name" data-act="references" aria-expanded="{str(is_open).lower()}">'
         f"<b>{latent}</b> {said}</button>"
         f'<span class="values"><span class="bars">{bars}</span><span>{numbers}</span></span>'
-        f'<span class="change"><input type="range" data-act="factor" min="0" max="{MAX_FACTOR:g}" '
-        f'step="0.25" value="{one.factor:g}" aria-label="strength of latent {latent}">'
-        f"<output>×{one.factor:g}</output>"
-        f'<button data-act="remove" data-factor="{1 if is_removed else 0}">'
-        f"{'Put back' if is_removed else 'Remove'}</button></span></div>"
-        f"{_references(visit, latent) if is_open else ''}"
+        f"{_change_of(one)}</div>{_references(visit, latent) if is_open else ''}"
+    )
+
+
+def _change_of(one: ListedLatent) -> str:
+    """A slider and a button: to multiply a latent that is active, or to add one that isn't."""
+    if one.added is None:
+        value, sign, action, hint = one.factor, "×", "factor", "what it is multiplied by"
+        is_out = one.factor == 0
+        button = (
+            f'data-act="remove" data-factor="{int(is_out)}">{"Put back" if is_out else "Remove"}'
+        )
+    else:
+        value, sign, action = one.added, "+", "add"
+        hint = "silent here: added to every patch, in times its usual strength"
+        is_in = one.added > 0
+        button = f'data-act="put" data-factor="{int(not is_in)}">{"Take out" if is_in else "Add"}'
+    return (
+        f'<span class="change" title="{hint}"><input type="range" data-act="{action}" '
+        f'data-sign="{sign}" min="0" max="{MAX_FACTOR:g}" step="0.25" value="{value:g}" '
+        f'aria-label="strength of latent {one.latent}"><output>{sign}{value:g}</output>'
+        f"<button {button}</button></span>"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vit_sae_plugin.analysis.pictures.overlays import COLORS, tint
 from vit_sae_plugin.datasets.image_decoding import (
@@ -54,6 +55,8 @@ class ListedLatent:
     """What it is multiplied by."""
     color: str | None
     """Its colour on the picture; None: not shown."""
+    added: float | None
+    """What is added to it, in times its usual strength; None: it is active here, and multiplied."""
 
 
 class Visit:
@@ -211,9 +214,23 @@ class Visit:
         kept = {one: by for one, by in factors.items() if by != 1}
         self.state = replace(self.state, factors=kept)
 
+    def add_latent(self, latent: Any, times: Any) -> None:
+        """Add to a latent in every token that the SAE reads, also where it is silent.
+
+        Args:
+            latent: which.
+            times: how many times its usual strength (``Explorer.usual_strength``); 0: nothing.
+
+        Raises:
+            ValueError: there is no such latent, or the number isn't from 0 to 4.
+        """
+        added = {**self.state.added, self._latent(latent): checked_factor(times)}
+        kept = {one: by for one, by in added.items() if by != 0}
+        self.state = replace(self.state, added=kept)
+
     def undo_changes(self) -> None:
         """Leave all latents as they are."""
-        self.state = replace(self.state, factors={})
+        self.state = replace(self.state, factors={}, added={})
 
     def toggle_references(self, latent: Any) -> None:
         """Open a latent's reference images, or close them."""
@@ -250,7 +267,8 @@ class Visit:
         )
         leading = leading[:N_LISTED]
         opened = () if self.state.opened is None else (self.state.opened,)
-        besides = dict.fromkeys((*opened, *self.state.factors, *self.state.shown))
+        changed = (*self.state.factors, *self.state.added)
+        besides = dict.fromkeys((*opened, *changed, *self.state.shown))
         chosen = [*(one for one in besides if one not in leading), *leading]
         colors = dict(zip(self.state.shown, COLORS, strict=False))
         return [
@@ -259,6 +277,7 @@ class Visit:
                 tuple(some.get(latent, 0.0) for some in values.values()),
                 self.state.factors.get(latent, 1.0),
                 colors.get(latent),
+                self._added(latent),
             )
             for latent in chosen
         ]
@@ -281,7 +300,7 @@ class Visit:
             for side, opened in self.sides.items():
                 classifier = self._classifier(side)
                 if classifier is not None:
-                    after = opened.output(self.state.factors)
+                    after = self._output(opened)
                     found[side] = classifier.prediction(opened.plain_output, after, N_ANSWERS)
         return found
 
@@ -290,10 +309,23 @@ class Visit:
         with self.explorer.lock:
             return {
                 side: torch.nn.functional.cosine_similarity(
-                    opened.plain_output.float(), opened.output(self.state.factors).float()
+                    opened.plain_output.float(), self._output(opened).float()
                 ).item()
                 for side, opened in self.sides.items()
             }
+
+    def _output(self, opened: OpenedImage) -> Tensor:
+        """The model's output with the changes that were chosen."""
+        strength = self.explorer.usual_strength
+        added = {one: times * strength(one) for one, times in self.state.added.items()}
+        return opened.output(self.state.factors, added)
+
+    def _added(self, latent: int) -> float | None:
+        """What is added to a latent that is silent in the picture, or was; None for another."""
+        is_silent = all(latent not in opened.strengths for opened in self.sides.values())
+        if latent in self.state.added or (is_silent and latent not in self.state.factors):
+            return self.state.added.get(latent, 0.0)
+        return None
 
     def _values(self) -> dict[str, dict[int, float]]:
         found = {}

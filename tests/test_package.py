@@ -31,6 +31,13 @@ def test_every_public_name_is_there(name):
     assert name in dir(vit_sae_plugin)
 
 
+def test_a_module_of_the_cache_is_what_its_name_says():
+    cache = importlib.import_module("vit_sae_plugin.activations.cache")
+    for path in Path(cache.__file__).parent.glob("[a-z]*.py"):
+        module = importlib.import_module(f"{cache.__name__}.{path.stem}")
+        assert getattr(cache, path.stem) is module, f"{path.stem} is also a function's name"
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'PatchSEA'"):
         vit_sae_plugin.PatchSEA  # noqa: B018

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.activations.cache.open_cache import open_cache
+from vit_sae_plugin.activations.cache.cache_names import open_cache
 from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedding_rows
 from vit_sae_plugin.aggregation import AggregationRule
 from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder, holds_atlas, read_info

@@ -36,7 +36,7 @@ _WITH_PICTURES = ("report", "neuronpedia", "tree", *_CHECKED, "logit", "template
 
 def run(args: argparse.Namespace) -> int:
     """Analyse, save the atlas, and write the report if one is asked for."""
-    from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+    from vit_sae_plugin.activations.cache.cache_names import is_cache_text
     from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder
 
     if args.compare is not None:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_on_cache(args: argparse.Namespace) -> int:
     """The atlas from activations on disk: no model runs, and there are no pictures to show."""
     from vit_sae_plugin.activations.cache import CacheMismatchError
-    from vit_sae_plugin.activations.cache.open_cache import open_cache
+    from vit_sae_plugin.activations.cache.cache_names import open_cache
     from vit_sae_plugin.analysis.atlas.atlas_folder import check_atlas_folder
     from vit_sae_plugin.attached_sae.cached_sae import CachedPictures
 

@@ -58,7 +58,7 @@ _BATCH_SIZE_IMAGES = {
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the tables and save them."""
-    from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+    from vit_sae_plugin.activations.cache.cache_names import is_cache_text
 
     _check(args)
     name = args.suite if args.suite in _WITH_ATLAS else "evaluation"
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise where options don't go together."""
-    from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+    from vit_sae_plugin.activations.cache.cache_names import is_cache_text
 
     if args.suite is None:
         args.suite = "splice" if args.embeddings is None else "msae"
@@ -165,7 +165,7 @@ def _on_cache(
 ) -> EvaluationReport:
     """What rows at the SAE's hook suffice for; splicing runs the blocks above it."""
     from vit_sae_plugin.activations.cache import ActivationCache
-    from vit_sae_plugin.activations.cache.open_cache import open_cache
+    from vit_sae_plugin.activations.cache.cache_names import open_cache
     from vit_sae_plugin.attached_sae import CachedSAE
     from vit_sae_plugin.evaluation import evaluate_embeddings, evaluate_sae, image_rows
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say how to load the result."""
-    from vit_sae_plugin.activations.cache.open_cache import open_cache
+    from vit_sae_plugin.activations.cache.cache_names import open_cache
 
     cache = open_cache(args.sae)
     if cache is not None:

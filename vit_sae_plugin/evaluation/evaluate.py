@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vit_sae_plugin.activations.cache.open_cache import open_cache
+from vit_sae_plugin.activations.cache.cache_names import open_cache
 from vit_sae_plugin.attached_sae import AttachedSAE, CachedRun, CachedSAE, RowCoder, UpperRun
 from vit_sae_plugin.datasets import SkippedImages, open_images
 from vit_sae_plugin.evaluation.contrastive import ContrastiveBatches

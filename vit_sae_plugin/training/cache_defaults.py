@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_sae_plugin.activations.cache.open_cache import is_cache_text, plan_of
+from vit_sae_plugin.activations.cache.cache_names import is_cache_text, plan_of
 from vit_sae_plugin.model_loaders import full_name
 
 

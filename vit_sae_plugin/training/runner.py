@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.activations.cache.open_cache import open_cache
+from vit_sae_plugin.activations.cache.cache_names import open_cache
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.saev_shards import open_saev
 from vit_sae_plugin.atomic_files import write_folder_atomically

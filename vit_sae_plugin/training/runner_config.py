@@ -12,7 +12,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
-from vit_sae_plugin.activations.cache.open_cache import is_cache_text
+from vit_sae_plugin.activations.cache.cache_names import is_cache_text
 from vit_sae_plugin.activations.saev_shards import is_saev_text
 from vit_sae_plugin.devices import best_device
 from vit_sae_plugin.field_types import check_field_types

@@ -26,7 +26,7 @@ from vit_sae_plugin.activations.cache import (
     verify_cache,
     write_shard,
 )
-from vit_sae_plugin.activations.cache.open_cache import open_cache
+from vit_sae_plugin.activations.cache.cache_names import open_cache
 from vit_sae_plugin.activations.cache.row_formats import ROW_FORMATS, RoundingLoss, row_format
 from vit_sae_plugin.datasets import ArrayImages
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits

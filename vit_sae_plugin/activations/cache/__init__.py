@@ -10,13 +10,13 @@ from vit_sae_plugin.activations.cache.cache_errors import (
     ShardInUseError,
     UnfinishedCacheError,
 )
+from vit_sae_plugin.activations.cache.cache_names import open_cache
 from vit_sae_plugin.activations.cache.cache_plan import CachePlan
 from vit_sae_plugin.activations.cache.cache_store import CacheStore
+from vit_sae_plugin.activations.cache.cache_writer import write_cache, write_shards
 from vit_sae_plugin.activations.cache.check_cache import repair_cache, verify_cache
-from vit_sae_plugin.activations.cache.open_cache import open_cache
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry
-from vit_sae_plugin.activations.cache.write_cache import write_cache, write_shards
-from vit_sae_plugin.activations.cache.write_shard import write_shard
+from vit_sae_plugin.activations.cache.shard_writer import write_shard
 
 __all__ = [
     "ActivationCache",

@@ -14,7 +14,7 @@ from vit_sae_plugin.activations.cache.shard_files import (
     finished_numbers,
     shard_folder,
 )
-from vit_sae_plugin.activations.cache.write_shard import write_shard
+from vit_sae_plugin.activations.cache.shard_writer import write_shard
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.fingerprints import known_model_fingerprint
 

@@ -22,7 +22,7 @@ from vit_sae_plugin.activations.cache.cache_errors import (
     ShardInUseError,
 )
 from vit_sae_plugin.activations.cache.shard_files import finished_numbers
-from vit_sae_plugin.activations.cache.write_shard import write_shard
+from vit_sae_plugin.activations.cache.shard_writer import write_shard
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.fingerprints import known_model_fingerprint, short
 

@@ -21,7 +21,7 @@ from vit_sae_plugin.activations.cache.room import check_room
 from vit_sae_plugin.activations.cache.shard_buffer import ShardBuffer
 from vit_sae_plugin.activations.cache.shard_claims import ShardClaim, ShardClaims
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry, shard_folder
-from vit_sae_plugin.activations.cache.write_shard import fill, save
+from vit_sae_plugin.activations.cache.shard_writer import fill, save
 from vit_sae_plugin.datasets import SkippedImages, open_images
 from vit_sae_plugin.datasets.image_loader import is_worker_death, worker_died
 

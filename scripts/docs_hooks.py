@@ -1,7 +1,8 @@
-"""What the site needs beyond MkDocs' own plugins: equations as MathML, made when the site is built.
+"""What the site needs beyond MkDocs' own plugins, so that its pages ask nothing of the network.
 
-Browsers draw MathML themselves, so that no page needs a script from the network. In the Markdown,
-equations stand between dollars, as GitHub draws them too.
+Equations become MathML when the site is built, which browsers draw themselves; in the Markdown they
+stand between dollars, as GitHub draws them too. The link to the repository stays a link: the theme
+would ask GitHub for its stars and its newest release.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\
 def on_page_content(page_html: str, **_: Any) -> str:
     """Replace the equations that ``pymdownx.arithmatex`` has marked."""
     return _EQUATION.sub(_as_mathml, page_html)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Take away the mark by which the theme's script finds the repository to ask about."""
+    return output.replace(' data-md-component="source"', "")
 
 
 def _as_mathml(found: re.Match[str]) -> str:

@@ -213,6 +213,7 @@ BENCHMARK_SETS: dict[str, BenchmarkSet] = {
         options=("attribute",),
     ),
 }
+"""The benchmark data sets by name; a new one is an entry here."""
 
 
 class BenchmarkImages(ImageSource):

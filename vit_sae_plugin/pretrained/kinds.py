@@ -10,3 +10,4 @@ from vit_sae_plugin.pretrained.format import Format
 FORMATS: dict[str, Format] = {
     kind: import_module(f"{formats.__name__}.{kind}").FORMAT for kind in formats.KINDS
 }
+"""The reader of each kind of file, by the kind's name."""

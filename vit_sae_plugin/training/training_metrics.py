@@ -14,6 +14,7 @@ from vit_sae_plugin.atomic_files import write_text_atomically
 from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 
 METRICS_FILE = "metrics.jsonl"
+"""Name of the file in a run's folder that holds its metrics: a JSON object a line."""
 
 
 @torch.no_grad()

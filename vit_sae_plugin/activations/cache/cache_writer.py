@@ -59,8 +59,8 @@ def write_cache(
     Memory: two shards (one is filled while the other is written) beside the model and its batches.
 
     Args:
-        folder, model, images, hook_names, token_kind, seqpos_slice, dtype, images_per_shard,
-        batch_size_images, autocast_model, seed, add: as `plan_cache` takes them.
+        folder, model, images, hook_names, token_kind, seqpos_slice: as `plan_cache` takes them.
+        dtype, images_per_shard, batch_size_images, autocast_model, seed, add: likewise.
         n_workers: processes that decode images.
         progress: show a progress bar.
 

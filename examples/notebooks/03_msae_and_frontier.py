@@ -102,9 +102,10 @@ saes = {name: [train_one(name, seed) for seed in SEEDS] for name in architecture
 
 # %% [markdown]
 # ## The frontier
-# Squares are TopK SAEs at the k they were trained for. Lines are SAEs cut to fewer latents after training
-# (*progressive recovery*): the Matryoshka SAE, and as a control the TopK SAE of k = 64, which was never taught to
-# be cut. Means over seeds; bands and bars reach from the lowest to the highest.
+# Triangles are TopK SAEs at the k they were trained for. The other two lines are SAEs cut to fewer latents after
+# training (*progressive recovery*): the Matryoshka SAE, and as a control the TopK SAE of k = 64, which was never
+# taught to be cut. Means over seeds; bands and bars reach from the lowest to the highest, and are hardly wider than
+# the lines.
 
 # %%
 from vit_sae_plugin.evaluation import evaluate_embeddings
@@ -126,6 +127,10 @@ plot_frontier(
 # How much closer is the Matryoshka SAE's reconstruction, cut to k, than that of the TopK SAE trained for this k,
 # and than that of the TopK SAE of k = 64 cut to it? The mean difference in cosine similarity over the same test
 # images, averaged over seeds, with its 95 % bootstrap interval over images.
+#
+# At the smallest k the Matryoshka SAE pays for being all at once; from 16 on it is as good as the SAE that was trained
+# for that k alone, or better. A TopK SAE that is cut loses far more: order among latents has to be learnt. That is
+# so for this model and these settings; `vit-sae frontier` draws the same for SAEs of your own.
 
 # %%
 import numpy as np

@@ -2,8 +2,10 @@
  *
  * Each product gathers rows for very many short lists of latents. Both functions keep what they
  * gather from in the second-level cache, as a packed table of one strip of columns, and what they
- * add up in registers for the length of a list. Arrays are contiguous; first_level[row][latent]
- * is at least n_levels where no level keeps the latent. They return -1 if memory runs out, else 0.
+ * add up in registers for the length of a list. All tables of a strip follow one another, so that
+ * sums which go on from table to table are still in some cache. Arrays are contiguous;
+ * first_level[row][latent] is at least n_levels where no level keeps the latent. They return -1 if
+ * memory runs out, else 0.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,68 +15,84 @@
 #include "strips.h"
 
 #define MOST_ROWS (TABLE_ROWS * 3 / 2) /* of a table; not all are looked up equally often */
-#define ROW_TILE 512L
+#define MOST_LISTED (1L << 24)           /* row-latent pairs for which decoding makes room */
+#define DECODED_ROWS 512L
+#define ROW_TILE 1024L
 #define LATENT_TILE 64L
 #define LATENT_BLOCK 4096L
 
 /* added[level][row] = sum of acts[row][s] * W_dec[s] over the latents s whose first level it is,
- * for rows begin to end. */
+ * for rows top to top + rows. */
+static long decode_tile(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+                        REAL *added, long n_rows, long d_sae, long d_in, long n_levels, long top,
+                        long rows) {
+    long most = smaller(MOST_ROWS, d_sae), n_tables = (d_sae + most - 1) / most;
+    vec *table = aligned_alloc(VECTOR_BYTES, most * VECTORS * VECTOR_BYTES);
+    /* The lists: of each table, row and level the latents, counted from the table's first. */
+    REAL *act = malloc(rows * d_sae * sizeof *act);
+    uint16_t *latent = malloc(rows * d_sae * sizeof *latent);
+    int *list = malloc((n_tables * rows * n_levels + 1) * sizeof *list); /* where each starts */
+    uint16_t *active = malloc((most + 1) * sizeof *active);
+    int *next = malloc((n_levels + 1) * sizeof *next), n = 0, *start = list;
+    int failed = !table || !act || !latent || !list || !active || !next;
+
+    for (long left = 0; left < d_sae && !failed; left += most)
+        for (long r = 0; r < rows; r++) {
+            const uint8_t *level = first_level + (top + r) * d_sae + left;
+            const REAL *row = acts + (top + r) * d_sae + left;
+            int n_active = 0;
+            for (long s = 0; s < smaller(most, d_sae - left); s++) {
+                active[n_active] = s;
+                n_active += level[s] < n_levels;
+            }
+            memset(next, 0, (n_levels + 1) * sizeof *next);
+            for (int a = 0; a < n_active; a++) next[level[active[a]] + 1]++;
+            next[0] = n;
+            for (long l = 0; l < n_levels; l++) *start++ = next[l], next[l + 1] += next[l];
+            for (int a = 0; a < n_active; a++) {
+                int i = next[level[active[a]]]++;
+                latent[i] = active[a];
+                act[i] = row[active[a]];
+            }
+            n += n_active;
+        }
+    if (!failed) *start = n;
+    for (long column = 0; column < d_in && !failed; column += STRIP) {
+        const int *at = list;
+        for (long left = 0; left < d_sae; left += most) {
+            for (long s = 0; s < smaller(most, d_sae - left); s++)
+                load(table + s * VECTORS, W_dec + (left + s) * d_in, column, d_in);
+            for (long r = 0; r < rows; r++)
+                for (long l = 0; l < n_levels; l++, at++) {
+                    REAL *out = added + (l * n_rows + top + r) * d_in;
+                    vec total[VECTORS];
+                    fetch(l + 1 < n_levels ? out + n_rows * d_in : added + (top + r + 1) * d_in,
+                          column);
+                    if (left && at[0] == at[1]) continue;
+                    if (left) load(total, out, column, d_in);
+                    else EACH_VECTOR total[i] = (vec){0};
+                    for (int a = at[0]; a < at[1]; a++) {
+                        const vec *w = table + latent[a] * VECTORS;
+                        REAL h = act[a];
+                        EACH_VECTOR total[i] += h * w[i];
+                    }
+                    store(out, total, column, d_in);
+                }
+        }
+    }
+    free(table), free(act), free(latent), free(list), free(active), free(next);
+    return -failed;
+}
+
 static long decode_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
                          REAL *added, long n_rows, long d_sae, long d_in, long n_levels,
                          long begin, long end) {
-    long most = smaller(MOST_ROWS, d_sae);
-    vec *table = aligned_alloc(VECTOR_BYTES, most * VECTORS * VECTOR_BYTES);
-    REAL *act = malloc(ROW_TILE * most * sizeof *act);
-    uint16_t *latent = malloc(ROW_TILE * most * sizeof *latent);
-    uint16_t *active = malloc((most + 1) * sizeof *active);
-    int *list = malloc(ROW_TILE * (n_levels + 1) * sizeof *list); /* where each level's starts */
-    int *next = malloc(n_levels * sizeof *next);
-    int failed = !table || !act || !latent || !active || !list || !next;
-
-    for (long top = begin; top < end && !failed; top += ROW_TILE)
-        for (long left = 0; left < d_sae; left += most) {
-            long rows = smaller(ROW_TILE, end - top), latents = smaller(most, d_sae - left);
-            for (long r = 0; r < rows; r++) {
-                const uint8_t *level = first_level + (top + r) * d_sae + left;
-                const REAL *row = acts + (top + r) * d_sae + left;
-                int *at = list + r * (n_levels + 1), n_active = 0;
-                for (long s = 0; s < latents; s++) {
-                    active[n_active] = s;
-                    n_active += level[s] < n_levels;
-                }
-                memset(at, 0, (n_levels + 1) * sizeof *at);
-                for (int a = 0; a < n_active; a++) at[level[active[a]] + 1]++;
-                for (long l = 0; l < n_levels; l++) next[l] = at[l], at[l + 1] += at[l];
-                for (int a = 0; a < n_active; a++) {
-                    long i = r * most + next[level[active[a]]]++;
-                    latent[i] = active[a];
-                    act[i] = row[active[a]];
-                }
-            }
-            for (long column = 0; column < d_in; column += STRIP) {
-                for (long s = 0; s < latents; s++)
-                    load(table + s * VECTORS, W_dec + (left + s) * d_in, column, d_in);
-                for (long r = 0; r < rows; r++)
-                    for (long l = 0; l < n_levels; l++) {
-                        const int *at = list + r * (n_levels + 1) + l;
-                        REAL *out = added + (l * n_rows + top + r) * d_in;
-                        vec total[VECTORS];
-                        fetch(l + 1 < n_levels ? out + n_rows * d_in
-                                               : added + (top + r + 1) * d_in, column);
-                        if (left && at[0] == at[1]) continue;
-                        if (left) load(total, out, column, d_in);
-                        else EACH_VECTOR total[i] = (vec){0};
-                        for (long a = r * most + at[0]; a < r * most + at[1]; a++) {
-                            const vec *w = table + latent[a] * VECTORS;
-                            REAL h = act[a];
-                            EACH_VECTOR total[i] += h * w[i];
-                        }
-                        store(out, total, column, d_in);
-                    }
-            }
-        }
-    free(table), free(act), free(latent), free(active), free(list), free(next);
-    return -failed;
+    long rows = smaller(DECODED_ROWS, 1 + MOST_LISTED / d_sae);
+    for (; begin < end; begin += rows)
+        if (decode_tile(acts, first_level, W_dec, added, n_rows, d_sae, d_in, n_levels, begin,
+                        smaller(rows, end - begin)))
+            return -1;
+    return 0;
 }
 
 long decode_rows(const REAL *acts, const uint8_t *first_level, const REAL *W_dec, REAL *added,
@@ -84,54 +102,59 @@ long decode_rows(const REAL *acts, const uint8_t *first_level, const REAL *W_dec
 }
 
 /* With g = grad[first level of (row, s)][row] for each latent s that a row uses, for latents begin
- * to end: grad_acts[row][s] = W_dec[s] . g, and grad_W_dec[s] = sum of acts[row][s] * g. */
-static long gradient_block(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
-                           const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
-                           long d_sae, long d_in, long n_levels, long begin, long end) {
-    long most = smaller(n_rows + 1, MOST_ROWS / n_levels), latents = end - begin;
-    vec *table = aligned_alloc(VECTOR_BYTES, most * n_levels * VECTORS * VECTOR_BYTES);
-    /* Of each latent, the rows that use it: which, where in the table, its act and gradient. */
-    uint16_t *user = malloc(latents * (most + 1) * sizeof *user);
-    uint16_t *source = malloc(latents * (most + 1) * sizeof *source);
-    REAL *act = malloc(latents * (most + 1) * sizeof *act);
-    REAL *dot = malloc(latents * (most + 1) * sizeof *dot);
-    int *n_uses = malloc(latents * sizeof *n_uses);
+ * to end and rows top to bottom: grad_acts[row][s] = W_dec[s] . g, and grad_W_dec[s] = sum of
+ * acts[row][s] * g, added to what rows above top made. */
+static long gradient_tile(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
+                          const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
+                          long d_sae, long d_in, long n_levels, long top, long bottom, long begin,
+                          long end) {
+    long most = smaller(bottom - top, MOST_ROWS / n_levels), latents = end - begin;
+    long n_tables = (bottom - top + most - 1) / most, n_pairs = latents * (bottom - top);
+    int shift = 0, n = 0;
+    while (1 << shift < n_levels) shift++;
+    vec *table = aligned_alloc(VECTOR_BYTES, (most << shift) * VECTORS * VECTOR_BYTES);
+    /* The lists: of each table and latent the rows that use it: where in the table, its act and
+     * gradient. */
+    uint16_t *source = malloc((n_pairs + 1) * sizeof *source);
+    REAL *act = malloc((n_pairs + 1) * sizeof *act);
+    REAL *dot = malloc((n_pairs + 1) * sizeof *dot);
+    int *list = malloc((n_tables * latents + 1) * sizeof *list), *start = list; /* where each starts */
     quad *part = aligned_alloc(sizeof(quad), most * sizeof *part);
     REAL *tile = malloc(most * LATENT_TILE * sizeof *tile);
-    int failed = !table || !user || !source || !act || !dot || !n_uses || !part || !tile;
+    int failed = !table || !source || !act || !dot || !list || !part || !tile;
 
-    if (n_rows == 0) memset(grad_W_dec + begin * d_in, 0, latents * d_in * sizeof(REAL));
-    for (long top = 0; top < n_rows && !failed; top += most) {
-        long rows = smaller(most, n_rows - top);
-        memset(n_uses, 0, latents * sizeof *n_uses);
-        for (long left = 0; left < latents; left += LATENT_TILE)
-            for (long r = 0; r < rows; r++) {
-                const uint8_t *level = first_level + (top + r) * d_sae + begin;
-                const REAL *row = acts + (top + r) * d_sae + begin;
-                for (long s = left; s < smaller(left + LATENT_TILE, latents); s++) {
-                    long at = s * (most + 1) + n_uses[s];
-                    user[at] = r;
-                    source[at] = r * n_levels + level[s];
-                    act[at] = row[s];
-                    n_uses[s] += level[s] < n_levels;
-                }
+    for (long first = top; first < bottom && !failed; first += most)
+        for (long s = begin; s < end; s++) {
+            const uint8_t *level = first_level + first * d_sae + s;
+            const REAL *of_row = acts + first * d_sae + s;
+            *start++ = n;
+            for (long r = 0; r < smaller(most, bottom - first); r++) {
+                source[n] = (r << shift) + level[r * d_sae];
+                act[n] = of_row[r * d_sae];
+                n += level[r * d_sae] < n_levels;
             }
-        for (long column = 0; column < d_in; column += STRIP) {
-            for (long r = 0; r < rows; r++)
+        }
+    if (!failed) *start = n;
+    for (long column = 0; column < d_in && !failed; column += STRIP) {
+        const int *at = list;
+        for (long first = top; first < bottom; first += most) {
+            for (long r = 0; r < smaller(most, bottom - first); r++)
                 for (long l = 0; l < n_levels; l++)
-                    load(table + (r * n_levels + l) * VECTORS,
-                         grad + (l * n_rows + top + r) * d_in, column, d_in);
-            for (long s = 0; s < latents; s++) {
-                const REAL *w_row = W_dec + (begin + s) * d_in;
-                REAL *out = grad_W_dec + (begin + s) * d_in;
+                    load(table + ((r << shift) + l) * VECTORS,
+                         grad + (l * n_rows + first + r) * d_in, column, d_in);
+            for (long s = begin; s < end; s++, at++) {
+                const REAL *w_row = W_dec + s * d_in;
+                REAL *out = grad_W_dec + s * d_in;
                 vec w[VECTORS], total[VECTORS];
-                if (s + 1 < latents) fetch(w_row + d_in, column), fetch(out + d_in, column);
+                if (s + 1 < end) fetch(w_row + d_in, column), fetch(out + d_in, column);
                 load(w, w_row, column, d_in);
-                if (top) load(total, out, column, d_in);
+                if (first) load(total, out, column, d_in);
                 else EACH_VECTOR total[i] = (vec){0};
-                const uint16_t *from = source + s * (most + 1);
-                const REAL *h = act + s * (most + 1);
-                for (int n = 0; n < n_uses[s]; n++) {
+                const uint16_t *from = source + at[0];
+                const REAL *h = act + at[0];
+                REAL *to = dot + at[0];
+                int n_uses = at[1] - at[0];
+                for (int n = 0; n < n_uses; n++) {
                     const vec *g = table + (long)from[n] * VECTORS;
                     vec even = {0}, odd = {0};
                     EACH_VECTOR {
@@ -142,38 +165,40 @@ static long gradient_block(const REAL *acts, const uint8_t *first_level, const R
                     part[n] = fold(even + odd);
                 }
                 store(out, total, column, d_in);
-                REAL *to = dot + s * (most + 1);
-                for (int n = 0; n < n_uses[s]; n++) {
+                for (int n = 0; n < n_uses; n++) {
                     REAL product = 0;
                     EACH_OF_QUAD product += part[n][i];
                     to[n] = column ? to[n] + product : product;
                 }
             }
         }
-        for (long left = 0; left < latents; left += LATENT_TILE) {
-            long width = smaller(LATENT_TILE, latents - left);
+    }
+    for (long first = top, k = 0; first < bottom && !failed; first += most)
+        for (long left = begin; left < end; left += LATENT_TILE) {
+            long rows = smaller(most, bottom - first), width = smaller(LATENT_TILE, end - left);
             memset(tile, 0, rows * LATENT_TILE * sizeof *tile);
-            for (long s = 0; s < width; s++)
-                for (long n = (left + s) * (most + 1), i = 0; i < n_uses[left + s]; i++)
-                    tile[user[n + i] * LATENT_TILE + s] = dot[n + i];
+            for (long s = 0; s < width; s++, k++)
+                for (int n = list[k]; n < list[k + 1]; n++)
+                    tile[(source[n] >> shift) * LATENT_TILE + s] = dot[n];
             for (long r = 0; r < rows; r++)
-                memcpy(grad_acts + (top + r) * d_sae + begin + left, tile + r * LATENT_TILE,
+                memcpy(grad_acts + (first + r) * d_sae + left, tile + r * LATENT_TILE,
                        width * sizeof *tile);
         }
-    }
-    free(table), free(user), free(source), free(act), free(dot), free(n_uses), free(part);
-    free(tile);
+    free(table), free(source), free(act), free(dot), free(list), free(part), free(tile);
     return -failed;
 }
 
-/* The same for as many latents as it may be: the working space is that of a block. */
+/* The same for as many rows and latents as it may be: the working space is that of a tile. */
 static long gradient_share(const REAL *acts, const uint8_t *first_level, const REAL *W_dec,
                            const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
                            long d_sae, long d_in, long n_levels, long begin, long end) {
+    if (n_rows == 0) memset(grad_W_dec + begin * d_in, 0, (end - begin) * d_in * sizeof(REAL));
     for (; begin < end; begin += LATENT_BLOCK)
-        if (gradient_block(acts, first_level, W_dec, grad, grad_acts, grad_W_dec, n_rows, d_sae,
-                           d_in, n_levels, begin, smaller(begin + LATENT_BLOCK, end)))
-            return -1;
+        for (long top = 0; top < n_rows; top += ROW_TILE)
+            if (gradient_tile(acts, first_level, W_dec, grad, grad_acts, grad_W_dec, n_rows, d_sae,
+                              d_in, n_levels, top, smaller(top + ROW_TILE, n_rows), begin,
+                              smaller(begin + LATENT_BLOCK, end)))
+                return -1;
     return 0;
 }
 

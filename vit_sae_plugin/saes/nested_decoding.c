@@ -10,6 +10,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#define COMPRESSES /* the processor lists the set bits of a mask by itself */
+#endif
 
 #include "cpu_kernels.h"
 #include "strips.h"
@@ -17,9 +21,44 @@
 #define MOST_ROWS (TABLE_ROWS * 3 / 2) /* of a table; not all are looked up equally often */
 #define MOST_LISTED (1L << 24)           /* row-latent pairs for which decoding makes room */
 #define DECODED_ROWS 512L
+#define FEW_LEVELS 16
+#define OVERRUN 16
 #define ROW_TILE 1024L
 #define LATENT_TILE 64L
 #define LATENT_BLOCK 4096L
+
+/* The latents of each level, level after level, and where each level's start; of n latents, whose
+ * levels are given. Returns how many there are. latent has room for OVERRUN more than n. */
+static long list_levels(const uint8_t *level, long n, long n_levels, uint16_t *latent, int *start,
+                        uint16_t *active) {
+#ifdef COMPRESSES
+    const __m512i ascending =
+        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    long n_listed = 0;
+    for (long l = 0; l < n_levels && n_levels <= FEW_LEVELS; l++) {
+        start[l] = n_listed;
+        for (long s = 0; s < n; s += 16) {
+            __mmask16 own = n - s < 16 ? (1 << (n - s)) - 1 : -1;
+            own = _mm_mask_cmpeq_epi8_mask(own, _mm_maskz_loadu_epi8(own, level + s),
+                                           _mm_set1_epi8(l));
+            __m512i which = _mm512_add_epi32(ascending, _mm512_set1_epi32(s));
+            which = _mm512_maskz_compress_epi32(own, which);
+            _mm256_storeu_si256((__m256i *)(latent + n_listed), _mm512_cvtepi32_epi16(which));
+            n_listed += __builtin_popcount(own);
+        }
+    }
+    if (n_levels <= FEW_LEVELS) return n_listed;
+#endif
+    int n_active = 0, next[257] = {0};
+    for (long s = 0; s < n; s++) {
+        active[n_active] = s;
+        n_active += level[s] < n_levels;
+    }
+    for (int a = 0; a < n_active; a++) next[level[active[a]] + 1]++;
+    for (long l = 0; l < n_levels; l++) start[l] = next[l], next[l + 1] += next[l];
+    for (int a = 0; a < n_active; a++) latent[next[level[active[a]]]++] = active[a];
+    return n_active;
+}
 
 /* added[level][row] = sum of acts[row][s] * W_dec[s] over the latents s whose first level it is,
  * for rows top to top + rows. */
@@ -30,31 +69,20 @@ static long decode_tile(const REAL *acts, const uint8_t *first_level, const REAL
     vec *table = aligned_alloc(VECTOR_BYTES, most * VECTORS * VECTOR_BYTES);
     /* The lists: of each table, row and level the latents, counted from the table's first. */
     REAL *act = malloc(rows * d_sae * sizeof *act);
-    uint16_t *latent = malloc(rows * d_sae * sizeof *latent);
+    uint16_t *latent = malloc((rows * d_sae + OVERRUN) * sizeof *latent);
     int *list = malloc((n_tables * rows * n_levels + 1) * sizeof *list); /* where each starts */
     uint16_t *active = malloc((most + 1) * sizeof *active);
-    int *next = malloc((n_levels + 1) * sizeof *next), n = 0, *start = list;
-    int failed = !table || !act || !latent || !list || !active || !next;
+    int failed = !table || !act || !latent || !list || !active, *start = list;
+    long n = 0;
 
     for (long left = 0; left < d_sae && !failed; left += most)
         for (long r = 0; r < rows; r++) {
             const uint8_t *level = first_level + (top + r) * d_sae + left;
             const REAL *row = acts + (top + r) * d_sae + left;
-            int n_active = 0;
-            for (long s = 0; s < smaller(most, d_sae - left); s++) {
-                active[n_active] = s;
-                n_active += level[s] < n_levels;
-            }
-            memset(next, 0, (n_levels + 1) * sizeof *next);
-            for (int a = 0; a < n_active; a++) next[level[active[a]] + 1]++;
-            next[0] = n;
-            for (long l = 0; l < n_levels; l++) *start++ = next[l], next[l + 1] += next[l];
-            for (int a = 0; a < n_active; a++) {
-                int i = next[level[active[a]]]++;
-                latent[i] = active[a];
-                act[i] = row[active[a]];
-            }
-            n += n_active;
+            long first = n;
+            n += list_levels(level, smaller(most, d_sae - left), n_levels, latent + n, start, active);
+            for (long l = 0; l < n_levels; l++) *start++ += first;
+            for (long i = first; i < n; i++) act[i] = row[latent[i]];
         }
     if (!failed) *start = n;
     for (long column = 0; column < d_in && !failed; column += STRIP) {
@@ -80,7 +108,7 @@ static long decode_tile(const REAL *acts, const uint8_t *first_level, const REAL
                 }
         }
     }
-    free(table), free(act), free(latent), free(list), free(active), free(next);
+    free(table), free(act), free(latent), free(list), free(active);
     return -failed;
 }
 

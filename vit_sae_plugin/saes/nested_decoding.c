@@ -19,7 +19,7 @@
 #include "strips.h"
 
 #define MOST_ROWS (TABLE_ROWS * 3 / 2) /* of a table; not all are looked up equally often */
-#define MOST_LISTED (1L << 24)           /* row-latent pairs for which decoding makes room */
+#define MOST_LISTED (1L << 22)         /* row-latent pairs for which decoding makes room */
 #define DECODED_ROWS 512L
 #define FEW_LEVELS 16
 #define OVERRUN 16
@@ -80,7 +80,8 @@ static long decode_tile(const REAL *acts, const uint8_t *first_level, const REAL
             const uint8_t *level = first_level + (top + r) * d_sae + left;
             const REAL *row = acts + (top + r) * d_sae + left;
             long first = n;
-            n += list_levels(level, smaller(most, d_sae - left), n_levels, latent + n, start, active);
+            n += list_levels(level, smaller(most, d_sae - left), n_levels, latent + n, start,
+                             active);
             for (long l = 0; l < n_levels; l++) *start++ += first;
             for (long i = first; i < n; i++) act[i] = row[latent[i]];
         }
@@ -138,7 +139,7 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
                           long end) {
     long most = smaller(bottom - top, MOST_ROWS / n_levels), latents = end - begin;
     long n_tables = (bottom - top + most - 1) / most, n_pairs = latents * (bottom - top);
-    int shift = 0, n = 0;
+    int shift = 0, n = 0, *start;
     while (1 << shift < n_levels) shift++;
     vec *table = aligned_alloc(VECTOR_BYTES, (most << shift) * VECTORS * VECTOR_BYTES);
     /* The lists: of each table and latent the rows that use it: where in the table, its act and
@@ -146,11 +147,12 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
     uint16_t *source = malloc((n_pairs + 1) * sizeof *source);
     REAL *act = malloc((n_pairs + 1) * sizeof *act);
     REAL *dot = malloc((n_pairs + 1) * sizeof *dot);
-    int *list = malloc((n_tables * latents + 1) * sizeof *list), *start = list; /* where each starts */
+    int *list = malloc((n_tables * latents + 1) * sizeof *list); /* where each starts */
     quad *part = aligned_alloc(sizeof(quad), most * sizeof *part);
     REAL *tile = malloc(most * LATENT_TILE * sizeof *tile);
     int failed = !table || !source || !act || !dot || !list || !part || !tile;
 
+    start = list;
     for (long first = top; first < bottom && !failed; first += most)
         for (long s = begin; s < end; s++) {
             const uint8_t *level = first_level + first * d_sae + s;

@@ -1,0 +1,41 @@
+/* How fast rows of a table that a cache holds can be multiplied and added up, in any order, with
+ * nothing else to do. Compiled and called by gather_rate.py.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#include "cpu_kernels.h"
+
+#ifdef __AVX512F__
+#define VECTOR_BYTES 64
+#define VECTORS 12
+#else
+#define VECTOR_BYTES 32
+#define VECTORS 6
+#endif
+#define EACH_VECTOR _Pragma("GCC unroll 12") for (int i = 0; i < VECTORS; i++)
+
+typedef float vec __attribute__((vector_size(VECTOR_BYTES), may_alias));
+
+long row_bytes(long threads) { return 0 * threads + VECTORS * VECTOR_BYTES; }
+
+/* sum = times times the sum of act[a] * table[row[a]]; each thread has a table of its own. */
+static long gather_share(const float *tables, const int32_t *row, const float *act, float *sums,
+                         long n, long times, long n_rows, long share) {
+    const vec *table = (const vec *)tables + share * n_rows * VECTORS; /* torch aligns arrays */
+    vec total[VECTORS];
+    EACH_VECTOR total[i] = (vec){0};
+    for (long t = 0; t < times; t++)
+        for (long a = 0; a < n; a++) {
+            const vec *w = table + row[a] * VECTORS;
+            EACH_VECTOR total[i] += act[a] * w[i];
+        }
+    memcpy((char *)sums + share * sizeof total, total, sizeof total);
+    return 0;
+}
+
+long gather(const float *tables, const int32_t *row, const float *act, float *sums, long n,
+            long times, long n_rows, long threads) {
+    SHARE_OUT(threads, threads,
+              gather_share(tables, row, act, sums, n, times, n_rows, end - 1));
+}

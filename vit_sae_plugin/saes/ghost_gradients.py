@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .dead_latents import DeadLatents
+
 EPSILON = 1e-6
 
 
@@ -21,6 +23,7 @@ def ghost_gradient_error(
     decoder_rows: Float[Tensor, "d_sae d_in"],
     dead_neuron_mask: Bool[Tensor, " d_sae"],
     reconstruction_error: Float[Tensor, "*batch d_in"],
+    n_dead_at_most: int | None = None,
 ) -> Float[Tensor, "*batch d_in"]:
     """The ghost term, element by element; reduce it as the reconstruction error is reduced.
 
@@ -37,24 +40,31 @@ def ghost_gradient_error(
         decoder_rows: the rows by which latents are decoded.
         dead_neuron_mask: True where a latent counts as dead.
         reconstruction_error: the loss's elementwise error, before any weight of single tokens.
+        n_dead_at_most: so many latents are dead, or fewer: then nothing is asked of a device. None:
+            they are counted.
 
     Returns:
         Zeros if no latent is dead.
     """
+    some_may_live = True
     if torch.compiler.is_compiling():
         # Selecting rows by a mask breaks the compiled graph; the product over all latents, in
         # which the living weigh exp(-inf) = 0, doesn't, and costs one more decoding.
         ghost_acts = hidden_pre.masked_fill(~dead_neuron_mask, -torch.inf)
     else:
-        # A GPU is waited for here. By then it has encoding and decoding to do, and the product over
-        # all latents would cost three more such products at every step, dead latents or not.
-        dead = dead_neuron_mask.nonzero().squeeze(-1)
+        # Without a bound a GPU is waited for here. By then it has encoding and decoding to do, and
+        # the product over all latents would cost three more such products at every step, dead
+        # latents or not.
+        dead, is_dead = DeadLatents.of(dead_neuron_mask, n_dead_at_most)
         if dead.numel() == 0:
             return torch.zeros_like(reconstruction_error)
         ghost_acts, decoder_rows = hidden_pre[..., dead], decoder_rows[dead]
+        some_may_live = is_dead is not None
+        if is_dead is not None:
+            ghost_acts = ghost_acts.masked_fill(~is_dead, -torch.inf)
     ghost_out = exponential_acts(ghost_acts) @ decoder_rows
     ghost = scaled_ghost_error(ghost_out, (sae_in - sae_out).detach(), reconstruction_error)
-    if torch.compiler.is_compiling():
+    if some_may_live:  # all of them, perhaps
         ghost = torch.where(dead_neuron_mask.any(), ghost, torch.zeros_like(ghost))
     return ghost
 

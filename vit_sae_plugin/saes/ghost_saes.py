@@ -20,6 +20,7 @@ from sae_lens.saes.sae import SAEConfig, TrainStepInput
 from torch import Tensor
 from typing_extensions import override
 
+from .dead_latents import n_dead_at_most
 from .ghost_gradients import ghost_gradient_error
 from .sparse_topk_training import SparseTopKTrainingSAE, unit_rows
 
@@ -52,9 +53,10 @@ class StandardGhostTrainingSAE(StandardTrainingSAE):
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
-        if self.training and step_input.dead_neuron_mask is not None:
+        dead, at_most = step_input.dead_neuron_mask, n_dead_at_most(step_input)
+        if self.training and dead is not None:
             losses["ghost_grad_loss"] = _summed_ghost_loss(
-                step_input.sae_in, sae_out, hidden_pre, self.W_dec, step_input.dead_neuron_mask
+                step_input.sae_in, sae_out, hidden_pre, self.W_dec, dead, at_most
             )
         return losses
 
@@ -96,22 +98,33 @@ class TopKGhostTrainingSAE(SparseTopKTrainingSAE):
         dead = step_input.dead_neuron_mask
         if self.training and dead is not None:
             losses["ghost_grad_loss"] = self._ghost_loss(
-                step_input.sae_in, sae_out, hidden_pre, dead
+                step_input.sae_in, sae_out, hidden_pre, dead, n_dead_at_most(step_input)
             )
         return losses
 
     def _ghost_loss(
-        self, sae_in: Tensor, sae_out: Tensor, hidden_pre: Tensor, dead: Tensor
+        self,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead: Tensor,
+        at_most: int | None,
     ) -> Tensor:
-        if not torch.compiler.is_compiling() and not dead.any():
+        may_be_dead = dead.any if at_most is None else lambda: at_most > 0
+        if not torch.compiler.is_compiling() and not may_be_dead():
             return sae_out.new_zeros(())  # as it comes out below, for less
         rows = unit_rows(self) if self.cfg.rescale_acts_by_decoder_norm else self.W_dec
-        return _summed_ghost_loss(sae_in, sae_out, hidden_pre, rows, dead)
+        return _summed_ghost_loss(sae_in, sae_out, hidden_pre, rows, dead, at_most)
 
 
 def _summed_ghost_loss(
-    sae_in: Tensor, sae_out: Tensor, hidden_pre: Tensor, decoder_rows: Tensor, dead: Tensor
+    sae_in: Tensor,
+    sae_out: Tensor,
+    hidden_pre: Tensor,
+    decoder_rows: Tensor,
+    dead: Tensor,
+    at_most: int | None,
 ) -> Tensor:
     error = torch.nn.functional.mse_loss(sae_out, sae_in, reduction="none")
-    ghost = ghost_gradient_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error)
+    ghost = ghost_gradient_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error, at_most)
     return ghost.sum(dim=-1).mean()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .b_dec_init import BDecInitMethod, central_point, check_b_dec_init_method
+from .dead_latents import n_dead_at_most
 from .dense_step import DenseWeights, dense_step, has_hooks, step_kernels
 from .firing_counts import LateStepOutput
 from .ghost_gradients import ghost_gradient_error
@@ -248,7 +249,15 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
         }
         dead = step_input.dead_neuron_mask
         if self.cfg.use_ghost_grads and self.training and dead is not None:
-            ghost = ghost_gradient_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error)
+            ghost = ghost_gradient_error(
+                sae_in,
+                sae_out,
+                hidden_pre,
+                decoder_rows,
+                dead,
+                error,
+                n_dead_at_most(step_input),
+            )
             losses["ghost_grad_loss"] = ghost.mean()
         return TrainStepOutput(
             sae_in=sae_in,

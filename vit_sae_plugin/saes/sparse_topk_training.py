@@ -24,6 +24,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from .auxiliary_loss import auxiliary_error
+from .dead_latents import n_dead_at_most
 from .dense_step import has_hooks
 from .firing_counts import CountedStepOutput
 from .largest_latents import ActiveLatents, largest_of_batch, largest_of_rows
@@ -70,20 +71,42 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         )
 
     @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        loss = self.calculate_topk_aux_loss(
+            step_input.sae_in,
+            sae_out,
+            hidden_pre,
+            step_input.dead_neuron_mask,
+            n_dead_at_most(step_input),
+        )
+        return {"auxiliary_reconstruction_loss": loss}
+
+    @override
     def calculate_topk_aux_loss(
         self,
         sae_in: Tensor,
         sae_out: Tensor,
         hidden_pre: Tensor,
         dead_neuron_mask: Tensor | None,
+        n_dead_at_most: int | None = None,
     ) -> Tensor:
-        if dead_neuron_mask is None or not dead_neuron_mask.any():
-            return sae_out.new_tensor(0.0)
+        if dead_neuron_mask is None or n_dead_at_most == 0:
+            return sae_out.new_zeros(())
+        if n_dead_at_most is None and not dead_neuron_mask.any():
+            return sae_out.new_zeros(())
         if self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
             # which says why it can't
             return super().calculate_topk_aux_loss(sae_in, sae_out, hidden_pre, dead_neuron_mask)
         rows = unit_rows(self) if self.cfg.rescale_acts_by_decoder_norm else self.W_dec
-        error = auxiliary_error(sae_in - sae_out, hidden_pre, rows, dead_neuron_mask)
+        error = auxiliary_error(
+            sae_in - sae_out, hidden_pre, rows, dead_neuron_mask, n_dead_at_most
+        )
         return self.cfg.aux_loss_coefficient * error.sum(dim=-1).mean()
 
     def _can_be_sparse(self, sae_in: Tensor) -> bool:
@@ -117,8 +140,16 @@ class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseTopKTrainingSAE):
         return largest_of_batch(hidden_pre, int(self.cfg.k * len(hidden_pre)))
 
     @override
+    @torch.no_grad()
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
-        super().update_topk_threshold(acts_topk.values() if acts_topk.is_sparse else acts_topk)
+        if acts_topk.is_sparse:
+            super().update_topk_threshold(acts_topk.values())
+            return
+        # as SAELens's, which asks the device whether any is positive
+        lr, before = self.cfg.topk_threshold_lr, self.topk_threshold
+        smallest = acts_topk.masked_fill(acts_topk <= 0, torch.inf).min().to(before)
+        moved = (1 - lr) * before + lr * smallest
+        self.topk_threshold = torch.where(smallest.isinf(), before, moved)
 
 
 def new_training_sae(cfg: TrainingSAEConfig, device: str) -> TrainingSAE[Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vit_sae_plugin.training.late_numbers import LateNumbers
+
 
 class DivergedError(RuntimeError):
     """The loss or the gradient is no longer finite."""
@@ -18,10 +20,8 @@ class DivergedError(RuntimeError):
 @dataclass(frozen=True)
 class _Figures:
     step: int
-    values: Tensor
+    values: LateNumbers
     """The step's loss, its gradient's norm, and 1 if its activations are finite."""
-    arrival: torch.cuda.Event | None
-    """When ``values`` have come from the GPU."""
 
 
 class DivergenceWatch:
@@ -67,9 +67,7 @@ class DivergenceWatch:
     def _look_at(self, figures: _Figures | None) -> None:
         if figures is None:
             return
-        if figures.arrival is not None:
-            figures.arrival.synchronize()
-        loss, grad_norm, inputs_are_finite = figures.values.tolist()
+        loss, grad_norm, inputs_are_finite = figures.values.wait()
         if math.isfinite(loss) and math.isfinite(grad_norm):
             return
         cause = (
@@ -85,10 +83,4 @@ class DivergenceWatch:
 
 def _take_down(step: int, *figures: Tensor) -> _Figures:
     values = torch.stack([figure.detach().float().to(figures[0].device) for figure in figures])
-    if not values.is_cuda:
-        return _Figures(step, values, None)
-    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    on_host.copy_(values, non_blocking=True)
-    arrival = torch.cuda.Event()
-    arrival.record()
-    return _Figures(step, on_host, arrival)
+    return _Figures(step, LateNumbers.send(values))

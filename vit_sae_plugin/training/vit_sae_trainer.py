@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import SPARSITY_FILENAME
-from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.training.types import DataProvider
@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from typing_extensions import override
 
+from vit_sae_plugin.saes.dead_latents import BoundedStepInput
 from vit_sae_plugin.saes.firing_counts import firing_counts
 from vit_sae_plugin.training.batch_parts import check_parts, step_in_parts
 from vit_sae_plugin.training.checkpoint_weights import load_weights, save_weights
 from vit_sae_plugin.training.checkpoints import SHARD_FILES
+from vit_sae_plugin.training.late_numbers import DeadBound
 
 SAE_LENS_MAX_NORM = 1.0
 
@@ -75,6 +77,10 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.grad_norm = torch.tensor(torch.nan, device=cfg.device)
         """Norm of the last step's gradients before clipping; NaN before the first step."""
         self.n_steps_above_max_norm = torch.zeros((), dtype=torch.long, device=cfg.device)
+        self.dead_bound: DeadBound | None = None
+        """Where the number of dead latents isn't asked of the device in a step; None: it is."""
+        if torch.device(cfg.device).type == "cuda":
+            self.dead_bound = DeadBound(cfg.dead_feature_window)
         optimizer_class: Any = {"adam": Adam, "adamw": AdamW}[optimizer]
         # a new pair, because the first scheduler has already changed the first optimizer's rate
         self.optimizer = optimizer_class(
@@ -127,6 +133,8 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     def read_files(self, folder: Path) -> None:
         """Go on from what ``write_files`` wrote, here or in processes that shared the latents."""
+        if self.dead_bound is not None:
+            self.dead_bound.forget()
         if any(folder.glob(SHARD_FILES)):
             # takes a second to import, and few have such checkpoints
             from vit_sae_plugin.training.split_latents.latent_split import LatentSplit
@@ -164,12 +172,13 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     @override
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         sae.train()
-        step_input = TrainStepInput(
+        step_input = BoundedStepInput(
             sae_in=sae_in,
             dead_neuron_mask=self.dead_neurons,
             coefficients=self.get_coefficients(),
             n_training_steps=self.n_training_steps,
             is_logging_step=self._is_logging_step(),
+            n_dead_at_most=None if self.dead_bound is None else self.dead_bound.at_most(),
         )
         if self.n_parts > 1:
             output = step_in_parts(sae, step_input, self.n_parts, self.autocast_if_enabled)
@@ -196,6 +205,8 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """
         self.n_forward_passes_since_fired += 1
         self.n_forward_passes_since_fired.masked_fill_(n_fired > 0, 0)
+        if self.dead_bound is not None:
+            self.dead_bound.note(self.n_forward_passes_since_fired)
         self.act_freq_scores += n_fired
         self.n_frac_active_samples += n_rows
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'vit-sae-plugin[app]'")
+from vit_sae_plugin.explorer import Visit
+
 browser = pytest.importorskip("tests.report.browser", exc_type=ImportError)
 if not browser.AVAILABLE:
     pytest.skip("needs chromium and chromedriver", allow_module_level=True)
@@ -63,6 +65,18 @@ def test_a_visitor_drops_a_picture_clicks_removes_a_latent_and_passes_the_link_o
         )
         window.wait("return location.search.includes('x3')")
         window.wait("return document.querySelector('.latent.changed') !== null")
+        (visited,) = Visit(shapes_explorer, {"image": "4"}).sides.values()
+        silent = next(one for one in range(64) if one not in visited.strengths)
+        window.run(
+            "const e = document.querySelector('[data-act=find]'); e.value = arguments[0];"
+            "e.dispatchEvent(new Event('change', {bubbles: true}))",
+            str(silent),
+        )
+        window.wait("return document.querySelector('.latent [data-act=put]') !== null")
+        multiplied = window.run(ANSWER)
+        window.click(".latent [data-act=put]")
+        window.wait(f"return location.search.includes('add={silent}x1')")
+        window.wait(f"{ANSWER} !== arguments[0]", multiplied)
         changed, link = window.run(ANSWER), window.run("return location.href")
         window.open("about:blank")
         window.open(link)

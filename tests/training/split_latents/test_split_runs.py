@@ -28,7 +28,7 @@ from tests.training.small_run import (
 )
 from vit_sae_plugin.fingerprints import find_file_damage, read_manifest
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig
-from vit_sae_plugin.training import RankLostError, ViTSAETrainingRunner, read_metrics
+from vit_sae_plugin.training import ViTSAETrainingRunner, read_metrics
 from vit_sae_plugin.training import runner as training_runner
 from vit_sae_plugin.training.checkpoints import SHARD_FILES, CheckpointFolder, find_damage
 from vit_sae_plugin.training.split_latents import SplitLatentsTrainer, split_checkpoint
@@ -171,37 +171,35 @@ def _full_at_call(number: int, write: Callable) -> Callable:
     return full
 
 
-def test_a_full_disk_ends_both_which_say_so_and_nothing_is_lost(runs):
+@pytest.mark.parametrize("name", FULL_DISKS)
+def test_a_full_disk_ends_both_which_say_so_and_nothing_is_lost(name, runs):
     model, images = small_model(), small_images()
+    run, logs = runs / "full" / name, runs / f"logs of {name}"
+    rank, place, write, number = FULL_DISKS[name]
 
-    def train_and_go_on() -> None:
+    def train() -> None:
         settings = {"sae": RUNS["topk"], "training_tokens": N_STEPS * 128, "lr": 2e-4}
-        for name, (rank, place, write, number) in FULL_DISKS.items():
-            run = runs / "full" / name
-            cfg = small_config(run, n_latent_shards=2, n_checkpoints=1, **settings)
-            begun = ViTSAETrainingRunner(cfg, images, model)
-            with pytest.MonkeyPatch.context() as patch:
-                if begun.ranks.rank == rank:
-                    patch.setattr(place, write, _full_at_call(number, getattr(place, write)))
-                try:
-                    begun.run()
-                except (OSError, RankLostError) as error:
-                    print(f"{name}: {type(error).__name__}: {error}")
-            saved = CheckpointFolder(run / "checkpoints").newest()
-            print(f"{name} kept: {saved.name}, {find_damage(saved)}, {(run / 'sae').exists()}")
-            ViTSAETrainingRunner.resume(run, images, model).run()
+        begun = ViTSAETrainingRunner(
+            small_config(run, n_latent_shards=2, n_checkpoints=1, **settings), images, model
+        )
+        if begun.ranks.rank == rank:
+            setattr(place, write, _full_at_call(number, getattr(place, write)))
+        begun.run()
 
-    printed = Processes(2, train_and_go_on, runs / "logs of full").end()
+    printed = Processes(2, train, logs).end(1, 1)
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    saved = checkpoints.newest()
+    assert saved == checkpoints.folder_of(N_STEPS if name == "the SAE" else FIRST)
+    assert find_damage(saved) is None
+    assert not (run / "sae").exists()
+    full = "OSError: [Errno 28] No space left on device: 'x'"
+    lost = f"RankLostError: rank {rank} stopped: {full}; the last checkpoint is {saved}. Go on with"
+    assert printed[rank].splitlines()[-1] == full
+    assert printed[1 - rank].splitlines()[-1].startswith(lost)
+
+    ViTSAETrainingRunner.resume(run, images, model).run()
     wanted = _weights(runs / "two" / "topk")
-    for name, (rank, *_) in FULL_DISKS.items():
-        full = "OSError: [Errno 28] No space left on device: 'x'"
-        saved = N_STEPS if name == "the SAE" else FIRST
-        checkpoint = CheckpointFolder(runs / "full" / name / "checkpoints").folder_of(saved)
-        lost = f"RankLostError: rank {rank} stopped: {full}; the last checkpoint is {checkpoint}. "
-        assert f"{name}: {full}\n" in printed[rank]
-        assert f"{name}: {lost}Go on with: torchrun" in printed[1 - rank]
-        assert f"{name} kept: {checkpoint.name}, None, False" in printed[rank]
-        torch.testing.assert_close(_weights(runs / "full" / name), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(_weights(run), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_settings_that_cannot_be_split_are_refused(tmp_path):

@@ -22,8 +22,6 @@ from vit_sae_plugin.atomic_files import is_running
 
 _PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: rank 0 may be measuring or saving meanwhile."""
-_LISTENING = timedelta(seconds=1)
-"""How often a process that waits asks whether another has left word that it can't go on."""
 _SEARCH_SECONDS = 5.0
 _GROUPS = itertools.count()
 
@@ -95,7 +93,7 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Put the sum over all ranks in place of each rank's values; the same bits in all."""
         with self.together():
-            self.finish(dist.all_reduce(tensor, async_op=True), tensor)
+            dist.all_reduce(tensor)
         return tensor
 
     def any(self, here: bool) -> bool:
@@ -106,7 +104,7 @@ class Ranks:
         """The values of each rank, which have the same shape in all, in order of rank."""
         everyones = [torch.empty_like(values) for _ in range(self.n_ranks)]
         with self.together():
-            self.finish(dist.all_gather(everyones, values, async_op=True), values)
+            dist.all_gather(everyones, values)
         return torch.stack(everyones)
 
     def gather(self, text: str) -> list[str]:
@@ -136,8 +134,7 @@ class Ranks:
             for tensor in tensors:
                 # as bytes, for not every type of number can travel by gloo
                 values = tensor.detach().contiguous().flatten()
-                work = dist.broadcast(values.view(torch.uint8), src=0, async_op=True)
-                self.finish(work, values)
+                dist.broadcast(values.view(torch.uint8), src=0)
                 tensor.copy_(values.view_as(tensor))
 
     def wait_for_all(self) -> None:
@@ -168,23 +165,6 @@ class Ranks:
             raise
         except RuntimeError as error:  # gloo's and NCCL's, when a connection breaks
             raise RankLostError(self._why_lost(error)) from error
-
-    def finish(self, work: dist.Work | None, tensor: Tensor) -> None:
-        """Wait for an exchange of a tensor, but not for a rank that has left word that it can't go
-        on: in a program that outlives its error, its connections may stay open.
-        """
-        if work is None:
-            return
-        if tensor.is_cuda:
-            work.wait()  # the GPU does, not this process
-            return
-        while True:
-            try:
-                work.wait(_LISTENING)
-                return
-            except RuntimeError:
-                if work.is_completed() or self._store.check(["why"]):
-                    raise
 
     def _why_lost(self, error: RuntimeError) -> str:
         """Which rank has ended; what the first to find out says, all say."""

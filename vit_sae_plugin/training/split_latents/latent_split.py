@@ -81,8 +81,7 @@ class LatentSplit:
         """Sum (or reduce otherwise) over all shards, in place; all get the same bits."""
         if self.mesh is not None:
             with self.together():
-                group = self.mesh.get_group()
-                self._finish(dist.all_reduce(tensor, op=op, group=group, async_op=True), tensor)
+                dist.all_reduce(tensor, op=op, group=self.mesh.get_group())
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -91,18 +90,14 @@ class LatentSplit:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.n_shards)]
         with self.together():
-            whole, group = tensor.contiguous(), self.mesh.get_group()
-            self._finish(dist.all_gather(parts, whole, group=group, async_op=True), tensor)
+            dist.all_gather(parts, tensor.contiguous(), group=self.mesh.get_group())
         return torch.stack(parts)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Give all shards the first one's values, in place."""
         if self.mesh is not None:
             with self.together():
-                group = self.mesh.get_group()
-                self._finish(
-                    dist.broadcast(tensor, group=group, group_src=0, async_op=True), tensor
-                )
+                dist.broadcast(tensor, group=self.mesh.get_group(), group_src=0)
         return tensor
 
     def fetch(self, own: Tensor, shard: int) -> Tensor:
@@ -136,9 +131,3 @@ class LatentSplit:
     def together(self) -> AbstractContextManager[None]:
         """The time of an exchange: if it breaks, a ``RankLostError`` says why."""
         return nullcontext() if self.ranks is None else self.ranks.together()
-
-    def _finish(self, work: dist.Work | None, tensor: Tensor) -> None:
-        if self.ranks is not None:
-            self.ranks.finish(work, tensor)
-        elif work is not None:
-            work.wait()

@@ -143,11 +143,7 @@ def _is_counter(value: Any) -> bool:
 
 
 def _processes(split: LatentSplit) -> dict[str, Any]:
-    """How a distributed checkpoint is told who takes part.
-
-    To be kept nowhere, not even in a variable: while an error's traceback holds the group, its
-    connections stay open, and the other processes wait.
-    """
+    """How a distributed checkpoint is told who takes part."""
     return {"no_dist": True} if split.mesh is None else {"process_group": split.mesh.get_group()}
 
 

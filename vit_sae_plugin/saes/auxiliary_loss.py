@@ -18,6 +18,7 @@ def auxiliary_error(
     hidden_pre: Float[Tensor, "*batch d_sae"],
     decoder_rows: Float[Tensor, "d_sae d_in"],
     dead_neuron_mask: Bool[Tensor, " d_sae"],
+    *,
     n_dead_at_most: int | None = None,
 ) -> Float[Tensor, "*batch d_in"]:
     """Squared error of a reconstruction of ``residual`` by the largest dead latents alone.

@@ -23,6 +23,7 @@ def ghost_gradient_error(
     decoder_rows: Float[Tensor, "d_sae d_in"],
     dead_neuron_mask: Bool[Tensor, " d_sae"],
     reconstruction_error: Float[Tensor, "*batch d_in"],
+    *,
     n_dead_at_most: int | None = None,
 ) -> Float[Tensor, "*batch d_in"]:
     """The ghost term, element by element; reduce it as the reconstruction error is reduced.

@@ -126,5 +126,7 @@ def _summed_ghost_loss(
     at_most: int | None,
 ) -> Tensor:
     error = torch.nn.functional.mse_loss(sae_out, sae_in, reduction="none")
-    ghost = ghost_gradient_error(sae_in, sae_out, hidden_pre, decoder_rows, dead, error, at_most)
+    ghost = ghost_gradient_error(
+        sae_in, sae_out, hidden_pre, decoder_rows, dead, error, n_dead_at_most=at_most
+    )
     return ghost.sum(dim=-1).mean()

@@ -256,7 +256,7 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
                 decoder_rows,
                 dead,
                 error,
-                n_dead_at_most(step_input),
+                n_dead_at_most=n_dead_at_most(step_input),
             )
             losses["ghost_grad_loss"] = ghost.mean()
         return TrainStepOutput(

@@ -105,7 +105,11 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             return super().calculate_topk_aux_loss(sae_in, sae_out, hidden_pre, dead_neuron_mask)
         rows = unit_rows(self) if self.cfg.rescale_acts_by_decoder_norm else self.W_dec
         error = auxiliary_error(
-            sae_in - sae_out, hidden_pre, rows, dead_neuron_mask, n_dead_at_most
+            sae_in - sae_out,
+            hidden_pre,
+            rows,
+            dead_neuron_mask,
+            n_dead_at_most=n_dead_at_most,
         )
         return self.cfg.aux_loss_coefficient * error.sum(dim=-1).mean()
 
@@ -134,6 +138,8 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
 
 class SparseBatchTopKTrainingSAE(BatchTopKTrainingSAE, SparseTopKTrainingSAE):
     """``BatchTopKTrainingSAE``, trained as ``SparseTopKTrainingSAE`` is."""
+
+    topk_threshold: Tensor
 
     @override
     def largest(self, hidden_pre: Float[Tensor, "rows d_sae"]) -> ActiveLatents:

@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import tempfile
 from io import BytesIO
 from pathlib import Path
 
 import jupytext
+import numpy as np
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
@@ -49,7 +51,7 @@ def make(script: Path, folder: Path, timeout_s: int) -> Path:
     made = script.with_suffix(".ipynb")
     text = _write(notebook, made)
     for place in (folder, Path.home(), FOLDER.parents[1]):
-        if json.dumps(str(place))[1:-1] in text:
+        if json.dumps(f"{place}{os.sep}")[1:-1] in text:
             raise RuntimeError(f"{made.name} shows the folder {place}; print no paths")
     if (n_bytes := made.stat().st_size) > MAX_BYTES:
         raise RuntimeError(
@@ -88,10 +90,11 @@ def _write(notebook: NotebookNode, made: Path) -> str:
 
 
 def _smaller(png: str) -> str:
-    """A figure in 256 colours, a third of the bytes."""
-    picture = Image.open(BytesIO(base64.b64decode(png))).convert("RGB")
+    """A figure in two thirds of the bytes: its colours rounded to 5 bits, by at most 4 of 255."""
+    colors = np.asarray(Image.open(BytesIO(base64.b64decode(png))).convert("RGB")).astype(int)
+    rounded = np.minimum((colors + 4) // 8 * 8, 255).astype(np.uint8)
     buffer = BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    Image.fromarray(rounded).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -46,12 +46,13 @@ PHOTOS = None  # such as "my/photographs"
 MODEL = "shapes-clip"  # such as "ViT-B-32"
 
 SHORT = bool(os.environ.get("VIT_SAE_SHORT"))
-N_TOKENS = 20_000 if SHORT else 1_000_000  # to train on
+N_TOKENS = 20_000 if SHORT else 600_000  # to train on
 
 # %% [markdown]
 # Eight photographs are few, so they are cut into overlapping squares; each photograph is a class.
 
 # %%
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -62,7 +63,8 @@ if PHOTOS is None:
     import skimage.data
     from sklearn.datasets import load_sample_images
 
-    PHOTOS = "photos"
+    PHOTOS = "sample-photographs"
+    shutil.rmtree(PHOTOS, ignore_errors=True)  # begin anew
     pictures = {name: getattr(skimage.data, name)() for name in ("astronaut", "cat", "coffee")}
     pictures |= {"rocket": skimage.data.rocket(), "stars": skimage.data.hubble_deep_field()}
     pictures |= {"motorcycle": skimage.data.stereo_motorcycle()[0]}
@@ -72,8 +74,8 @@ if PHOTOS is None:
         photograph = Image.fromarray(pixels)
         photograph.thumbnail((480, 480))
         (Path(PHOTOS) / name).mkdir(parents=True, exist_ok=True)
-        for top in range(0, photograph.height - 127, 96 if SHORT else 20):
-            for left in range(0, photograph.width - 127, 64 if SHORT else 20):
+        for top in range(0, photograph.height - 127, 96 if SHORT else 40):
+            for left in range(0, photograph.width - 127, 64 if SHORT else 40):
                 square = photograph.crop((left, top, left + 128, top + 128))
                 square.save(Path(PHOTOS) / name / f"{top:03d}-{left:03d}.jpg", quality=95)
 
@@ -94,11 +96,9 @@ for number, axes in enumerate(cells.flat):
 #
 # ## Training
 # Any architecture of SAELens trains on patches. TopK keeps the k strongest latents of a patch, so that nothing
-# has to be tuned to a model: here 16 of 1,024, at the last block but one.
+# has to be tuned to a model: here 16 of 512, at the last block but one.
 
 # %%
-import shutil
-
 from sae_lens import SAE
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from vit_sae_plugin import ViTSAERunnerConfig, ViTSAETrainingRunner, evaluate_sae
@@ -106,7 +106,7 @@ from vit_sae_plugin import ViTSAERunnerConfig, ViTSAETrainingRunner, evaluate_sa
 D = model.cfg.d_model
 cfg = ViTSAERunnerConfig(
     TopKTrainingSAEConfig(
-        d_in=D, d_sae=8 * D, k=16, normalize_activations="expected_average_only_in"
+        d_in=D, d_sae=4 * D, k=16, normalize_activations="expected_average_only_in"
     ),
     model_name=MODEL,
     hook_name=f"blocks.{model.cfg.n_layers - 2}.hook_resid_post",
@@ -129,8 +129,8 @@ report.reconstruction.loc[["patches"], ["l0", "explained_variance", "dead_share"
 
 # %% [markdown]
 # ## Latents, and the photographs that activate them
-# One pass looks at every latent. These are active in many photographs; bright is where, one square of each
-# photograph in which they are strongest.
+# One pass looks at every latent, and the table shows the most frequent ones. Below it are the squares that activate
+# some strong latents most, bright where they are active.
 
 # %%
 from vit_sae_plugin import analyze
@@ -141,8 +141,8 @@ atlas
 
 # %%
 rare = atlas.latents.query("0.02 < frequency < 0.6")
-chosen = rare.nlargest(6, "max_activation").index.tolist()
-plot_reference_images(model, sae, atlas, images, chosen)
+chosen = rare.nlargest(5, "max_activation").index.tolist()
+plot_reference_images(model, sae, atlas, images, chosen, n_images=7)
 
 # %% [markdown]
 # ## One photograph
@@ -153,7 +153,7 @@ plot_reference_images(model, sae, atlas, images, chosen)
 from vit_sae_plugin import explain
 
 picture = images.record(images.n_images // 3).load()
-explanation = explain(model, sae, atlas, picture, n_latents=6)
+explanation = explain(model, sae, atlas, picture, n_latents=5)
 explanation
 
 # %% [markdown]
@@ -164,7 +164,7 @@ rows, columns = model.cfg.grid
 explanation.at_patch(rows // 2, columns // 2, n_latents=4)
 
 # %% [markdown]
-# One latent, with its statistics, classes and relatives; and several latents on one picture, each in its colour.
+# Several latents on one picture, each in a colour of its own:
 
 # %%
 from vit_sae_plugin.analysis import outline

@@ -48,6 +48,7 @@ def make(script: Path, folder: Path, timeout_s: int) -> Path:
             for output in cell.outputs:
                 if png := output.get("data", {}).get("image/png"):
                     output.data["image/png"] = _smaller(png)
+                    output.data.pop("image/jpeg", None)  # the same picture once more
     made = script.with_suffix(".ipynb")
     text = _write(notebook, made)
     for place in (folder, Path.home(), FOLDER.parents[1]):

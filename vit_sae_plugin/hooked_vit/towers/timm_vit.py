@@ -124,7 +124,7 @@ def describe_around(
 def _describe_attention(attn: Any) -> tuple[AttentionDescription | None, str]:
     if type(attn).forward is not Attention.forward:
         return None, f"its attention is a {type(attn).__name__}, not timm's plain Attention"
-    if attn.gate is not None:
+    if getattr(attn, "gate", None) is not None:  # older timm has none
         return None, "its attention has a gate on the heads' outputs"
     return (
         AttentionDescription(

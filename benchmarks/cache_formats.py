@@ -147,7 +147,7 @@ def differences(found: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-images", type=int, default=1000)
-    parser.add_argument("--n-seeds", type=int, default=5)
+    parser.add_argument("--n-seeds", type=int, default=12)
     parser.add_argument("--n-steps", type=int, default=300)
     args = parser.parse_args()
     found = compare(args.n_images, args.n_seeds, args.n_steps)

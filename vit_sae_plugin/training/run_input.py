@@ -11,11 +11,16 @@ from vit_sae_plugin.activations.embedding_rows import EmbeddingRows, load_embedd
 from vit_sae_plugin.activations.saev_shards import SaevShards, open_saev
 from vit_sae_plugin.datasets import open_images
 from vit_sae_plugin.hooked_vit import HookedViT
+from vit_sae_plugin.training.cached_rows import store_of_cache
 from vit_sae_plugin.training.presets import complete_settings
+from vit_sae_plugin.training.row_stores import store_of_embeddings, store_of_images
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
+from vit_sae_plugin.training.saev_rows import store_of_saev
 
 if TYPE_CHECKING:
+    from vit_sae_plugin.activations.row_store import RowStore
     from vit_sae_plugin.datasets import ImageSource
+    from vit_sae_plugin.training.ranks.process_group import Ranks
 
 _FIRST_EXPANSION_FACTOR = 8
 
@@ -112,6 +117,45 @@ class RunInput:
             return self.images.n_images
         n_tokens = len(self.model.cfg.tokens.positions(settings.get("token_kind", "all")))
         return self.images.n_images * n_tokens
+
+
+def store_of_run(
+    cfg: ViTSAERunnerConfig, model: HookedViT | None, images: Any, ranks: Ranks | None
+) -> tuple[RowStore, RunInput]:
+    """The rows that a run trains on, and what was opened for them.
+
+    Args:
+        cfg: complete settings.
+        model, images: instead of those that the settings name.
+        ranks: the processes that share the rows; None: this one has them all.
+
+    Raises:
+        ValueError: there is nothing to train on, or it doesn't fit the settings.
+    """
+    if cfg.embeddings_path is not None:
+        return store_of_embeddings(cfg), RunInput(model)
+    cache = open_cache(cfg.dataset_path if images is None else images)
+    if cache is not None:
+        if model is None and cfg.eval_every_n_steps > 0 and cfg.model_name is not None:
+            model = _model_of_run(cfg)
+        return store_of_cache(cfg, cache, model), RunInput(model, cache=cache)
+    if images is None and (shards := open_saev(cfg.dataset_path)) is not None:
+        return store_of_saev(cfg, shards), RunInput(model, saev=shards)
+    if images is None and not cfg.dataset_path:
+        raise ValueError("dataset_path is empty; want the images to train on")
+    source = (
+        open_images(cfg.dataset_path, from_file=True) if images is None else open_images(images)
+    )
+    model = _model_of_run(cfg) if model is None else model
+    return store_of_images(cfg, model, source, ranks), RunInput(model, source)
+
+
+def _model_of_run(cfg: ViTSAERunnerConfig) -> HookedViT:
+    return HookedViT.from_recorded(
+        cfg.model_name or "",
+        cfg.model_from_pretrained_kwargs,
+        device=cfg.model_device or cfg.device,
+    )
 
 
 def load_model(settings: dict[str, Any]) -> HookedViT:

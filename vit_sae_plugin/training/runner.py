@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sae_lens.config import LanguageModelSAERunnerConfig
@@ -23,20 +23,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.activation_source import ActivationSource
-from vit_sae_plugin.activations.cache.cache_names import open_cache
 from vit_sae_plugin.activations.row_store import RowStore
-from vit_sae_plugin.activations.saev_shards import open_saev
 from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.datasets import ImageSource, SkippedImages, open_images
 from vit_sae_plugin.fingerprints import write_manifest
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.saes import new_training_sae
-from vit_sae_plugin.training.cached_rows import store_of_cache
-from vit_sae_plugin.training.checkpoints import CheckpointFolder, read_state, restoring
+from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.held_out import HeldOutImages
 from vit_sae_plugin.training.l1_guidance import l1_guidance
 from vit_sae_plugin.training.language_model_config import from_language_model_config
-from vit_sae_plugin.training.ranks.data_parallel import DataParallelTrainer
 from vit_sae_plugin.training.ranks.process_group import Ranks, n_ranks_started
 from vit_sae_plugin.training.ranks.shared_run import config_of_rank, connected, path_from_first
 from vit_sae_plugin.training.resume_checks import (
@@ -44,7 +39,6 @@ from vit_sae_plugin.training.resume_checks import (
     check_same_settings,
     settings_that_count,
 )
-from vit_sae_plugin.training.row_stores import store_of_embeddings, store_of_images
 from vit_sae_plugin.training.run_folder import (
     SAE_FOLDER,
     SKIPPED_FILE,
@@ -53,17 +47,19 @@ from vit_sae_plugin.training.run_folder import (
     load_config,
     prepare_run_folder,
 )
+from vit_sae_plugin.training.run_input import store_of_run
 from vit_sae_plugin.training.run_lock import check_free, locked
+from vit_sae_plugin.training.run_trainer import (
+    checkpoints_of_trainer,
+    sae_of_run,
+    split_of_run,
+    trainer_of_run,
+)
 from vit_sae_plugin.training.runner_config import ViTSAERunnerConfig
-from vit_sae_plugin.training.saev_rows import store_of_saev
 from vit_sae_plugin.training.trainee import Trainee
 from vit_sae_plugin.training.training_loop import TrainingLoop
 from vit_sae_plugin.training.training_metrics import METRICS_FILE, MetricsFile
-from vit_sae_plugin.training.vit_sae_trainer import ViTSAETrainer
 from vit_sae_plugin.training.weights_and_biases import WeightsAndBiases
-
-if TYPE_CHECKING:
-    from vit_sae_plugin.training.split_latents import LatentSplit
 
 
 class ViTSAETrainingRunner:
@@ -128,20 +124,11 @@ class ViTSAETrainingRunner:
         check_run_folder(cfg)
         _check_devices(cfg)
         self.images: ImageSource | None = None
-        cache = open_cache(cfg.dataset_path if override_images is None else override_images)
         if override_store is not None:
             self.store = override_store
-        elif cfg.embeddings_path is not None:
-            self.store = store_of_embeddings(cfg)
-        elif cache is not None:
-            if cfg.eval_every_n_steps > 0 and cfg.model_name is not None:
-                self._load_model()
-            self.store = store_of_cache(cfg, cache, self.model)
-        elif override_images is None and (shards := open_saev(cfg.dataset_path)) is not None:
-            self.store = store_of_saev(cfg, shards)
         else:
-            self.images = self._open_images(override_images)
-            self.store = store_of_images(cfg, self._load_model(), self.images, self.ranks)
+            self.store, given = store_of_run(cfg, self.model, override_images, self.ranks)
+            self.model, self.images = given.model, given.images
         self.eval_images: ImageSource | None = None
         if cfg.eval_every_n_steps > 0:
             self.eval_images = (
@@ -155,8 +142,13 @@ class ViTSAETrainingRunner:
                 "activations of held-out images; want 0, or override_model="
             )
         _check_width(cfg, self.store.d_in)
-        self.split = self._latent_split(override_sae)
-        self.sae = override_sae if override_sae is not None else self._new_sae()
+        self.split = split_of_run(cfg, self.ranks)
+        if self.split is not None and override_sae is not None:
+            raise ValueError(
+                f"override_sae= is a whole SAE, but n_latent_shards is {cfg.n_latent_shards}; want "
+                "one of the two"
+            )
+        self.sae = sae_of_run(cfg, self.split) if override_sae is None else override_sae
         self.sae.to(cfg.device)
         self._set_metadata()
 
@@ -260,7 +252,7 @@ class ViTSAETrainingRunner:
         """
         cfg, wandb = self.cfg, WeightsAndBiases(self.cfg, writes=self.is_first)
         with self._compiled_sae(), wandb.run():
-            trainer = self._trainer()
+            trainer = trainer_of_run(cfg, self.sae, self.store, self.ranks, self.split)
             metrics_file = prepare_run_folder(cfg) if self.is_first else None
 
             def report(metrics: dict[str, Any]) -> None:
@@ -270,7 +262,7 @@ class ViTSAETrainingRunner:
 
             yield Trainee(
                 trainer,
-                checkpoints=self._checkpoints(trainer),
+                checkpoints=checkpoints_of_trainer(cfg, trainer, self.ranks, self.split),
                 run_state=self._run_state(),
                 on_checkpoint=self._save_skipped,
                 report=report,
@@ -282,74 +274,6 @@ class ViTSAETrainingRunner:
                 log_every_n_steps=cfg.log_every_n_steps,
                 **settings,
             )
-
-    def _load_model(self) -> HookedViT:
-        if self.model is None:
-            cfg = self.cfg
-            self.model = HookedViT.from_recorded(
-                cfg.model_name or "",
-                cfg.model_from_pretrained_kwargs,
-                device=cfg.model_device or cfg.device,
-            )
-        return self.model
-
-    def _trainer(self) -> ViTSAETrainer:
-        cfg = self.cfg
-        settings: dict[str, Any] = {
-            "clip_grad_norm": cfg.clip_grad_norm,
-            "optimizer": cfg.optimizer,
-            "adam_eps": cfg.adam_eps,
-            "weight_decay": cfg.weight_decay,
-            "freeze_decoder": cfg.freeze_decoder,
-            "n_parts": cfg.train_batch_parts,
-        }
-        sae_trainer_cfg = cfg.to_sae_trainer_config()
-        if self.split is not None:
-            from vit_sae_plugin.training.split_latents import SplitLatentsTrainer
-
-            return SplitLatentsTrainer(
-                sae_trainer_cfg, self.sae, self.store, ranks=self.ranks, **settings
-            )
-        if self.ranks is None:
-            return ViTSAETrainer(sae_trainer_cfg, self.sae, self.store, **settings)
-        return DataParallelTrainer(
-            sae_trainer_cfg, self.sae, self.store, ranks=self.ranks, **settings
-        )
-
-    def _latent_split(self, override_sae: TrainingSAE[Any] | None) -> LatentSplit | None:
-        """The share of the latents that this process holds; None: all."""
-        n_shards = self.cfg.n_latent_shards
-        if n_shards == 1:
-            return None
-        n_processes = 1 if self.ranks is None else self.ranks.n_ranks
-        if n_processes != n_shards:
-            raise ValueError(
-                f"n_latent_shards is {n_shards}, but the number of processes {n_processes}; want "
-                f"one for each: torchrun --nproc-per-node {n_shards} --no-python vit-sae train …"
-            )
-        if override_sae is not None:
-            raise ValueError(
-                f"override_sae= is a whole SAE, but n_latent_shards is {n_shards}; want one of the "
-                "two"
-            )
-        from vit_sae_plugin.training.split_latents import LatentSplit
-
-        return LatentSplit.of_all_processes(self.cfg.device, self.ranks)
-
-    def _checkpoints(self, trainer: ViTSAETrainer) -> CheckpointFolder | None:
-        checkpoints = checkpoints_of(self.cfg)
-        if self.split is None or self.ranks is None or checkpoints is None:
-            return checkpoints if self.is_first else None
-        from vit_sae_plugin.training.split_latents import SharedCheckpoints
-
-        return SharedCheckpoints(checkpoints.path, self.ranks, trainer.write_files)
-
-    def _open_images(self, override_images: Any) -> ImageSource:
-        if override_images is not None:
-            return open_images(override_images)
-        if not self.cfg.dataset_path:
-            raise ValueError("dataset_path is empty; want the images to train on")
-        return open_images(self.cfg.dataset_path, from_file=True)
 
     def _say_l1_guidance(self, rows: Tensor) -> None:
         if self.cfg.verbose and (line := l1_guidance(self.cfg.sae, rows)) is not None:
@@ -369,15 +293,6 @@ class ViTSAETrainingRunner:
             n_workers=cfg.n_workers,
         )
         return lambda: held_out.measure(self.sae, trainer.activation_scaler)
-
-    def _new_sae(self) -> TrainingSAE[Any]:
-        # The global generator gives the initial weights; on the CPU they are the same everywhere.
-        with temporary_seed(self.cfg.seed):
-            if self.split is not None:
-                from vit_sae_plugin.training.split_latents import split_training_sae
-
-                return split_training_sae(self.cfg.sae, self.split, device="cpu")
-            return new_training_sae(self.cfg.sae, device="cpu")
 
     def _set_metadata(self) -> None:
         metadata = self.sae.cfg.metadata

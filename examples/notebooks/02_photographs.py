@@ -141,8 +141,8 @@ atlas
 
 # %%
 rare = atlas.latents.query("0.02 < frequency < 0.6")
-chosen = rare.nlargest(5, "max_activation").index.tolist()
-plot_reference_images(model, sae, atlas, images, chosen, n_images=7)
+chosen = rare.nlargest(4, "max_activation").index.tolist()
+plot_reference_images(model, sae, atlas, images, chosen, n_images=6)
 
 # %% [markdown]
 # ## One photograph
@@ -152,8 +152,8 @@ plot_reference_images(model, sae, atlas, images, chosen, n_images=7)
 # %%
 from vit_sae_plugin import explain
 
-picture = images.record(images.n_images // 3).load()
-explanation = explain(model, sae, atlas, picture, n_latents=5)
+picture = images.record(7 * images.n_images // 16).load()
+explanation = explain(model, sae, atlas, picture, n_latents=4)
 explanation
 
 # %% [markdown]
@@ -161,7 +161,7 @@ explanation
 
 # %%
 rows, columns = model.cfg.grid
-explanation.at_patch(rows // 2, columns // 2, n_latents=4)
+explanation.at_patch(rows // 2, columns // 2, n_latents=3)
 
 # %% [markdown]
 # Several latents on one picture, each in a colour of its own:

@@ -1,12 +1,16 @@
 """Released SAEs by name."""
 
 import pytest
+import torch
+from sae_lens import SAE
 
 from tests.cli.command import vit_sae
 from tests.pretrained.small_files import SMALL_FILES
 from vit_sae_plugin.pretrained import FORMATS, load_pretrained_sae, options_of
 from vit_sae_plugin.pretrained import zoo as zoo_module
+from vit_sae_plugin.pretrained.load import SAE_LENS
 from vit_sae_plugin.pretrained.zoo import STATUSES, ZooEntry, read_entries, zoo, zoo_source
+from vit_sae_plugin.saes import PatchTrainingSAE, PatchTrainingSAEConfig
 
 ENTRY = {
     "name": "mine",
@@ -26,9 +30,9 @@ ENTRY = {
 
 @pytest.mark.parametrize("entry", zoo().values(), ids=lambda entry: entry.name)
 def test_every_entry_has_a_reader_and_states_what_its_reader_knows(entry):
-    assert entry.kind in FORMATS
-    assert set(entry.wants) <= set(options_of(entry.kind))
-    assert entry.licence in (None, FORMATS[entry.kind].licence)
+    if entry.kind != SAE_LENS:
+        assert set(entry.wants) <= set(options_of(entry.kind))
+        assert entry.licence in (None, FORMATS[entry.kind].licence)
     assert entry.tokens in (None, "all", "patches", "cls")
     if entry.hub is not None:
         assert entry.source().startswith(f"{entry.kind}:{entry.hub}")
@@ -80,6 +84,27 @@ def test_a_name_stands_for_its_source(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo_module, "zoo", lambda: {"mine": entry})
     sae = load_pretrained_sae("mine", model_name="shapes-clip", hook_name="h", token_kind="all")
     assert sae.cfg.metadata.source_project == FORMATS["saev"].project
+
+
+def test_what_this_package_saved_is_an_entry_like_another(tmp_path, monkeypatch):
+    cfg = PatchTrainingSAEConfig(d_in=8, d_sae=16, device="cpu")
+    saved = PatchTrainingSAE(cfg)
+    monkeypatch.chdir(tmp_path)  # what lies here goes before the hub
+    saved.save_inference_model("org/repo/blocks.2")
+    entry = ZooEntry(**{**ENTRY, "kind": SAE_LENS, "file": "blocks.2"})
+    monkeypatch.setattr(zoo_module, "zoo", lambda: {"mine": entry})
+    sae = load_pretrained_sae("mine", dtype="float64")
+    assert (sae.W_dec.dtype, sae.cfg.architecture()) == (torch.float64, "patchsae")
+    torch.testing.assert_close(sae.W_dec, saved.W_dec.double(), rtol=0, atol=0)
+
+    with pytest.raises(ValueError, match="sae_lens has no option 'hook_name'"):
+        load_pretrained_sae("mine", hook_name="h")
+    with pytest.raises(FileNotFoundError, match="want sae_lens:PATH or sae_lens:ORG/REPO/SAE_ID"):
+        load_pretrained_sae("sae_lens:org/nothing")
+    asked = []
+    monkeypatch.setattr(SAE, "from_pretrained", lambda *names, **_: asked.append(names))
+    load_pretrained_sae("sae_lens:org/repo/other/one")
+    assert asked == [("org/repo", "other/one")]
 
 
 def test_the_command_prints_every_entry_and_what_was_not_opened(capsys):

@@ -14,7 +14,7 @@ from vit_sae_plugin.near_names import near_names
 from vit_sae_plugin.pretrained.format import Format
 from vit_sae_plugin.pretrained.kinds import FORMATS
 from vit_sae_plugin.pretrained.read_sae import ReadSAE
-from vit_sae_plugin.pretrained.source_files import HubError, SourceFiles, source_files
+from vit_sae_plugin.pretrained.source_files import HubError, SourceFiles, from_hub, source_files
 from vit_sae_plugin.pretrained.zoo import zoo_source
 from vit_sae_plugin.tensor_files import UnreadableFileError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from torch import Tensor
 
+SAE_LENS = "sae_lens"
+"""The kind of a folder that SAELens saves, which SAELens itself opens."""
 WHAT_IT_READS = ("model_name", "model_from_pretrained_kwargs", "hook_name", "token_kind", "licence")
 """Metadata that any SAE can be given as options, in place of what its file says."""
 _EMPTY_METADATA: dict[str, Any] = {
@@ -58,7 +60,8 @@ def load_pretrained_sae(
             has several files; ``KIND:PATH``, a file or folder; or ``KIND:ORG/REPO[/FILE]`` on the
             Hugging Face hub. Kinds: ``patchsae``, ``msae``, ``prisma``, ``saev``, ``clipscope``,
             ``overcomplete``, ``dictionary_learning``, ``sae_for_vlm``, ``dn_cbm``, ``sparsify``,
-            ``visaebench``.
+            ``visaebench``; and ``sae_lens``, a folder that SAELens or this package saved, here or
+            on the hub, which SAELens opens and which takes no options but ``force_download``.
         device: where the SAE is put.
         dtype: its number format.
         **options: of the kind (see ``vit_sae_plugin.pretrained.formats``); ``model_name``,
@@ -82,6 +85,8 @@ def load_pretrained_sae(
     if ":" not in source:
         source = zoo_source(source)
     kind, _, place = source.partition(":")
+    if kind == SAE_LENS:
+        return _saved_by_sae_lens(place, device, dtype, **options)
     config, weights = read_pretrained(kind, place, device=device, dtype=dtype, **options)
     missing = [
         name for name in ("model_name", "hook_name", "token_kind") if not config["metadata"][name]
@@ -97,6 +102,32 @@ def load_pretrained_sae(
         return SAE.load_from_disk(
             place, device=device, converter=lambda path, device, cfg_overrides: (config, weights)
         )
+
+
+def _saved_by_sae_lens(
+    place: str, device: str, dtype: str, force_download: bool = False, **options: Any
+) -> SAE[Any]:
+    from sae_lens import SAE
+
+    if options:
+        raise ValueError(
+            f"{SAE_LENS} has no option {next(iter(options))!r}; its folder says everything"
+        )
+    if Path(place).expanduser().is_dir():
+        return SAE.load_from_disk(Path(place).expanduser(), device=device, dtype=dtype)
+    organisation, _, rest = place.partition("/")
+    repository, _, sae_id = rest.partition("/")
+    if not (organisation and repository and sae_id):
+        raise FileNotFoundError(
+            f"there is no folder {place!r}; want {SAE_LENS}:PATH or {SAE_LENS}:ORG/REPO/SAE_ID"
+        )
+    release = f"{organisation}/{repository}"
+    return from_hub(
+        place,
+        lambda: SAE.from_pretrained(
+            release, sae_id, device=device, dtype=dtype, force_download=force_download
+        ),
+    )
 
 
 def read_pretrained(
@@ -148,7 +179,7 @@ def _format(kind: str) -> Format:
         near = near_names(kind, FORMATS)
         raise ValueError(
             f"{kind!r} is no kind of SAE; want KIND:PATH or KIND:ORG/REPO with one of "
-            f"{', '.join(FORMATS)}" + (f" (near: {near[0]})" if near else "")
+            f"{', '.join([*FORMATS, SAE_LENS])}" + (f" (near: {near[0]})" if near else "")
         )
     return FORMATS[kind]
 

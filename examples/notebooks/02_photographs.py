@@ -181,6 +181,10 @@ outline([explanation.heatmap(latent) for latent in strongest], size=(256, 256))
 # The squares of a photograph overlap, which makes this easy for all of them, so compare the rows. Here the differences'
 # intervals hold 0: for telling these eight photographs apart, the latents of a model that knows no photographs
 # are **not shown to be better** than random directions, handsome as they look. Do the same with yours.
+#
+# The setting was not the first one tried: 1,024 latents on squares that overlap more left 42 % of them dead and were
+# *worse* than random directions, by 0.056 (0.025 to 0.086). This one was taken because fewer latents die, not for
+# the figures below.
 
 # %%
 import pandas as pd

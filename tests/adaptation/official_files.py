@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.adaptation.conftest import tokenize
 from vit_sae_plugin.hooked_vit import HookedViT
 
 N_PROMPTS = 2
@@ -28,7 +27,7 @@ def randn(*shape: int, seed: int) -> Tensor:
 
 def of_classes(clip: HookedViT, texts: list[str], n_prompts: int) -> dict[str, Tensor]:
     """What the checkpoints keep of the class names: embeddings around the prompt."""
-    rows = clip.bare_model.token_embedding.weight.detach()[tokenize(texts)]
+    rows = clip.bare_model.token_embedding.weight.detach()[clip.tokenizer(texts)]
     return {"token_prefix": rows[:, :1].half(), "token_suffix": rows[:, 1 + n_prompts :].half()}
 
 

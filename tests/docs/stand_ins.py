@@ -49,6 +49,7 @@ NOT_HERE = "the data set isn't here; tests/datasets reads a small one in its lay
 NAMES = "latents of these names needn't be among those of the SAE here"
 
 SMALLER = [
+    Smaller(r'\{"pretrained": "openai"\}', "{}", NETWORK),
     Smaller(r'"ViT-B-16", pretrained="openai"\n?', '"shapes-clip"', NETWORK),
     Smaller(r'"ViT-B-16"', '"shapes-clip"', NETWORK),
     Smaller(

@@ -19,12 +19,13 @@ import os
 import tempfile
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jupytext
 import numpy as np
-from nbclient import NotebookClient
-from nbformat import NotebookNode
 from PIL import Image
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 MAX_BYTES = 1_000_000
@@ -37,6 +38,9 @@ def make(script: Path, folder: Path, timeout_s: int) -> Path:
         RuntimeError: with what it drew the notebook is larger than a megabyte, or it shows where
             on this machine it was run.
     """
+    import jupytext
+    from nbclient import NotebookClient
+
     notebook = jupytext.read(script)
     resources = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=timeout_s, resources=resources).execute()
@@ -68,6 +72,8 @@ def change_words(script: Path) -> Path:
         RuntimeError: the code has changed, so what is kept isn't what it prints any more.
     """
     made = script.with_suffix(".ipynb")
+    import jupytext
+
     notebook, kept = jupytext.read(script), jupytext.read(made)
     ran = [cell for cell in kept.cells if cell.cell_type == "code"]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -85,6 +91,8 @@ def change_words(script: Path) -> Path:
 def _write(notebook: NotebookNode, made: Path) -> str:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"  # random ones would change with every run
+    import jupytext
+
     text = jupytext.writes(notebook, fmt="ipynb")
     made.write_text(text, encoding="utf-8")
     return text

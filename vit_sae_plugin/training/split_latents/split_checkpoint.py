@@ -19,22 +19,15 @@ from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FIL
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 
 from vit_sae_plugin.training.checkpoints import SHARD_FILES
 from vit_sae_plugin.training.ranks.process_group import RankLostError
 
 from .latent_split import LATENT_DIMENSION, LatentSplit
-
-try:
-    from torch.distributed.checkpoint.hf_storage import (
-        HuggingFaceStorageReader,
-        HuggingFaceStorageWriter,
-    )
-except ImportError as error:
-    raise ImportError(
-        "latents split over processes (n_latent_shards) want a torch whose distributed checkpoints "
-        f"are safetensors files; torch {torch.__version__} has none; install a newer one"
-    ) from error
 
 _COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
 _NUMBERS = (

@@ -126,8 +126,14 @@ def curves(rounds: int) -> list[Curve]:
 
 
 def exponent(sizes: tuple[int, ...], values: list[float]) -> tuple[float, float, float]:
-    """Slope of the logarithms by least squares, and the smallest and largest between neighbours."""
-    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
+    """Slope of the logarithms by least squares, and the smallest and largest between neighbours.
+
+    What needed no memory beyond what was there before has no logarithm, and is left out.
+    """
+    points = [(math.log(size), math.log(v)) for size, v in zip(sizes, values, strict=True) if v > 0]
+    if len(points) < 2:
+        return math.nan, math.nan, math.nan
+    x, y = [point[0] for point in points], [point[1] for point in points]
     slope = statistics.linear_regression(x, y).slope
     pairs = [(y[i + 1] - y[i]) / (x[i + 1] - x[i]) for i in range(len(x) - 1)]
     return slope, min(pairs), max(pairs)

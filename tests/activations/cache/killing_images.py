@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.activations.cache.small_cache import IMAGES_PER_SHARD
+from vit_sae_plugin.activations.cache.shard_files import shard_folder
 from vit_sae_plugin.datasets import ArrayImages, ImageRecord
 
 
@@ -20,14 +22,20 @@ class KillingImages(ArrayImages):
         notes: a folder, where each reading is noted; None: nowhere.
         deadly: reading this image kills the process.
         always: every time, not once.
+        cache: of these images; readings for a shard that is finished there are noted too.
     """
 
     def __init__(
-        self, n_images: int, notes: Path | None, deadly: int | None = None, always: bool = False
+        self,
+        n_images: int,
+        notes: Path | None,
+        deadly: int | None = None,
+        always: bool = False,
+        cache: Path | None = None,
     ) -> None:
         generator = np.random.default_rng(0)
         super().__init__(generator.integers(0, 256, (n_images, 32, 32, 3), dtype=np.uint8))
-        self.notes, self.deadly, self.always = notes, deadly, always
+        self.notes, self.deadly, self.always, self.cache = notes, deadly, always, cache
 
     def record(self, index: int) -> ImageRecord:
         record = super().record(index)
@@ -37,12 +45,18 @@ class KillingImages(ArrayImages):
             if notes is not None:
                 with (notes / "read").open("a") as file:
                     file.write(f"{index}\n")
+                if self._is_finished(index):
+                    (notes / "read_though_finished").touch()
                 if index == self.deadly and (self.always or not (notes / "killed").exists()):
                     (notes / "killed").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
             return content
 
         return ImageRecord(record.index, record.id, record.label, read, record.limits)
+
+    def _is_finished(self, index: int) -> bool:
+        shard = index // IMAGES_PER_SHARD
+        return self.cache is not None and shard_folder(self.cache, shard).is_dir()
 
 
 def times_read(notes: Path) -> dict[int, int]:

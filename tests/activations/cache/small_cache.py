@@ -16,6 +16,7 @@ from vit_sae_plugin.hooked_vit import HookedViT
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 N_TOKENS = 17
+IMAGES_PER_SHARD = 4
 D_MODEL = 32
 
 
@@ -37,7 +38,7 @@ def small_cache(folder: Path, model: HookedViT, images: Any = None, **changes: A
     """10 images in shards of 4, 4 and 2, unless changed."""
     settings = {
         "hook_names": HOOKS,
-        "images_per_shard": 4,
+        "images_per_shard": IMAGES_PER_SHARD,
         "batch_size_images": 2,
         "progress": False,
     }

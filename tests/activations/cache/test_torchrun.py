@@ -37,8 +37,9 @@ def test_torchrun_starts_killed_ranks_again_and_nothing_is_written_twice(tmp_pat
     cache = ActivationCache(tmp_path / "cache")
     assert cache.fingerprint() == alone.fingerprint()
     times = times_read(tmp_path)
-    # the killed rank's shard is begun again; the other rank is ended within a shard, if at all
-    assert times[6] == 2
     assert set(times) == set(range(N))
-    assert sum(times.values()) <= N + 3 + 4, "what was finished stays"
+    # the shards under way are begun again, by the other rank or by those that are started anew:
+    # at least the killed rank's; how many more, and how far they were, is a matter of timing
+    assert times[6] >= 2
+    assert not (tmp_path / "read_though_finished").exists(), "what was finished stays"
     assert "Caching activations: 100%" in done.stderr

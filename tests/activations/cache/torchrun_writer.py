@@ -12,7 +12,7 @@ from tests.activations.cache.small_cache import small_cache, small_model
 
 def main(folder: Path, n_images: int, deadly: int) -> None:
     torch.set_num_threads(1)
-    images = KillingImages(n_images, folder, deadly=deadly)
+    images = KillingImages(n_images, folder, deadly=deadly, cache=folder / "cache")
     small_cache(folder / "cache", small_model(), images, progress=os.environ["RANK"] == "0")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 from vit_sae_plugin.reused_memory import MANY_LATENTS, REUSED_MEMORY
 
 from .nested_topk_selection import NestedSelection
+
+_GRADIENTS_FILE = str(Path(__file__).with_name("nested_gradients.c"))
 
 
 @torch.compiler.disable
@@ -99,6 +102,7 @@ class SparseProducts:
     """Products of the kept latents alone, in C."""
 
     kernels: ctypes.CDLL
+    gradient_kernels: ctypes.CDLL
     dtype: torch.dtype
 
     def decode(self, acts: Tensor, W_dec: Tensor, first_level: Tensor, n_levels: int) -> Tensor:
@@ -118,7 +122,9 @@ class SparseProducts:
         grad_acts = empty(*acts.shape, dtype=self.dtype)
         grad_W_dec = empty(*W_dec.shape, dtype=self.dtype)
         tensors = (acts, first_level, W_dec, grad, grad_acts, grad_W_dec)
-        run_kernel(self.kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels)
+        run_kernel(
+            self.gradient_kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels
+        )
         return grad_acts, grad_W_dec
 
     def ready(self, tensor: Tensor) -> Tensor:
@@ -133,8 +139,9 @@ def products_for(acts: Tensor, W_dec: Tensor) -> DenseProducts | SparseProducts:
         dtype = torch.promote_types(dtype, torch.float32)
         real = "double" if dtype == torch.float64 else "float"
         kernels = load_kernels(__file__, real)
-        if kernels is not None:
-            return SparseProducts(kernels, dtype)
+        gradient_kernels = load_kernels(_GRADIENTS_FILE, real)
+        if kernels is not None and gradient_kernels is not None:
+            return SparseProducts(kernels, gradient_kernels, dtype)
     if torch.is_autocast_enabled(acts.device.type):
         dtype = torch.get_autocast_dtype(acts.device.type)
     return DenseProducts(dtype)

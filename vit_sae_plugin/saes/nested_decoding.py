@@ -122,9 +122,7 @@ class SparseProducts:
         grad_acts = empty(*acts.shape, dtype=self.dtype)
         grad_W_dec = empty(*W_dec.shape, dtype=self.dtype)
         tensors = (acts, first_level, W_dec, grad, grad_acts, grad_W_dec)
-        run_kernel(
-            self.gradient_kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels
-        )
+        run_kernel(self.gradient_kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels)
         return grad_acts, grad_W_dec
 
     def ready(self, tensor: Tensor) -> Tensor:

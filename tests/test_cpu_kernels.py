@@ -222,7 +222,8 @@ def test_a_library_that_came_with_the_package_serves_where_there_is_no_compiler(
     package = tmp_path / "package"
     package.mkdir()
     module = package / "nested_topk_selection.py"
-    shutil.copy(Path(MODULE_FILE).with_suffix(".c"), package)
+    for source in (Path(MODULE_FILE).with_suffix(".c"), Path(MODULE_FILE).with_name("strips.h")):
+        shutil.copy(source, package)
     shipped = package / "nested_topk_selection.float.x86-64-v3.so"
     cpu_kernels._compile(module.with_suffix(".c"), C_COMPILERS[0], "float", shipped)
     better = package / "nested_topk_selection.float.x86-64-v4.so"

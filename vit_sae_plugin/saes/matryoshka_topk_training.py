@@ -19,6 +19,7 @@ from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from .auxiliary_loss import auxiliary_error
+from .centred_encoding import encode_centred
 from .firing_counts import LateStepOutput
 from .ghost_gradients import ghost_gradient_error
 from .image_aggregation import MEAN_RULE, check_rule
@@ -245,18 +246,8 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
     def _pre_activations(self, x: Tensor, encoder: Tensor) -> Tensor:
         x = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
         x = self.run_time_activation_norm_fn_in(x)
-        b_enc = self.b_enc
-        if self.cfg.apply_b_dec_to_input:
-            # The gradient reaches b_dec by its product with the encoder (a term worth zero), not
-            # by way of x: there it would be summed from a [rows, d_in] gradient that nothing else
-            # needs and that costs a fifth of a ReLU SAE's step.
-            b_dec = self.b_dec.detach()
-            x = x - b_dec
-            b_enc = b_enc - (self.b_dec - b_dec) @ encoder.detach()
-        if torch.is_autocast_enabled(x.device.type):  # which would round the bias, and the sum
-            return self.hook_sae_acts_pre(x @ encoder + b_enc)
-        hidden_pre = torch.addmm(b_enc, x.flatten(0, -2), encoder)  # no [rows, d_sae] buffer more
-        return self.hook_sae_acts_pre(hidden_pre.view(*x.shape[:-1], -1))
+        b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        return self.hook_sae_acts_pre(encode_centred(x, encoder, self.b_enc, b_dec))
 
     def _latents(self, hidden_pre: Tensor, k: int | None = None) -> Tensor:
         return keep_largest(hidden_pre, self.cfg.k if k is None else k, self.cfg.soft_cap)

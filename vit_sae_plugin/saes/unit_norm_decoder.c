@@ -14,34 +14,36 @@ static REAL dot(const REAL *a, const REAL *b, long n) {
     return total;
 }
 
-/* Divide each row by its norm, or by least[0] if that is larger. */
-static long normalize_share(REAL *W, REAL least, long d_in, long begin, long end) {
+/* Divide each row by its norm and tell what it was. A norm of least[0] or less counts as one. */
+static long normalize_share(REAL *W, REAL *norms, REAL least, long d_in, long begin, long end) {
     for (long s = begin; s < end; s++) {
-        REAL *w = W + s * d_in, norm = sqrt(dot(w, w, d_in)), scale = 1 / (norm < least ? least : norm);
+        REAL *w = W + s * d_in, norm = sqrt(dot(w, w, d_in)), scale = norm > least ? 1 / norm : 1;
         _Pragma("omp simd")
         for (long i = 0; i < d_in; i++) w[i] *= scale;
+        norms[s] = norm > least ? norm : 1;
     }
     return 0;
 }
 
-long normalize_rows(REAL *W, const REAL *least, long d_sae, long d_in, long threads) {
-    SHARE_OUT(d_sae, threads, normalize_share(W, least[0], d_in, begin, end));
+long normalize_rows(REAL *W, REAL *norms, const REAL *least, long d_sae, long d_in, long threads) {
+    SHARE_OUT(d_sae, threads, normalize_share(W, norms, least[0], d_in, begin, end));
 }
 
-/* Take away from each row of grad its part parallel to the row of W, whose squared norm counts as
- * least[0] at least. */
-static long project_share(REAL *grad, const REAL *W, REAL least, long d_in, long begin, long end) {
+/* Each row of grad without its part parallel to the row of W, whose squared norm counts as least[0]
+ * at least. rest may be grad. */
+static long project_share(const REAL *grad, const REAL *W, REAL *rest, REAL least, long d_in,
+                          long begin, long end) {
     for (long s = begin; s < end; s++) {
-        const REAL *w = W + s * d_in;
-        REAL *g = grad + s * d_in, square = dot(w, w, d_in);
+        const REAL *w = W + s * d_in, *g = grad + s * d_in;
+        REAL *to = rest + s * d_in, square = dot(w, w, d_in);
         REAL parallel = dot(g, w, d_in) / (square < least ? least : square);
         _Pragma("omp simd")
-        for (long i = 0; i < d_in; i++) g[i] -= parallel * w[i];
+        for (long i = 0; i < d_in; i++) to[i] = g[i] - parallel * w[i];
     }
     return 0;
 }
 
-long project_rows(REAL *grad, const REAL *W, const REAL *least, long d_sae, long d_in,
-                  long threads) {
-    SHARE_OUT(d_sae, threads, project_share(grad, W, least[0], d_in, begin, end));
+long project_rows(const REAL *grad, const REAL *W, REAL *rest, const REAL *least, long d_sae,
+                  long d_in, long threads) {
+    SHARE_OUT(d_sae, threads, project_share(grad, W, rest, least[0], d_in, begin, end));
 }

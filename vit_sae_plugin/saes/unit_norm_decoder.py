@@ -38,12 +38,12 @@ def remove_parallel_part(
     gradient: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_in"]:
     """The gradient without its component along each decoder row: ``g - (g·w / w·w) w``."""
-    is_wide = len(gradient) > MANY_LATENTS
-    if gradient.device.type == "cpu" and not is_wide and not torch.compiler.is_compiling():
-        copy = REUSED_MEMORY.empty(*gradient.shape, dtype=gradient.dtype).copy_(gradient)
-    else:
-        copy = gradient.clone(memory_format=torch.contiguous_format)
-    return remove_parallel_part_(copy, W_dec)
+    if kernels := _kernels_for(gradient, W_dec):
+        is_wide = len(gradient) > MANY_LATENTS
+        empty = torch.empty if is_wide else REUSED_MEMORY.empty
+        rest = empty(*gradient.shape, dtype=gradient.dtype)
+        return _remove_parallel_part(gradient, W_dec, rest, kernels)
+    return remove_parallel_part_(gradient.clone(memory_format=torch.contiguous_format), W_dec)
 
 
 def remove_parallel_part_(
@@ -51,12 +51,18 @@ def remove_parallel_part_(
 ) -> Float[Tensor, "d_sae d_in"]:
     """The same in place."""
     if kernels := _kernels_for(gradient, W_dec):
-        least = W_dec.new_tensor(_SMALLEST_NORM**2)
-        run_kernel(kernels.project_rows, gradient, W_dec, least, *W_dec.shape)
-        return gradient
+        return _remove_parallel_part(gradient, W_dec, gradient, kernels)
     squared_norm = W_dec.square().sum(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM**2)
     parallel = (gradient * W_dec).sum(dim=-1, keepdim=True) / squared_norm
     return gradient.sub_(parallel * W_dec)
+
+
+def _remove_parallel_part(
+    gradient: Tensor, W_dec: Tensor, rest: Tensor, kernels: ctypes.CDLL
+) -> Tensor:
+    least = W_dec.new_tensor(_SMALLEST_NORM**2)
+    run_kernel(kernels.project_rows, gradient, W_dec, rest, least, *W_dec.shape)
+    return rest
 
 
 def tangent_rows(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
@@ -70,13 +76,20 @@ def tangent_rows(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_i
 
 
 @torch.no_grad()
-def normalize_rows_(W_dec: Float[Tensor, "d_sae d_in"]) -> None:
-    """Divide each row by its norm, in place. A row of zeros stays zero."""
+def normalize_rows_(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    """Divide each row by its norm, in place. A row of zeros stays as it is.
+
+    Returns:
+        What the rows were divided by: their norms, 1 for rows of zeros.
+    """
     if kernels := _kernels_for(W_dec):
-        least = W_dec.new_tensor(_SMALLEST_NORM)
-        run_kernel(kernels.normalize_rows, W_dec, least, *W_dec.shape)
-        return
-    W_dec.div_(W_dec.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST_NORM))
+        norms, least = W_dec.new_empty(len(W_dec)), W_dec.new_tensor(_SMALLEST_NORM)
+        run_kernel(kernels.normalize_rows, W_dec, norms, least, *W_dec.shape)
+        return norms
+    norms = W_dec.norm(dim=-1)
+    norms = torch.where(norms > _SMALLEST_NORM, norms, torch.ones_like(norms))
+    W_dec.div_(norms.unsqueeze(-1))
+    return norms
 
 
 @torch.no_grad()
@@ -90,11 +103,9 @@ def move_row_norms_to_encoder_(
     In place. A ReLU SAE computes the same as before; under top-k the ranking of latents can change
     where the norms differed (MSAE, arXiv 2502.20578). Rows of zeros stay as they are.
     """
-    norm = W_dec.norm(dim=-1)
-    norm = torch.where(norm > _SMALLEST_NORM, norm, torch.ones_like(norm))
-    W_dec.div_(norm.unsqueeze(-1))
-    W_enc.mul_(norm)
-    b_enc.mul_(norm)
+    norms = normalize_rows_(W_dec)
+    W_enc.mul_(norms)
+    b_enc.mul_(norms)
 
 
 def _kernels_for(*arrays: Tensor) -> ctypes.CDLL | None:

@@ -28,6 +28,8 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
+from vit_sae_plugin.saes.centred_encoding import encode_centred
+
 from .initial_weights import draw_rows
 from .latent_split import LatentSplit
 from .sum_over_shards import sum_over_shards
@@ -85,12 +87,8 @@ class SplitLatents(_Base):
         """``h_r``, of which ``b_dec`` gets its gradient by a product with the encoder alone."""
         x = self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype)))
         x = self.run_time_activation_norm_fn_in(x)
-        b_enc: Tensor = self.b_enc
-        if self.cfg.apply_b_dec_to_input:
-            b_dec = self.b_dec.detach()
-            x = x - b_dec
-            b_enc = b_enc - (self.b_dec - b_dec) @ encoder.detach()
-        return self.hook_sae_acts_pre(x @ encoder + b_enc)
+        b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        return self.hook_sae_acts_pre(encode_centred(x, encoder, self.b_enc, b_dec))
 
     def reconstruction(self, part: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """``x̂``, of this process's ``f_r W_dec,r``."""

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.small_run import D_IN, sae_config
 from vit_sae_plugin.saes import new_training_sae, patch_sae, sparse_topk_training
-from vit_sae_plugin.training import DivergedError, ViTSAETrainer
+from vit_sae_plugin.training import DivergedError, ViTSAETrainer, vit_sae_trainer
 from vit_sae_plugin.training.divergence import DivergenceWatch
 from vit_sae_plugin.training.late_numbers import DeadBound
 from vit_sae_plugin.training.trainee import Trainee
@@ -84,6 +84,7 @@ def _as_on_a_gpu(monkeypatch) -> None:
     """A step that leaves out what only a CPU has."""
     monkeypatch.setattr(patch_sae, "step_kernels", lambda dtype: None)
     monkeypatch.setattr(sparse_topk_training, "has_sparse_products", lambda device, dtype: False)
+    monkeypatch.setattr(vit_sae_trainer, "is_within", lambda norm, max_norm: False)
 
 
 def _trainer(cfg, window: int, bound: DeadBound | None) -> ViTSAETrainer:

@@ -216,17 +216,10 @@ class ViTSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         if self.freeze_decoder:
             self.sae.W_dec.grad = None  # the optimizer passes over it, weight decay included
         self.grad_norm = self._gradient_norm()
-        if self.clip_grad_norm is not None and not self._is_within(self.clip_grad_norm):
+        if self.clip_grad_norm is not None and not is_within(self.grad_norm, self.clip_grad_norm):
             parameters = self.sae.parameters()
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
         self.n_steps_above_max_norm += self.grad_norm > SAE_LENS_MAX_NORM
-
-    def _is_within(self, max_norm: float) -> bool:
-        """Whether clipping would multiply by 1. False where the answer would have to be waited for.
-
-        Torch divides by the norm and 1e-6.
-        """
-        return self.grad_norm.device.type == "cpu" and bool(self.grad_norm + 1e-6 <= max_norm)
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.sae.parameters() if p.grad is not None]
@@ -240,3 +233,11 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     # a dot product takes half the time of a norm, and adds up in the same precision
     squares = [torch.dot(g.flatten(), g.flatten()) for g in gradients]
     return torch.stack(squares).sum().sqrt()
+
+
+def is_within(norm: Tensor, max_norm: float) -> bool:
+    """Whether clipping would multiply by 1; False on a GPU, where one would have to wait to know.
+
+    PyTorch's factor is the largest norm divided by the norm and 1e-6.
+    """
+    return norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)

@@ -92,3 +92,14 @@ def _new_block(n_bytes: int) -> np.ndarray:
 
 REUSED_MEMORY = ReusedMemory()
 """The process's own."""
+
+
+def empty_for_a_step(*shape: int, like: Tensor, n_latents: int) -> Tensor:
+    """A tensor whose values are arbitrary, of an array's kind, for the length of a training step.
+
+    In reused memory on a CPU, unless the SAE has many latents or ``torch.compile`` is looking.
+    """
+    on_cpu = like.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and n_latents <= MANY_LATENTS:
+        return REUSED_MEMORY.empty(*shape, dtype=like.dtype)
+    return like.new_empty(shape)

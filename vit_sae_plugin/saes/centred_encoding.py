@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vit_sae_plugin.reused_memory import empty_for_a_step
+
 
 def encode_centred(
     x: Float[Tensor, "*batch d_in"],
@@ -36,7 +38,10 @@ class _EncodeCentred(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None) -> Tensor:
         centred = x if b_dec is None else x - b_dec
         ctx.save_for_backward(centred, W_enc)
-        return torch.addmm(b_enc, centred, W_enc)  # no [rows, d_sae] buffer more
+        d_sae, out = W_enc.shape[1], None
+        if any(ctx.needs_input_grad):
+            out = empty_for_a_step(len(x), d_sae, like=W_enc, n_latents=d_sae)
+        return torch.addmm(b_enc, centred, W_enc, out=out)  # no [rows, d_sae] buffer more
 
     @staticmethod
     @once_differentiable
@@ -44,10 +49,15 @@ class _EncodeCentred(torch.autograd.Function):
         (grad,) = grad_outputs
         centred, W_enc = ctx.saved_tensors
         needs_x, needs_W_enc, needs_b_enc, needs_b_dec = ctx.needs_input_grad
+        grad_W_enc = None
+        if needs_W_enc:
+            d_in, d_sae = W_enc.shape
+            grad_W_enc = empty_for_a_step(d_in, d_sae, like=grad, n_latents=d_sae)
+            torch.mm(centred.T, grad, out=grad_W_enc)
         grad_b_enc = column_sums(grad) if needs_b_enc or needs_b_dec else None
         return (
             grad @ W_enc.T if needs_x else None,
-            centred.T @ grad if needs_W_enc else None,
+            grad_W_enc,
             grad_b_enc,
             -(W_enc @ grad_b_enc) if needs_b_dec else None,
         )

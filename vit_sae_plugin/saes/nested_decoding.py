@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
-from vit_sae_plugin.reused_memory import MANY_LATENTS, REUSED_MEMORY
+from vit_sae_plugin.reused_memory import REUSED_MEMORY, empty_for_a_step
 
 from .nested_topk_selection import NestedSelection
 
@@ -118,9 +118,8 @@ class SparseProducts:
     ) -> tuple[Tensor, Tensor]:
         acts, W_dec = self.ready(acts), self.ready(W_dec)
         n_levels, n_rows, (d_sae, d_in) = len(grad), len(acts), W_dec.shape
-        empty = REUSED_MEMORY.empty if d_sae <= MANY_LATENTS else torch.empty
-        grad_acts = empty(*acts.shape, dtype=self.dtype)
-        grad_W_dec = empty(*W_dec.shape, dtype=self.dtype)
+        grad_acts = empty_for_a_step(*acts.shape, like=acts, n_latents=d_sae)
+        grad_W_dec = empty_for_a_step(*W_dec.shape, like=W_dec, n_latents=d_sae)
         tensors = (acts, first_level, W_dec, grad, grad_acts, grad_W_dec)
         run_kernel(self.gradient_kernels.decode_gradients, *tensors, n_rows, d_sae, d_in, n_levels)
         return grad_acts, grad_W_dec

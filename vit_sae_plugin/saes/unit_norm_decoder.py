@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
-from vit_sae_plugin.reused_memory import MANY_LATENTS, REUSED_MEMORY
+from vit_sae_plugin.reused_memory import empty_for_a_step
 
 _SMALLEST_NORM = 1e-8
 
@@ -39,9 +39,7 @@ def remove_parallel_part(
 ) -> Float[Tensor, "d_sae d_in"]:
     """The gradient without its component along each decoder row: ``g - (g·w / w·w) w``."""
     if kernels := _kernels_for(gradient, W_dec):
-        is_wide = len(gradient) > MANY_LATENTS
-        empty = torch.empty if is_wide else REUSED_MEMORY.empty
-        rest = empty(*gradient.shape, dtype=gradient.dtype)
+        rest = empty_for_a_step(*gradient.shape, like=gradient, n_latents=len(gradient))
         return _remove_parallel_part(gradient, W_dec, rest, kernels)
     return remove_parallel_part_(gradient.clone(memory_format=torch.contiguous_format), W_dec)
 

@@ -5,17 +5,7 @@
 #include <string.h>
 
 #include "cpu_kernels.h"
-
-#ifdef __AVX512F__
-#define VECTOR_BYTES 64
-#define VECTORS 12
-#else
-#define VECTOR_BYTES 32
-#define VECTORS 6
-#endif
-#define EACH_VECTOR _Pragma("GCC unroll 12") for (int i = 0; i < VECTORS; i++)
-
-typedef float vec __attribute__((vector_size(VECTOR_BYTES), may_alias));
+#include "saes/strips.h"
 
 long row_bytes(long threads) { return 0 * threads + VECTORS * VECTOR_BYTES; }
 

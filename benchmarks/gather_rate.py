@@ -27,7 +27,7 @@ from benchmarks.ratios import ratio_of, seconds_in_turns
 from benchmarks.sae_steps import Sizes
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 
-TABLE_KIB = (12, 192, 384, 768)
+TABLE_KIB = (12, 192, 512, 768)
 DENSITIES = (0.5, 0.2)
 N_GATHERED = 4096
 

@@ -127,7 +127,7 @@ def _compile(source: Path, compiler: str, real: str, library: Path) -> None:
 def _key(source: Path, compiler: str, real: str) -> str:
     """Of all that the library depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    headers = {*_PACKAGE.glob("*.h"), *source.parent.glob("*.h")}
+    headers = {*_PACKAGE.rglob("*.h"), *source.parent.glob("*.h")}
     texts = [path.read_bytes() for path in [source, *sorted(headers)]]
     about = [os.path.realpath(compiler), repr([_FLAGS, _OPTIONAL_FLAGS]), real]
     return kernel_cache.key_of(*about, repr(kernel_cache.processor()), version, *texts)

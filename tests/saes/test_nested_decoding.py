@@ -13,7 +13,8 @@ from vit_sae_plugin.saes.nested_decoding import nested_decode
 from vit_sae_plugin.saes.nested_topk_selection import select_nested_topk
 
 # n_rows, d_sae, d_in, k_list. Tables of the compiled code hold some 1000 latents or rows, strips
-# up to 192 columns, tiles 512 rows: some shapes have several of each, some not even one.
+# up to 128 columns, tiles 512 rows, and sixteen rows or latents are listed together: some shapes
+# have several of each, some not even one.
 SHAPES = {
     "one of each": (1, 1, 1, [1]),
     "small": (5, 12, 7, [1, 3, 12]),
@@ -23,6 +24,9 @@ SHAPES = {
     "several tiles": (1100, 30, 3, [1, 2, 3, 30]),
     "many levels": (30, 300, 20, list(range(1, 251))),
     "last k below the active": (20, 60, 10, [2, 10]),
+    "more than sixteen": (17, 33, 3, [1, 4, 33]),
+    "sixteen": (16, 16, 16, [3, 16]),
+    "less than sixteen": (15, 79, 3, [2, 9, 15, 70]),
     "no rows": (0, 12, 7, [1, 12]),
 }
 

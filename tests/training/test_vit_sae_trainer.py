@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vit_sae_plugin.saes import PatchTrainingSAE, PatchTrainingSAEConfig
 from vit_sae_plugin.training import ViTSAETrainer
+from vit_sae_plugin.training.vit_sae_trainer import is_within
 
 ORACLE = Path(__file__).parents[1] / "data/patchsae_step_flat.safetensors"
 
@@ -117,6 +118,22 @@ def test_gradients_are_clipped_at_the_norm_asked_for() -> None:
     norms = _train(trainer, 3)
     assert seen == pytest.approx([0.25] * 3, rel=1e-4)
     assert min(norms) > 0.25
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"), [(0.9, True), (1.0, False), (1.1, False), (torch.inf, False)]
+)
+def test_gradients_within_the_norm_are_let_alone(norm, expected) -> None:
+    norm = torch.tensor(norm)
+    assert is_within(norm, 1.0) is expected
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, 1 / 3])
+    torch.nn.utils.clip_grads_with_norm_([weight], 1.0, norm)  # what is left out multiplies by 1
+    assert torch.equal(weight.grad, torch.tensor([1.0, 1 / 3])) is expected
+
+
+def test_a_norm_that_is_no_number_is_not_within() -> None:
+    assert not is_within(torch.tensor(torch.nan), 1.0)  # so that it reaches the weights and is seen
 
 
 def test_adamw_with_its_eps_and_decay() -> None:

@@ -75,7 +75,7 @@ static inline __m512i ascending(void) {
 }
 
 /* The first n lanes of sixteen. */
-static inline __mmask16 first_lanes(long n) { return n < 16 ? (1 << n) - 1 : 0xffff; }
+static inline __mmask16 first_lanes(long n) { return n <= 0 ? 0 : n < 16 ? (1 << n) - 1 : 0xffff; }
 
 /* The chosen lanes one after another, as short numbers. Returns how many there are. */
 static inline int list_lanes(uint16_t *list, __mmask16 chosen, __m512i lanes) {

@@ -12,7 +12,9 @@ straight shows as a wide spread.
 - *layers*: caching's forward pass against the blocks below the hook.
 
 Steps are ``ViTSAETrainer``'s, everything included. A point's time is the median over rounds, in
-turns with the other points; its peak memory is measured once, in a process that does nothing else.
+turns with the other points; its peak memory is measured once, in a process that does nothing else:
+of a step, beyond the four copies of the parameters (weights, gradients and Adam's two moments); of
+a forward pass, beyond the model and the images.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -36,7 +39,6 @@ from benchmarks.peak_memory import peak_bytes
 from benchmarks.ratios import Ratio, seconds_in_turns
 from benchmarks.store_rate import load
 from vit_sae_plugin.activations.activation_source import ActivationSource, hook_values
-from vit_sae_plugin.reused_memory import REUSED_MEMORY
 from vit_sae_plugin.saes import MatryoshkaTopKTrainingSAEConfig, PatchTrainingSAEConfig
 
 D_IN = 768
@@ -68,38 +70,49 @@ def step_of(kind: str, n_tokens: int, d_sae: int) -> Callable[[], None]:
     return our_step(SAES[kind](d_sae), rows)
 
 
-def forward_pass(n_layers: int, model: Any = None) -> Callable[[], object]:
-    """32 images through ViT-B/32 up to the hook after so many blocks."""
-    model = load("ViT-B-32") if model is None else model
+def forward_pass(n_layers: int, model: Any, n_images: int = 32) -> Callable[[], object]:
+    """Images through ViT-B/32 up to the hook after so many blocks."""
     source = ActivationSource.from_model(model, f"blocks.{n_layers - 1}.hook_resid_post")
-    pixels = torch.randn(32, 3, *model.cfg.image_size)
+    pixels = torch.randn(n_images, 3, *model.cfg.image_size)
     return lambda: hook_values([source], model, pixels)
 
 
-def work_of(what: str, size: int) -> Callable[[], object]:
-    """The piece of work of one point."""
-    if what == "layers":
-        return forward_pass(size)
-    kind, against = what.split()
-    return step_of(kind, size, 6144) if against == "tokens" else step_of(kind, 1024, size)
-
-
-def peaks_in_own_process(what: str, threads: int) -> list[float]:
-    """Peak memory of three pieces of work at each size, beyond weights and rows."""
+def peaks_of(what: str, threads: int) -> list[float]:
+    """Peak memory of three pieces of work at each size."""
     command = [sys.executable, "-m", "benchmarks.cost_curve", "--peaks", what]
     command += ["--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peaks(what: str) -> list[int]:
-    """The same in this process, one size after the other."""
+def peaks(what: str, threads: int) -> list[int]:
+    """The same, each size in a child of this process, which must not have computed anything."""
+    context = multiprocessing.get_context("fork")  # so that the libraries are loaded once
     found = []
     for size in sizes_of(what):
-        work = work_of(what, size)
-        REUSED_MEMORY.release()  # what earlier sizes left must not serve this one
-        found.append(peak_bytes(lambda work=work: [work() for _ in range(3)]))
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_peak, (what, size, threads)))
     return found
+
+
+def _peak(what: str, size: int, threads: int) -> int:
+    torch.set_num_threads(threads)
+    if what == "layers":
+        model = load("ViT-B-32")
+        forward_pass(1, model, n_images=1)()  # what torch loads for its first pass isn't counted
+        work = forward_pass(size, model)
+        return peak_bytes(lambda: [work() for _ in range(3)])
+    kind, against = what.split()
+    n_tokens, d_sae = (size, 6144) if against == "tokens" else (1024, size)
+    step_of(kind, 64, 256)()
+
+    def steps() -> None:
+        step = step_of(kind, n_tokens, d_sae)
+        for _ in range(3):
+            step()
+
+    four_copies = 4 * 4 * (2 * D_IN * d_sae + D_IN + d_sae)
+    return peak_bytes(steps) - four_copies
 
 
 def sizes_of(what: str) -> tuple[int, ...]:
@@ -116,9 +129,13 @@ def curves(rounds: int) -> list[Curve]:
             model = load("ViT-B-32")
             runs = {str(size): forward_pass(size, model) for size in sizes}
         else:
-            runs = {str(size): work_of(what, size) for size in sizes}
+            kind, against = what.split()
+            runs = {
+                str(n): step_of(kind, n, 6144) if against == "tokens" else step_of(kind, 1024, n)
+                for n in sizes
+            }
         seconds = seconds_in_turns(runs, rounds)
-        most = peaks_in_own_process(what, torch.get_num_threads())
+        most = peaks_of(what, torch.get_num_threads())
         name, against = ("tower", "layers") if what == "layers" else what.split()
         medians = [statistics.median(seconds[str(size)]) for size in sizes]
         found.append(Curve(name, against, sizes, medians, most))
@@ -199,10 +216,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw the curves into this file")
     parser.add_argument("--peaks", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     if args.peaks:
-        print(json.dumps(peaks(args.peaks)))
+        print(json.dumps(peaks(args.peaks, args.threads)))
         return
+    torch.set_num_threads(args.threads)
     found = curves(args.rounds)
     for curve in found:
         for what, values in (("time", curve.seconds), ("peak memory", curve.peak_bytes)):

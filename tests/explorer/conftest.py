@@ -89,4 +89,5 @@ def address(shapes_explorer, tmp_path_factory):
             time.sleep(0.02)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
-        thread.join()
+        thread.join(30)
+        assert not thread.is_alive(), "the server doesn't end"

@@ -1,9 +1,12 @@
 """The page's server, asked as a browser does and as no browser would."""
 
+import asyncio
 import json
 import os
 import re
 import socket
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +18,8 @@ import httpx
 
 from tests.explorer.conftest import N_SCENES
 from tests.explorer.test_visit import encoded
-from vit_sae_plugin.explorer.server import MAX_BODY_BYTES, free_socket
+from vit_sae_plugin.explorer import server
+from vit_sae_plugin.explorer.server import MAX_BODY_BYTES, free_socket, make_server
 
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 
@@ -221,3 +225,23 @@ def test_gradio_is_told_to_report_nothing(shapes_explorer):
     page, _ = build_page(shapes_explorer)
     assert page.analytics_enabled is False
     assert gradio.analytics.analytics_enabled() is False
+
+
+def test_the_server_ends_though_the_page_does_not(shapes_explorer, monkeypatch):
+    async def never_ends(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(server, "build_app", lambda explorer, names: (never_ends, None))
+    monkeypatch.setattr(server, "_SECONDS_TO_END", 0.3)
+    with free_socket("127.0.0.1", 0) as listening:
+        ending = make_server(shapes_explorer)
+        thread = threading.Thread(target=ending.run, args=([listening],), daemon=True)
+        thread.start()
+        while not ending.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        ending.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()

@@ -7,6 +7,8 @@ that the page makes and no others.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import json
 import re
@@ -20,6 +22,8 @@ from vit_sae_plugin.explorer.page import build_page, import_gradio, page_file
 from vit_sae_plugin.explorer.visit import MAX_UPLOAD_BYTES, Visits
 
 FIRST_PORT, _N_PORTS = 7860, 20
+_SECONDS_TO_END = 5.0
+_SHORT_BODY_BYTES = 2**16
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**20
 """Largest request: a picture in base 64, and a little."""
 
@@ -58,6 +62,7 @@ class Gate:
             return
         refusal = self._refusal(scope)
         if refusal is not None:
+            await _take_in_a_short_body(scope, receive)
             await _refuse(send, *refusal)
             return
         body = await _body(receive)
@@ -121,6 +126,14 @@ async def _body(receive: _Receive) -> bytes | None:
             return None
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+async def _take_in_a_short_body(scope: _Scope, receive: _Receive) -> None:
+    """Of a request that is refused: a system that has bytes left unread may drop the answer."""
+    length = dict(scope.get("headers", ())).get(b"content-length", b"0")
+    if length.isdigit() and 0 < int(length) <= _SHORT_BODY_BYTES:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_body(receive), timeout=1)
 
 
 def _is_plain(body: bytes) -> bool:
@@ -217,6 +230,12 @@ def make_server(explorer: Explorer, host: str = "127.0.0.1") -> Any:
 
     own = ("127.0.0.1", "localhost", "[::1]")
     app, _ = build_app(explorer, own if host in ("127.0.0.1", "localhost", "::1") else ())
-    return uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1)
-    )
+
+    class Server(uvicorn.Server):
+        """Ends in time, also where the page's own shutdown doesn't answer."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(super().shutdown(sockets), _SECONDS_TO_END)
+
+    return Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))

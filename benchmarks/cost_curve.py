@@ -35,7 +35,7 @@ import torch
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 
 from benchmarks.other_libraries import our_step
-from benchmarks.peak_memory import peak_bytes
+from benchmarks.peak_memory import four_copies, peak_bytes
 from benchmarks.ratios import Ratio, seconds_in_turns
 from benchmarks.store_rate import load
 from vit_sae_plugin.activations.activation_source import ActivationSource, hook_values
@@ -68,6 +68,11 @@ def step_of(kind: str, n_tokens: int, d_sae: int) -> Callable[[], None]:
     """A training step on rows of its own."""
     rows = torch.randn(n_tokens, D_IN, generator=torch.Generator().manual_seed(0))
     return our_step(SAES[kind](d_sae), rows)
+
+
+def batch_and_width(against: str, size: int) -> tuple[int, int]:
+    """Tokens and latents at a point of a curve."""
+    return (size, 6144) if against == "tokens" else (1024, size)
 
 
 def forward_pass(n_layers: int, model: Any, n_images: int = 32) -> Callable[[], object]:
@@ -103,7 +108,7 @@ def _peak(what: str, size: int, threads: int) -> int:
         work = forward_pass(size, model)
         return peak_bytes(lambda: [work() for _ in range(3)])
     kind, against = what.split()
-    n_tokens, d_sae = (size, 6144) if against == "tokens" else (1024, size)
+    n_tokens, d_sae = batch_and_width(against, size)
     step_of(kind, 64, 256)()
 
     def steps() -> None:
@@ -111,8 +116,7 @@ def _peak(what: str, size: int, threads: int) -> int:
         for _ in range(3):
             step()
 
-    four_copies = 4 * 4 * (2 * D_IN * d_sae + D_IN + d_sae)
-    return peak_bytes(steps) - four_copies
+    return peak_bytes(steps) - four_copies(D_IN, d_sae)
 
 
 def sizes_of(what: str) -> tuple[int, ...]:
@@ -130,10 +134,7 @@ def curves(rounds: int) -> list[Curve]:
             runs = {str(size): forward_pass(size, model) for size in sizes}
         else:
             kind, against = what.split()
-            runs = {
-                str(n): step_of(kind, n, 6144) if against == "tokens" else step_of(kind, 1024, n)
-                for n in sizes
-            }
+            runs = {str(n): step_of(kind, *batch_and_width(against, n)) for n in sizes}
         seconds = seconds_in_turns(runs, rounds)
         most = peaks_of(what, torch.get_num_threads())
         name, against = ("tower", "layers") if what == "layers" else what.split()

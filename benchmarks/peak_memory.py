@@ -29,3 +29,8 @@ def peak_bytes(work: Callable[[], object]) -> int:
     before = resident_bytes("VmRSS")
     work()
     return resident_bytes("VmHWM") - before
+
+
+def four_copies(d_in: int, d_sae: int) -> int:
+    """Bytes of an SAE's weights, their gradients and Adam's two moments, in fp32."""
+    return 4 * 4 * (2 * d_in * d_sae + d_in + d_sae)

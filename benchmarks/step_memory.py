@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.peak_memory import peak_bytes
+from benchmarks.peak_memory import four_copies, peak_bytes
 from benchmarks.ratios import Ratio, ratio_of
 from benchmarks.sae_steps import CASES as STEPS
 from benchmarks.sae_steps import Case as Step
@@ -78,8 +78,8 @@ def buffers_of(case: Case, sizes: Sizes) -> float:
         command += [f"--{name.replace('_', '-')}", str(getattr(sizes, name))]
     command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    four_copies = 4 * 4 * (2 * sizes.d_in * sizes.d_sae + sizes.d_in + sizes.d_sae)
-    return (int(done.stdout.split()[-1]) - four_copies) / (4 * sizes.batch * sizes.d_sae)
+    beyond = int(done.stdout.split()[-1]) - four_copies(sizes.d_in, sizes.d_sae)
+    return beyond / (4 * sizes.batch * sizes.d_sae)
 
 
 def measure(rounds: int = 1, sizes: Sizes = SIZES) -> list[Ratio]:

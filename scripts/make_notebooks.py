@@ -71,9 +71,9 @@ def change_words(script: Path) -> Path:
     Raises:
         RuntimeError: the code has changed, so what is kept isn't what it prints any more.
     """
-    made = script.with_suffix(".ipynb")
     import jupytext
 
+    made = script.with_suffix(".ipynb")
     notebook, kept = jupytext.read(script), jupytext.read(made)
     ran = [cell for cell in kept.cells if cell.cell_type == "code"]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -89,10 +89,10 @@ def change_words(script: Path) -> Path:
 
 
 def _write(notebook: NotebookNode, made: Path) -> str:
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number:02d}"  # random ones would change with every run
     import jupytext
 
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"  # random ones would change with every run
     text = jupytext.writes(notebook, fmt="ipynb")
     made.write_text(text, encoding="utf-8")
     return text

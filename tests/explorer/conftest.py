@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -73,15 +74,13 @@ def without_text():
     return open_explorer(model, make_sae(model), NoisePictures(12), progress=False)
 
 
-@pytest.fixture(scope="session")
-def address(shapes_explorer, tmp_path_factory):
-    """Of a server on this machine, which keeps what it keeps in an empty folder."""
-    pytest.importorskip("gradio", reason="needs gradio: pip install 'vit-sae-plugin[app]'")
+@contextmanager
+def serving(explorer):
+    """The address of a server on this machine, which must end in time."""
     from vit_sae_plugin.explorer.server import free_socket, make_server
 
-    with pytest.MonkeyPatch.context() as patch, free_socket("127.0.0.1", 0) as listening:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        server = make_server(shapes_explorer)
+    with free_socket("127.0.0.1", 0) as listening:
+        server = make_server(explorer)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         while not server.started:
@@ -91,3 +90,13 @@ def address(shapes_explorer, tmp_path_factory):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server doesn't end"
+
+
+@pytest.fixture(scope="session")
+def address(shapes_explorer, tmp_path_factory):
+    """Of a server on this machine, which keeps what it keeps in an empty folder."""
+    pytest.importorskip("gradio", reason="needs gradio: pip install 'vit-sae-plugin[app]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        with serving(shapes_explorer) as address:
+            yield address

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import socket
-import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,10 +14,10 @@ pytest.importorskip("gradio", reason="needs gradio: pip install 'vit-sae-plugin[
 
 import httpx
 
-from tests.explorer.conftest import N_SCENES
+from tests.explorer.conftest import N_SCENES, serving
 from tests.explorer.test_visit import encoded
 from vit_sae_plugin.explorer import server
-from vit_sae_plugin.explorer.server import MAX_BODY_BYTES, free_socket, make_server
+from vit_sae_plugin.explorer.server import MAX_BODY_BYTES, free_socket
 
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 
@@ -235,13 +233,5 @@ def test_the_server_ends_though_the_page_does_not(shapes_explorer, monkeypatch):
 
     monkeypatch.setattr(server, "build_app", lambda explorer, names: (never_ends, None))
     monkeypatch.setattr(server, "_SECONDS_TO_END", 0.3)
-    with free_socket("127.0.0.1", 0) as listening:
-        ending = make_server(shapes_explorer)
-        thread = threading.Thread(target=ending.run, args=([listening],), daemon=True)
-        thread.start()
-        while not ending.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        ending.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+    with serving(shapes_explorer):
+        pass

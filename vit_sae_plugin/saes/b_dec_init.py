@@ -11,14 +11,14 @@ from torch import Tensor
 from .geometric_median import geometric_median
 
 BDecInitMethod = Literal["geometric_median", "mean", "zeros"]
-_METHODS = get_args(BDecInitMethod)  # here, as torch 2.6 can't compile a call of get_args
 
 
 def check_b_dec_init_method(method: str) -> None:
     """Raise ValueError unless ``method`` is one of "geometric_median", "mean", "zeros"."""
-    if method not in _METHODS:
+    if method not in get_args(BDecInitMethod):
         raise ValueError(
-            f"b_dec_init_method is {method!r}; want one of {', '.join(map(repr, _METHODS))}"
+            f"b_dec_init_method is {method!r}; want one of "
+            f"{', '.join(map(repr, get_args(BDecInitMethod)))}"
         )
 
 

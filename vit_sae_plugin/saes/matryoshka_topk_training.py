@@ -196,10 +196,10 @@ class MatryoshkaTopKTrainingSAE(TrainingSAE[MatryoshkaTopKTrainingSAEConfig]):
                 sae_in, sae_out, hidden_pre, decoder_rows, step_input.dead_neuron_mask
             )
 
+        @torch.no_grad()
         def feature_acts() -> Tensor:
-            with torch.no_grad():  # no decorator: torch 2.6 can't compile one on a closure
-                unused = (selection.first_level == UNUSED).view_as(hidden_pre)
-                return self.hook_sae_acts_post(acts.detach().masked_fill(unused, 0))
+            unused = (selection.first_level == UNUSED).view_as(hidden_pre)
+            return self.hook_sae_acts_post(acts.detach().masked_fill(unused, 0))
 
         output = LateStepOutput(
             feature_acts,

@@ -2,9 +2,10 @@
  *
  * They gather decoder rows for very many short lists of latents. What is gathered from is kept in
  * the second-level cache, as a packed table of one strip of columns, and what is added up in
- * registers for the length of a list. All tables of a strip follow one another, so that sums which
- * go on from table to table are still in some cache. Arrays are contiguous; first_level[row][latent]
- * is at least n_levels where no level keeps the latent. Returns -1 if memory runs out, else 0.
+ * registers for the length of a list. All tables of a strip follow one another, and sums that go on
+ * from table to table are packed, too: side by side they lie on few pages, whose addresses the
+ * processor remembers. Arrays are contiguous; first_level[row][latent] is at least n_levels where no
+ * level keeps the latent. Returns -1 if memory runs out, else 0.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -75,8 +76,9 @@ static long decode_tile(const REAL *acts, const uint8_t *first_level, const REAL
     REAL *act = malloc(rows * d_sae * sizeof *act);
     uint16_t *latent = malloc((rows * d_sae + OVERRUN) * sizeof *latent);
     int *list = malloc((n_tables * rows * n_levels + 1) * sizeof *list); /* where each starts */
+    vec *sums = aligned_alloc(VECTOR_BYTES, rows * n_levels * VECTORS * VECTOR_BYTES);
     struct active active = {malloc((most + OVERRUN) * sizeof *latent), malloc(most + OVERRUN)};
-    int failed = !table || !act || !latent || !list || !active.latent || !active.level;
+    int failed = !table || !act || !latent || !list || !sums || !active.latent || !active.level;
     int *start = list;
     long n = 0;
 
@@ -99,25 +101,24 @@ static long decode_tile(const REAL *acts, const uint8_t *first_level, const REAL
                 fetch(row + AHEAD * d_in, column);
                 load(table + s * VECTORS, row, column, d_in);
             }
+            int is_last = left + most >= d_sae;
+            vec *so_far = sums;
             for (long r = 0; r < rows; r++)
-                for (long l = 0; l < n_levels; l++, at++) {
-                    REAL *out = added + (l * n_rows + top + r) * d_in;
+                for (long l = 0; l < n_levels; l++, at++, so_far += VECTORS) {
                     vec total[VECTORS];
-                    fetch(l + 1 < n_levels ? out + n_rows * d_in : added + (top + r + 1) * d_in,
-                          column);
-                    if (left && at[0] == at[1]) continue;
-                    if (left) load(total, out, column, d_in);
-                    else EACH_VECTOR total[i] = (vec){0};
+                    EACH_VECTOR total[i] = left ? so_far[i] : (vec){0};
                     for (int a = at[0]; a < at[1]; a++) {
                         const vec *w = table + latent[a] * VECTORS;
                         REAL h = act[a];
                         EACH_VECTOR total[i] += h * w[i];
                     }
-                    store(out, total, column, d_in);
+                    if (is_last) store(added + (l * n_rows + top + r) * d_in, total, column, d_in);
+                    else EACH_VECTOR so_far[i] = total[i];
                 }
         }
     }
-    free(table), free(act), free(latent), free(list), free(active.latent), free(active.level);
+    free(table), free(act), free(latent), free(list), free(sums);
+    free(active.latent), free(active.level);
     return -failed;
 }
 

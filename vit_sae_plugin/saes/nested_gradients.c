@@ -1,7 +1,8 @@
 /* The gradients of nested decoding, for CPUs. Compiled and called by nested_decoding.py.
  *
  * As nested_decoding.c does, they gather for very many short lists, here of the rows that use a
- * latent, from packed tables of one strip of columns. Arrays are contiguous;
+ * latent, from packed tables of one strip of columns. The strip of the decoder and of its gradient
+ * are packed, too, since each table needs them anew. Arrays are contiguous;
  * first_level[row][latent] is at least n_levels where no level keeps the latent. Returns -1 if
  * memory runs out, else 0.
  */
@@ -23,6 +24,11 @@
 struct uses {
     uint16_t *source;
     REAL *act, *dot;
+};
+
+/* A strip of a latent's decoder row, and of what is added up for it. */
+struct latent {
+    vec w[VECTORS], total[VECTORS];
 };
 
 /* What there is to be listed: of which rows and latents, from a first one on. */
@@ -208,6 +214,7 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
                          malloc(16 * (ROW_TILE + OVERRUN) * sizeof(REAL)), 0};
     int *list = malloc((n_tables * latents + 1) * sizeof *list); /* where each starts */
     REAL *tile = malloc(most * LATENT_TILE * sizeof *tile);
+    struct latent *own = aligned_alloc(VECTOR_BYTES, latents * sizeof *own);
     int failed = !table || !uses.source || !uses.act || !uses.dot || !apart.source || !apart.act ||
                  !list || !tile;
 
@@ -223,6 +230,13 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
     if (!failed) *start = n;
     for (long column = 0; column < d_in && !failed; column += STRIP) {
         const int *at = list;
+        for (long s = 0; s < latents; s++) {
+            const REAL *w_row = W_dec + (begin + s) * d_in, *before = grad_W_dec + (begin + s) * d_in;
+            fetch(w_row + AHEAD * d_in, column);
+            load(own[s].w, w_row, column, d_in);
+            if (top) load(own[s].total, before, column, d_in);
+            else EACH_VECTOR own[s].total[i] = (vec){0};
+        }
         for (long first = top; first < bottom; first += most) {
             for (long l = 0; l < n_levels; l++)
                 for (long r = 0; r < smaller(most, bottom - first); r++) {
@@ -230,14 +244,9 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
                     fetch(row + AHEAD * d_in, column);
                     load(table + ((r << shift) + l) * VECTORS, row, column, d_in);
                 }
-            for (long s = begin; s < end; s++, at++) {
-                const REAL *w_row = W_dec + s * d_in;
-                REAL *out = grad_W_dec + s * d_in;
+            for (long s = 0; s < latents; s++, at++) {
                 vec w[VECTORS], total[VECTORS], lanes[4];
-                if (s + 1 < end) fetch(w_row + d_in, column), fetch(out + d_in, column);
-                load(w, w_row, column, d_in);
-                if (first) load(total, out, column, d_in);
-                else EACH_VECTOR total[i] = (vec){0};
+                EACH_VECTOR w[i] = own[s].w[i], total[i] = own[s].total[i];
                 int u = at[0], adds = column > 0;
                 for (; u + 4 <= at[1]; u += 4) {
                     FOUR lanes[k] = multiply(table + (long)uses.source[u + k] * VECTORS, w,
@@ -249,9 +258,11 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
                                             total));
                     uses.dot[u] = adds ? uses.dot[u] + dot : dot;
                 }
-                store(out, total, column, d_in);
+                EACH_VECTOR own[s].total[i] = total[i];
             }
         }
+        for (long s = 0; s < latents; s++)
+            store(grad_W_dec + (begin + s) * d_in, own[s].total, column, d_in);
     }
     start = list;
     for (long first = top; first < bottom && !failed; first += most)
@@ -264,7 +275,7 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
             start += width;
         }
     free(table), free(uses.source), free(uses.act), free(uses.dot), free(apart.source);
-    free(apart.act), free(list), free(tile);
+    free(apart.act), free(list), free(tile), free(own);
     return -failed;
 }
 

@@ -74,7 +74,8 @@ static int list_sixteen(struct part part, struct uses uses, struct uses apart, i
         __m512i act[16], level[16], row = _mm512_add_epi32(ascending(), _mm512_set1_epi32(top));
         for (long r = 0; r < 16; r++) {
             long place = smaller(top + r, part.rows - 1) * part.d_sae;
-            __builtin_prefetch(part.acts + place + AHEAD * part.d_sae);
+            __builtin_prefetch(part.acts + place + 16 * part.d_sae);
+            __builtin_prefetch(part.first_level + place + 16 * part.d_sae);
             act[r] = _mm512_maskz_loadu_epi32(columns, part.acts + place);
             level[r] =
                 _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(columns, part.first_level + place));
@@ -106,9 +107,10 @@ static void spread_floats(struct part part, const float *dot, const int *start, 
         for (long s = 0; s < part.latents; s += 16) {
             __mmask16 columns = first_lanes(part.latents - s);
             float *out = grad_acts + r * part.d_sae + s;
+            const uint8_t *levels = part.first_level + r * part.d_sae + s;
             __builtin_prefetch(out + AHEAD * part.d_sae, 1);
-            __m128i level =
-                _mm_maskz_loadu_epi8(columns, part.first_level + r * part.d_sae + s);
+            __builtin_prefetch(levels + AHEAD * part.d_sae);
+            __m128i level = _mm_maskz_loadu_epi8(columns, levels);
             __mmask16 used =
                 _mm_mask_cmplt_epu8_mask(columns, level, _mm_set1_epi8(part.n_levels));
             __m512 of_row =

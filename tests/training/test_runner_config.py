@@ -103,6 +103,13 @@ def test_an_architecture_is_trained_as_published_unless_the_user_says_otherwise(
     assert ViTSAERunnerConfig.from_dict(_config(sae=patchsae, lr="auto").to_dict()).lr == 4e-4
 
 
+def test_estimating_a_norm_takes_no_longer_than_training() -> None:
+    assert _config(training_tokens=20_480 * 4096).n_batches_for_norm_estimate == 1000
+    short = _config(training_tokens=20 * 4096)
+    assert short.n_batches_for_norm_estimate == short.total_training_steps == 20
+    assert _config(n_batches_for_norm_estimate=7).n_batches_for_norm_estimate == 7
+
+
 def test_without_a_device_the_best_is_taken() -> None:
     assert _config().device == best_device()
     assert _config(device="cpu").device == "cpu"

@@ -446,6 +446,16 @@ def test_every_setting_counts_or_may_change(runner_of, tmp_path) -> None:
     assert not counted & MAY_CHANGE
 
 
+def test_an_earlier_release_may_have_counted_more(tmp_path) -> None:
+    from vit_sae_plugin.training.resume_checks import check_same_settings, settings_that_count
+
+    config = small_config(tmp_path)
+    run = settings_that_count(config) | {"n_batches_for_norm_estimate": 1000}
+    check_same_settings(run, config)
+    with pytest.raises(ValueError, match=r"lr: 0\.5 in the run"):
+        check_same_settings(run | {"lr": 0.5}, config)
+
+
 def test_a_run_with_a_constant_rate_can_be_made_longer(runner_of, model, images, tmp_path) -> None:
     longer = {"training_tokens": 9 * 128}
     whole = runner_of(tmp_path / "whole", **longer).run()

@@ -10,9 +10,10 @@ MAY_CHANGE = frozenset(
     "device model_device act_store_device sae.device n_workers dataset_path output_path "
     "checkpoint_path checkpoint_every_minutes n_checkpoints resume_from_checkpoint "
     "n_latent_shards log_every_n_steps logger verbose eval_every_n_steps eval_dataset_path "
-    "n_eval_images".split()
+    "n_eval_images n_batches_for_norm_estimate".split()
 )
-"""Settings that don't alter the result (images are compared by their fingerprint)."""
+"""Settings that don't alter the result of what is left of a run (images are compared by their
+fingerprint; a scale is estimated before the first step)."""
 
 
 def settings_that_count(config: ViTSAERunnerConfig) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def check_same_settings(run: dict[str, Any], now: ViTSAERunnerConfig) -> None:
         now: the settings that the run should go on with.
     """
     after = settings_that_count(now)
-    may_change = set()
+    may_change = set(MAY_CHANGE)  # an earlier release may have kept more of them
     if run.get("lr_scheduler_name") == "constant" and run.get("lr_decay_steps") == 0:
         may_change.add("training_tokens")
     _refuse(

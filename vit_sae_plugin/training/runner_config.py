@@ -173,8 +173,9 @@ class ViTSAERunnerConfig:
     SAELens; 64 with ghost gradients, which act on dead latents only."""
     feature_sampling_window: int = 2000
     """Training steps over which firing frequencies are averaged."""
-    n_batches_for_norm_estimate: int = 1000
-    """Batches that estimate the mean norm, if ``sae.normalize_activations`` asks for it."""
+    n_batches_for_norm_estimate: int = _auto()
+    """Batches that estimate the mean norm, if ``sae.normalize_activations`` asks for it.
+    ``"auto"``: 1,000 as in SAELens, but no more than the run has training steps."""
 
     eval_every_n_steps: int = _auto()
     """Training steps between measurements on held-out images; 0: none. They go with the metrics,

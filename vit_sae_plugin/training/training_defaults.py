@@ -35,9 +35,11 @@ class TrainingDefaults:
             "adam_eps": self.adam_eps,
             "dead_feature_window": self.dead_feature_window,
             "clip_grad_norm": self.clip_grad_norm,
+            "n_batches_for_norm_estimate": max(1, min(_SAE_LENS_NORM_BATCHES, n_steps)),
         }
 
 
+_SAE_LENS_NORM_BATCHES = 1000
 _OF_GHOSTS = 64
 _OF_MSAE = {"lr_decay_share": 0.2, "optimizer": "adamw", "adam_eps": 6.25e-10}
 

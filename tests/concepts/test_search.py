@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.analysis.tiny_pipeline import make_sae, make_wide_model
 from tests.cli.command import vit_sae
 from tests.concepts.word_saes import SCENES, WORDS, attached_word_sae, word_sae
 from vit_sae_plugin.analysis.atlas.latent_names import LatentName, write_names
@@ -162,8 +163,44 @@ def test_an_index_of_another_sae_or_model_is_refused(attached, index):
     info = {**index.info, "model_sha256": "0" * 64}
     with pytest.raises(ValueError, match="made from the model 00000000"):
         search_by_concepts(attached, SearchIndex(**{**vars(index), "info": info}), "red", NAMES)
-    with pytest.raises(ValueError, match="have no words"):
-        search_by_concepts(attached, index, "3", NAMES)
+
+
+def test_latents_alone_are_searched_for_without_a_plain_search(
+    attached, scenes, index, tmp_path, capsys
+):
+    result = search_by_concepts(attached, index, "2:2, 3:-0.5", NAMES, n=5)
+    levels = levels_of(attached, scenes)
+    strength = levels / levels.amax(0).clamp(min=1e-9)
+    expected = (2 * strength[:, 2] - 0.5 * strength[:, 3]).topk(5)
+    assert result.by_concepts["score"].to_list() == pytest.approx(
+        expected.values.tolist(), abs=2e-3
+    )
+    assert result.contributions.columns.to_list() == ["latent 2", "latent 3"]
+    assert not result.has_plain_search
+    assert len(result.by_cosine) == len(result.cosine_contributions) == result.n_in_common == 0
+    assert not {"cosine", "plain_rank"} & set(result.by_concepts)
+    page = write_search_page(tmp_path / "search.html", result, scenes).read_text()
+    assert page.count("<figure") == 5
+    assert 'id="cosine"' not in page
+    assert "Framed" not in page
+    assert "no word that a text tower could read" in page
+    attached.sae.save_model(tmp_path / "sae")
+    images = ("--images", SCENES, "--output-path", tmp_path / "found.html", "--n", 3)
+    assert vit_sae("search", tmp_path / "sae", *images, "--concepts", "2") == 0
+    assert "no plain search beside" in capsys.readouterr().out
+
+
+def test_a_model_without_a_text_tower_is_searched_by_names(scenes):
+    model = make_wide_model()
+    attached = AttachedSAE(model, make_sae(model))
+    index = build_index(attached, open_images("shapes:test?n_images=9"))
+    active = int(torch.argmax(index.start.diff()))
+    result = search_by_concepts(attached, index, "wheel", {active: "wheel"}, n=2)
+    assert result.by_concepts["score"].iloc[0] == pytest.approx(1)
+    assert not result.has_plain_search
+    picture = scenes.record(0).load()
+    by_image = search_by_image(attached, index, picture, {active: "wheel"}, "wheel:1", n=2)
+    assert by_image.has_plain_search
 
 
 def test_the_page_shows_both_sides_and_escapes_names(attached, scenes, index, tmp_path):

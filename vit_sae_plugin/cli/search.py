@@ -48,9 +48,15 @@ def run(args: argparse.Namespace) -> int:
             attached, index, picture, names, args.concepts, n=args.n, said=said
         )
     print(f"{result.question}\n")
-    columns = ["id", "score", "cosine", "plain_rank"]
+    columns = ["id", "score"]
+    if result.has_plain_search:
+        columns += ["cosine", "plain_rank"]
     print(result.by_concepts[columns].join(result.contributions).round(3).to_string())
-    print(f"\n{result.n_in_common} of {len(result.by_concepts)} are found by plain cosine as well")
+    if result.has_plain_search:
+        n, common = len(result.by_concepts), result.n_in_common
+        print(f"\n{common} of {n} are found by plain cosine as well")
+    else:
+        print("\nno plain search beside: no word in the query that a text tower could read")
     write_search_page(page, result, images, query_image=picture)
     print(f"Open this page in a browser:  {page.resolve()}")
     return 0

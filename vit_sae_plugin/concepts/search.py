@@ -36,17 +36,23 @@ class SearchResult:
     """What was asked for, in words."""
     by_concepts: pd.DataFrame
     """A row for each image found, the best first (``rank``): ``image_index``, ``id``, ``label``,
-    ``score``, ``cosine``, and ``plain_rank``, its place in the plain search."""
+    ``score``, and of the plain search, if there is one, ``cosine`` and ``plain_rank``, its place
+    there."""
     contributions: pd.DataFrame
     """What each concept adds to the score: the same rows, a column a concept."""
     by_cosine: pd.DataFrame
-    """The same of the plain search, with ``concept_rank``."""
+    """The same of the plain search, with ``concept_rank``; no row where there is none."""
     cosine_contributions: pd.DataFrame
     """What concepts would add to the scores of those."""
     concepts: tuple[WeightedConcept, ...] = field(default=())
     """The concepts of the query."""
     is_by_image: bool = False
     """Whether an image was searched with."""
+
+    @property
+    def has_plain_search(self) -> bool:
+        """Whether there was something to compare images' embeddings with."""
+        return len(self.by_cosine) > 0
 
     @property
     def n_in_common(self) -> int:
@@ -69,7 +75,8 @@ def search_by_concepts(
     An image's score is the sum over concepts of weight times strength. The strength is that of the
     concept's strongest latent there, its activation divided by its largest on any image, so from 0
     to 1. The plain search beside it takes the same sum of text embeddings, and the images of the
-    largest cosine with it; concepts asked for by number have no words and are left out of it.
+    largest cosine with it; concepts asked for by number have no words and are left out of it. There
+    is none without words, or where the model has no text tower.
 
     Args:
         attached: the SAE on its model.
@@ -80,8 +87,7 @@ def search_by_concepts(
         templates: prompts around the words; see `named_templates`.
 
     Raises:
-        ValueError: the index is of another model or SAE; the query can't be read; the model has no
-            text tower (or no concept has words).
+        ValueError: the index is of another model or SAE; the query can't be read.
     """
     index.check_belongs(attached)
     concepts = parse_query(query, names, index.d_sae)
@@ -177,14 +183,12 @@ def _text_query(
     attached: AttachedSAE,
     concepts: Sequence[WeightedConcept],
     templates: str | Path | Sequence[Template] | None,
-) -> Float[Tensor, "1 d_embed"]:
+) -> Float[Tensor, "1 d_embed"] | None:
+    """What plain search looks for; None without words, or without a text tower to read them."""
     worded = [concept for concept in concepts if concept.is_word]
-    if not worded:
-        raise ValueError(
-            "all concepts of the query are numbers of latents, which have no words to compare "
-            "images with by cosine; want at least one by its name"
-        )
     model = attached.model
+    if not worded or model.tower.text_method is None:
+        return None
     chosen = named_templates(templates, model.model_name)
     text = model.zero_shot_classifier([concept.name for concept in worded], chosen).float().cpu()
     weights = torch.tensor([concept.weight for concept in worded])
@@ -220,7 +224,7 @@ def _result(
     index: SearchIndex,
     asked: str,
     scores: Tensor,
-    plain_query: Tensor,
+    plain_query: Tensor | None,
     n: int,
     contributions: Any,
     concepts: tuple[WeightedConcept, ...],
@@ -229,25 +233,27 @@ def _result(
         raise ValueError(f"n is {n}; want 1 or more images")
     n = min(n, len(index))
     by_score = scores.argsort(descending=True, stable=True)
-    cosine = index.embeds @ plain_query[0]
-    _, found = nearest(index.embeds, plain_query, n)
-    places = {
-        "concept_rank": _ranks(by_score),
-        "plain_rank": _ranks(cosine.argsort(descending=True, stable=True)),
-    }
+    cosine, found = None, by_score[:0]
+    if plain_query is not None:
+        cosine = index.embeds @ plain_query[0]
+        found = nearest(index.embeds, plain_query, n)[1][0]
 
-    def tables(rows: Tensor, other: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def tables(rows: Tensor, other: str, order: Tensor | None) -> tuple[pd.DataFrame, pd.DataFrame]:
         at = rows.numpy()
         table = index.images.iloc[at].reset_index(drop=True)
-        table["score"], table["cosine"] = scores[rows].numpy(), cosine[rows].numpy()
-        table[other] = places[other][rows].numpy()
+        table["score"] = scores[rows].numpy()
+        if cosine is not None:
+            table["cosine"] = cosine[rows].numpy()
+        if order is not None:
+            table[other] = _ranks(order)[rows].numpy()
         table.index = pd.RangeIndex(1, len(at) + 1, name="rank")
         parts, columns = contributions(rows)
         return table, pd.DataFrame(parts.numpy(), index=table.index, columns=columns)
 
-    by_concepts, its_parts = tables(by_score[:n], "plain_rank")
-    by_cosine, cosine_parts = tables(found[0], "concept_rank")
-    return SearchResult(asked, by_concepts, its_parts, by_cosine, cosine_parts, concepts)
+    by_cosine = None if cosine is None else cosine.argsort(descending=True, stable=True)
+    tables_of_concepts = tables(by_score[:n], "plain_rank", by_cosine)
+    tables_of_cosine = tables(found, "concept_rank", by_score)
+    return SearchResult(asked, *tables_of_concepts, *tables_of_cosine, concepts)
 
 
 def _ranks(order: Tensor) -> Tensor:

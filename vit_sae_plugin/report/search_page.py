@@ -18,6 +18,7 @@ from vit_sae_plugin.concepts.search import OTHERS
 from vit_sae_plugin.datasets.image_lookup import images_by_index
 
 if TYPE_CHECKING:
+    from vit_sae_plugin.concepts.concept_query import WeightedConcept
     from vit_sae_plugin.concepts.search import SearchResult
     from vit_sae_plugin.datasets import ImageSource
 
@@ -38,7 +39,8 @@ def write_search_page(
     """Write one HTML file that holds everything it shows, and return its path.
 
     Under each picture a bar for each concept says what it adds to the picture's score, to the left
-    what it takes away. Framed pictures were found by this search alone.
+    what it takes away. Where there was a plain search, it stands beside, and framed pictures were
+    found by one search alone.
 
     Args:
         path: the file.
@@ -54,30 +56,27 @@ def write_search_page(
         for index, picture in images_by_index(images, wanted, missing={})
     }
     colors = _colors([str(name) for name in result.contributions])
-    largest = max(
-        float(frame.abs().to_numpy().max())
-        for frame in (result.contributions, result.cosine_contributions)
-    )
+    shown = pd.concat([result.contributions, result.cosine_contributions])
+    largest = float(shown.abs().to_numpy().max())
     draw = _Cards(pictures, colors, largest or 1.0, images.class_names)
-    n, common = len(result.by_concepts), result.n_in_common
+    sides = [
+        _side("concepts", "By concepts", _said_by_concepts(result), draw.by_concepts(result)),
+        _side("cosine", "By plain cosine", _said_by_cosine(result), draw.by_cosine(result)),
+    ]
+    is_beside = result.has_plain_search
     page = Template(_file("search_page.html")).substitute(
         title=html.escape(f"Search: {result.question}"),
         question=_question(result, colors, query_image),
         rule=(
-            "Bars under a picture: what each concept adds to its score (to the left: takes away). "
-            "Framed: found by this search alone."
+            "Bars under a picture: what each concept adds to its score (to the left: takes away)."
+            + (" Framed: found by this search alone." if is_beside else "")
         ),
         legend="".join(
             f'<span><i style="background:{color}"></i>{html.escape(name)}</span>'
             for name, color in colors.items()
         ),
-        by_concepts=_said_by_concepts(result),
-        by_cosine=_said_by_cosine(result),
-        concept_cards=draw(result.by_concepts, result.contributions, "plain_rank", "cosine"),
-        cosine_cards=draw(
-            result.by_cosine, result.cosine_contributions, "concept_rank", "concepts"
-        ),
-        foot=f"{common} of {n} pictures are found by both. {html.escape(images.name)}",
+        sides=f'<div class="sides">{"".join(sides)}</div>' if is_beside else sides[0],
+        foot=f"{_said_in_common(result)} {html.escape(images.name)}",
         style=_file("site/site.css") + _file("search_page.css"),
     )
     write_text_atomically(path, page)
@@ -95,29 +94,41 @@ class _Cards:
         self._pictures, self._colors, self._largest = pictures, colors, largest
         self._class_names = class_names
 
-    def __call__(
-        self, found: pd.DataFrame, parts: pd.DataFrame, other: str, other_name: str
-    ) -> str:
-        n = len(found)
+    def by_concepts(self, result: SearchResult) -> str:
+        return self._drawn(result.by_concepts, result.contributions, "plain_rank", "cosine")
+
+    def by_cosine(self, result: SearchResult) -> str:
+        parts = result.cosine_contributions
+        return self._drawn(result.by_cosine, parts, "concept_rank", "concepts")
+
+    def _drawn(self, found: pd.DataFrame, parts: pd.DataFrame, other: str, other_name: str) -> str:
         return "".join(
-            self._card(rank, row, parts.loc[rank], int(row[other]), other_name, n)
+            self._card(rank, row, parts.loc[rank], row.get(other), other_name, len(found))
             for rank, row in found.iterrows()
         )
 
     def _card(
-        self, rank: Any, row: pd.Series, parts: pd.Series, other: int, other_name: str, n: int
+        self,
+        rank: Any,
+        row: pd.Series,
+        parts: pd.Series,
+        other: int | None,
+        other_name: str,
+        n: int,
     ) -> str:
-        place = f"no. {other:,} by {other_name}"
-        only = " only" if other > n else ""
+        only = "" if other is None or other <= n else " only"
         picture = self._pictures.get(int(row["image_index"]))
         shown = (
             f'<img src="{picture}" alt="">' if picture else '<span class="gone">not readable</span>'
         )
-        score = f"{row['score']:.2f} &middot; cosine {row['cosine']:.2f}"
+        told = f"{row['score']:.2f}"
+        if other is not None:
+            place = f"no. {int(other):,} by {other_name}"
+            told += f" &middot; cosine {row['cosine']:.2f}<br>{place}"
         return (
             f'<figure class="image{only}" title="{html.escape(str(row["id"]))}">{shown}'
             f'<b><span class="rank">{rank}</span>&ensp;{html.escape(self._name(row))}</b>'
-            f"<small>{score}<br>{place}</small>{self._bars(parts)}</figure>"
+            f"<small>{told}</small>{self._bars(parts)}</figure>"
         )
 
     def _name(self, row: pd.Series) -> str:
@@ -160,8 +171,7 @@ def _question(
         picture = f'<img src="{data_uri(_thumbnail(query_image, 160))}" alt="the image asked with">'
     chips = "".join(
         f'<span class="chip"><i style="background:{colors[concept.name]}"></i>'
-        f"{html.escape(concept.name)} {concept.weight:+g}<small>{_latents(concept.latents)}</small>"
-        "</span>"
+        f"{html.escape(concept.name)} {concept.weight:+g}{_latents(concept)}</span>"
         for concept in result.concepts
     )
     if query_image is not None and not chips:
@@ -169,10 +179,27 @@ def _question(
     return f'<div class="asked">{picture}{chips}</div>'
 
 
-def _latents(latents: Sequence[int]) -> str:
+def _latents(concept: WeightedConcept) -> str:
+    latents = concept.latents
+    if not concept.is_word:
+        return ""  # its name says it
     shown = ", ".join(map(str, latents[:4]))
     more = f" and {len(latents) - 4} more" if len(latents) > 4 else ""
-    return f"latent{'s' if len(latents) > 1 else ''} {shown}{more}"
+    return f"<small>latent{'s' if len(latents) > 1 else ''} {shown}{more}</small>"
+
+
+def _side(name: str, title: str, note: str, cards: str) -> str:
+    return (
+        f'<section class="side" id="{name}"><h2>{title}</h2><p class="note">{note}</p>'
+        f'<div class="found">{cards}</div></section>'
+    )
+
+
+def _said_in_common(result: SearchResult) -> str:
+    if result.has_plain_search:
+        n, common = len(result.by_concepts), result.n_in_common
+        return f"{common} of {n} pictures are found by both."
+    return "There is no plain search beside: no word that a text tower could read."
 
 
 def _said_by_concepts(result: SearchResult) -> str:

@@ -154,6 +154,23 @@ def test_of_equal_latents_the_lower_number_is_kept_whoever_holds_them(two):
             assert torch.equal(kept, wanted)
 
 
+@pytest.mark.parametrize("k_list", [[2, 30], [2, 30, 400]], ids=["found", "sorted"])
+def test_of_many_equal_latents_the_lower_numbers_are_kept(k_list):
+    """A few of many latents are found, many are sorted: with the same result."""
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randint(-40, 12, (7, 2_000), generator=generator).float() / 8
+    rows[5, ::3], rows[6] = torch.nan, 0.5
+    by_number = rows.nan_to_num(nan=1e9).sort(dim=-1, descending=True, stable=True).indices
+    for positive_only in (True, False):
+        chosen = select_shared_top_k(rows, k_list, ONE, positive_only=positive_only)
+        for level, k in enumerate(k_list):
+            wanted = torch.zeros_like(rows, dtype=torch.bool).scatter(-1, by_number[:, :k], True)
+            if positive_only:
+                wanted &= ~(rows <= 0)
+            kept = torch.zeros_like(wanted).scatter(-1, chosen.latents, chosen.kept(level))
+            assert torch.equal(kept, wanted)
+
+
 def test_no_process_ever_holds_a_whole_matrix(two):
     largest = json.loads((two / "largest.json").read_text())
     assert largest == dict.fromkeys(largest, D_IN * D_SAE // 2)

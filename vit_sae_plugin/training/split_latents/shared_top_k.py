@@ -26,6 +26,7 @@ _NO_CANDIDATE = -2139095041  # of minus infinity
 _NAN = 2139095041  # above infinity's, so that it reaches the loss and is seen
 _ABOVE_ALL = 2**31 - 1
 _FEW = 16  # so few of all latents, one in so many, are found sooner than sorted
+_SORTED_ROWS = 64  # at once in a thread, for little memory
 
 
 @dataclass(frozen=True)
@@ -82,33 +83,37 @@ def _candidates(
     n_latents = values.shape[-1]
     n_candidates = min(most + 1, n_latents)
     if positive_only:
-        is_candidate = ~(values <= 0)
-        n_positive = is_candidate.sum(dim=-1)
+        n_positive = (~(values <= 0)).sum(dim=-1)
         n_candidates = min(n_candidates, int(n_positive.max()) if len(values) else 0)
-        values = values.masked_fill(~is_candidate, -torch.inf)
-    is_many = n_candidates * _FEW > n_latents
-    if is_many and values.device.type == "cpu":
-        return _sorted_by_numpy(values, n_candidates)
-    if n_candidates < n_latents:
+    if n_candidates * _FEW > n_latents and values.device.type == "cpu":
+        ordered, latents = _sorted_by_numpy(values, n_candidates)
+    elif n_candidates < n_latents:
         ordered, latents = values.topk(n_candidates, dim=-1)
     else:
         ordered, latents = values.sort(dim=-1, descending=True)
+    if positive_only:
+        ordered = ordered.masked_fill(ordered <= 0, -torch.inf)
     return _ordered_as_floats(ordered), latents
 
 
 def _sorted_by_numpy(values: Tensor, n_candidates: int) -> tuple[Tensor, Tensor]:
-    """Equals follow their numbers.
+    """``topk``, in which equals follow their numbers.
 
     NumPy sorts 64-bit integers several times as fast as PyTorch finds the largest numbers.
     """
-    keys = (~_ordered_as_floats(values)).long() << 32 | torch.arange(values.shape[-1])
-    n_threads = torch.get_num_threads()
+    numbers, n_threads = torch.arange(values.shape[-1]), torch.get_num_threads()
+    latents = torch.empty(len(values), n_candidates, dtype=torch.int64)
+    n_rows = _SORTED_ROWS * n_threads
     with ThreadPoolExecutor(n_threads) as pool:
-        sorts = [pool.submit(rows.numpy().sort, axis=-1) for rows in keys.chunk(n_threads)]
-    for sort in sorts:
-        sort.result()
-    keys = keys[:, :n_candidates]
-    return ~(keys >> 32).to(torch.int32), keys & 0xFFFFFFFF
+        for part, found in zip(values.split(n_rows), latents.split(n_rows), strict=True):
+            keys = (~_ordered_as_floats(part)).long() << 32 | numbers
+            list(pool.map(_sort_rows, keys.chunk(n_threads)))
+            torch.bitwise_and(keys[:, :n_candidates], 0xFFFFFFFF, out=found)
+    return values.gather(-1, latents), latents
+
+
+def _sort_rows(keys: Tensor) -> None:
+    keys.numpy().sort(axis=-1)
 
 
 def _ordered_as_floats(values: Tensor) -> Int32[Tensor, "rows candidates"]:

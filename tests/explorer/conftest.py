@@ -1,7 +1,9 @@
 """Explorers on small models, made once."""
 
+import sys
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 
 import pytest
@@ -89,7 +91,9 @@ def serving(explorer):
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join(30)
-        assert not thread.is_alive(), "the server doesn't end"
+        if thread.is_alive():
+            frame = sys._current_frames()[thread.ident]
+            pytest.fail("the server doesn't end:\n" + "".join(traceback.format_stack(frame)))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -225,13 +226,31 @@ def test_gradio_is_told_to_report_nothing(shapes_explorer):
     assert gradio.analytics.analytics_enabled() is False
 
 
-def test_the_server_ends_though_the_page_does_not(shapes_explorer, monkeypatch):
+async def _waits():
+    await asyncio.Event().wait()
+
+
+async def _waits_though_it_is_cancelled():
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("wait", [_waits, _waits_though_it_is_cancelled, "in a thread"])
+def test_the_server_ends_though_the_page_does_not(wait, shapes_explorer, monkeypatch):
+    end = threading.Event()
+    waiting = (lambda: asyncio.to_thread(end.wait)) if wait == "in a thread" else wait
+
     async def never_ends(scope, receive, send):
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await asyncio.Event().wait()
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+        await waiting()
 
     monkeypatch.setattr(server, "build_app", lambda explorer, names: (never_ends, None))
     monkeypatch.setattr(server, "_SECONDS_TO_END", 0.3)
-    with serving(shapes_explorer):
-        pass
+    try:
+        with serving(shapes_explorer) as address, pytest.raises(httpx.ReadTimeout):
+            httpx.get(address, timeout=0.2)  # an answer is under way when the server ends
+    finally:
+        end.set()

@@ -13,7 +13,7 @@ import errno
 import json
 import re
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from vit_sae_plugin.explorer.actions import FIELDS
@@ -163,6 +163,11 @@ async def _refuse(send: _Send, status: int, why: str) -> None:
     await send({"type": "http.response.body", "body": f"{why}\n".encode()})
 
 
+async def _wait_a_little(tasks: Collection[asyncio.Future[Any]]) -> None:
+    if tasks:
+        await asyncio.wait(tasks, timeout=_SECONDS_TO_END)
+
+
 def build_app(explorer: Explorer, hosts: tuple[str, ...] = ()) -> tuple[Any, Visits]:
     """The page as an ASGI application behind its gate, and the visits made on it."""
     gr = import_gradio()
@@ -232,10 +237,26 @@ def make_server(explorer: Explorer, host: str = "127.0.0.1") -> Any:
     app, _ = build_app(explorer, own if host in ("127.0.0.1", "localhost", "::1") else ())
 
     class Server(uvicorn.Server):
-        """Ends in time, also where the page's own shutdown doesn't answer."""
+        """Ends in time, whatever of the page doesn't."""
+
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            # asyncio.run would wait for every task and thread, however long
+            loop = asyncio.new_event_loop()
+            try:
+                loop.run_until_complete(self._serve_and_leave(sockets))
+            finally:
+                loop.close()
+
+        async def _serve_and_leave(self, sockets: list[socket.socket] | None) -> None:
+            try:
+                await self.serve(sockets)
+            finally:
+                left = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in left:
+                    task.cancel()
+                await _wait_a_little(left)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(super().shutdown(sockets), _SECONDS_TO_END)
+            await _wait_a_little([asyncio.ensure_future(super().shutdown(sockets))])
 
     return Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))

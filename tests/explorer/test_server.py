@@ -5,6 +5,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -254,3 +256,51 @@ def test_the_server_ends_though_the_page_does_not(wait, shapes_explorer, monkeyp
             httpx.get(address, timeout=0.2)  # an answer is under way when the server ends
     finally:
         end.set()
+
+
+def test_ctrl_c_ends_the_process(tmp_path):
+    """While an answer is under way, and though a thread waits for work."""
+    script = tmp_path / "serve.py"
+    script.write_text(SERVES_AND_IS_INTERRUPTED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert "an answer: 404" in done.stdout
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+SERVES_AND_IS_INTERRUPTED = """
+import asyncio, signal, threading, urllib.error, urllib.request
+
+import anyio.to_thread
+
+from vit_sae_plugin.explorer import server
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        return
+    await anyio.to_thread.run_sync(int)
+    if scope["path"] == "/waits":
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def ask(address):
+    try:
+        urllib.request.urlopen(address)
+    except urllib.error.HTTPError as error:
+        print("an answer:", error.code, flush=True)
+    urllib.request.urlopen(address + "/waits")
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+server.build_app = lambda explorer, names: (app, None)
+with server.free_socket("127.0.0.1", 0) as socket:
+    socket.listen()
+    address = "http://%s:%s" % socket.getsockname()
+    threading.Thread(target=ask, args=[address], daemon=True).start()
+    server.make_server(None).run([socket])
+"""

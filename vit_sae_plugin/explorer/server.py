@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -163,6 +164,14 @@ async def _refuse(send: _Send, status: int, why: str) -> None:
     await send({"type": "http.response.body", "body": f"{why}\n".encode()})
 
 
+async def _end_what_is_left() -> None:
+    """All tasks but this one, and what is called when tasks have ended (threads end by it)."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await _wait_a_little(left)
+
+
 async def _wait_a_little(tasks: Collection[asyncio.Future[Any]]) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=_SECONDS_TO_END)
@@ -243,20 +252,14 @@ def make_server(explorer: Explorer, host: str = "127.0.0.1") -> Any:
             # asyncio.run would wait for every task and thread, however long
             loop = asyncio.new_event_loop()
             try:
-                loop.run_until_complete(self._serve_and_leave(sockets))
+                loop.run_until_complete(self.serve(sockets))
             finally:
+                loop.run_until_complete(_end_what_is_left())
                 loop.close()
 
-        async def _serve_and_leave(self, sockets: list[socket.socket] | None) -> None:
-            try:
-                await self.serve(sockets)
-            finally:
-                left = asyncio.all_tasks() - {asyncio.current_task()}
-                for task in left:
-                    task.cancel()
-                await _wait_a_little(left)
-
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # answers that are cut off, those of open tabs, are no errors
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await _wait_a_little([asyncio.ensure_future(super().shutdown(sockets))])
 
     return Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))

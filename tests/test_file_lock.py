@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import socket
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +75,10 @@ def test_a_file_that_is_about_to_be_written_is_waited_for(no_locks, tmp_path, mo
     path = tmp_path / "a.lock"
     path.touch()
     holder = {**_DEAD, "pid": os.getpid()}
-    monkeypatch.setattr(file_lock.time, "sleep", lambda _: path.write_text(json.dumps(holder)))
+    clock = SimpleNamespace(
+        strftime=time.strftime, sleep=lambda _: path.write_text(json.dumps(holder))
+    )
+    monkeypatch.setattr(file_lock, "time", clock)
     assert not FileLock(path).acquire()
     assert json.loads(path.read_text()) == holder
 

@@ -264,11 +264,12 @@ def test_ctrl_c_ends_the_process(tmp_path):
     script.write_text(SERVES_AND_IS_INTERRUPTED)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert "an answer: 404" in done.stdout
-    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode != 0
 
 
 SERVES_AND_IS_INTERRUPTED = """
-import asyncio, signal, threading, urllib.error, urllib.request
+import asyncio, contextlib, signal, threading, urllib.error, urllib.request
 
 import anyio.to_thread
 
@@ -293,7 +294,8 @@ def ask(address):
         urllib.request.urlopen(address)
     except urllib.error.HTTPError as error:
         print("an answer:", error.code, flush=True)
-    urllib.request.urlopen(address + "/waits")
+    with contextlib.suppress(Exception):  # it is cut off
+        urllib.request.urlopen(address + "/waits")
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,13 +182,24 @@ def test_a_claimed_shard_is_not_written_by_another(model, tmp_path) -> None:
     assert write_shard(plan, 1, model, images_of(4)) == first
 
 
+def without_locks(monkeypatch) -> list[float]:
+    """The time of this machine's claims, which may be set, and is the only clock that they have.
+
+    Only theirs: a server in another thread would never wake if everybody's stood still.
+    """
+    now = [1000.0]
+    monkeypatch.setattr(shard_claims, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(file_lock, "_fcntl", None)
+    monkeypatch.setattr(
+        file_lock, "time", SimpleNamespace(strftime=time.strftime, sleep=time.sleep)
+    )
+    return now
+
+
 def test_without_locks_a_silent_writer_of_another_machine_is_passed_over(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(file_lock, "_fcntl", None)
-    now = [1000.0]
-    monkeypatch.setattr(shard_claims.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "time", lambda: pytest.fail("another's clock was asked"))
+    now = without_locks(monkeypatch)
     path = tmp_path / "claims" / "shard-000003.lock"
     path.parent.mkdir()
     holder = {"pid": 1, "host": "elsewhere", "since": "2031-01-01 00:00:00"}
@@ -210,9 +222,7 @@ def test_without_locks_a_silent_writer_of_another_machine_is_passed_over(
 
 
 def test_a_writer_that_was_passed_over_leaves_the_other_alone(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(file_lock, "_fcntl", None)
-    now = [1000.0]
-    monkeypatch.setattr(shard_claims.time, "monotonic", lambda: now[0])
+    now = without_locks(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: "elsewhere")
         stopped = ShardClaims(tmp_path).take(3)

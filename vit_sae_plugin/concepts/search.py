@@ -233,27 +233,23 @@ def _result(
         raise ValueError(f"n is {n}; want 1 or more images")
     n = min(n, len(index))
     by_score = scores.argsort(descending=True, stable=True)
-    cosine, found = None, by_score[:0]
+    values, plain_rank, found = {"score": scores}, {}, by_score[:0]
     if plain_query is not None:
-        cosine = index.embeds @ plain_query[0]
+        cosine = values["cosine"] = index.embeds @ plain_query[0]
+        plain_rank = {"plain_rank": _ranks(cosine.argsort(descending=True, stable=True))}
         found = nearest(index.embeds, plain_query, n)[1][0]
 
-    def tables(rows: Tensor, other: str, order: Tensor | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-        at = rows.numpy()
-        table = index.images.iloc[at].reset_index(drop=True)
-        table["score"] = scores[rows].numpy()
-        if cosine is not None:
-            table["cosine"] = cosine[rows].numpy()
-        if order is not None:
-            table[other] = _ranks(order)[rows].numpy()
-        table.index = pd.RangeIndex(1, len(at) + 1, name="rank")
-        parts, columns = contributions(rows)
-        return table, pd.DataFrame(parts.numpy(), index=table.index, columns=columns)
+    def tables(rows: Tensor, columns: dict[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        table = index.images.iloc[rows.numpy()].reset_index(drop=True)
+        for name, column in columns.items():
+            table[name] = column[rows].numpy()
+        table.index = pd.RangeIndex(1, len(rows) + 1, name="rank")
+        parts, names = contributions(rows)
+        return table, pd.DataFrame(parts.numpy(), index=table.index, columns=names)
 
-    by_cosine = None if cosine is None else cosine.argsort(descending=True, stable=True)
-    tables_of_concepts = tables(by_score[:n], "plain_rank", by_cosine)
-    tables_of_cosine = tables(found, "concept_rank", by_score)
-    return SearchResult(asked, *tables_of_concepts, *tables_of_cosine, concepts)
+    of_concepts = tables(by_score[:n], values | plain_rank)
+    of_cosine = tables(found, values | {"concept_rank": _ranks(by_score)})
+    return SearchResult(asked, *of_concepts, *of_cosine, concepts)
 
 
 def _ranks(order: Tensor) -> Tensor:

@@ -17,16 +17,20 @@
 #define LATENT_TILE 64L
 #define LATENT_BLOCK 4096L
 #define AHEAD 8 /* rows to be read or written soon */
-#define FOUR _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++)
+/* Sources in a table. The lists and what they add up need room beside it. */
+#define MOST_SOURCES (TABLE_ROWS * 3 / 4)
+#define MOST 8  /* uses of a latent that are worked on together, or half as many */
+#define EACH_USE _Pragma("GCC unroll 8") for (int k = 0; k < n; k++)
 
 /* Lists of the rows that use a latent, for some latents one after another: where the table has the
- * row at the latent's level, the latent's act there, and its gradient. */
+ * row at the latent's level, the latent's act there, and its gradient. The last use stands there
+ * again, with an act of zero, until there are a multiple of MOST / 2. */
 struct uses {
     uint16_t *source;
     REAL *act, *dot;
 };
 
-/* A strip of a latent's decoder row, and of what is added up for it. */
+/* A strip of a latent's decoder row, and of its gradient so far. */
 struct latent {
     vec w[VECTORS], total[VECTORS];
 };
@@ -36,8 +40,14 @@ struct part {
     const REAL *acts;
     const uint8_t *first_level;
     long rows, latents, d_sae, n_levels;
-    int shift; /* the table has room for 1 << shift levels of each row */
+    long most; /* rows of a table, which has them once for each level */
 };
+
+/* Repeats the last of n uses. Returns how many there are then. */
+static inline int fill_up(uint16_t *source, REAL *act, int n) {
+    for (; n % (MOST / 2); n++) source[n] = source[n - 1], act[n] = 0;
+    return n;
+}
 
 #ifdef COMPRESSES
 /* Rows become columns. */
@@ -84,13 +94,15 @@ static int list_sixteen(struct part part, struct uses uses, struct uses apart, i
         _Pragma("GCC unroll 16") for (long s = 0; s < 16; s++) {
             __mmask16 used =
                 _mm512_mask_cmplt_epu32_mask(there, level[s], _mm512_set1_epi32(part.n_levels));
-            __m512i source = _mm512_add_epi32(_mm512_slli_epi32(row, part.shift), level[s]);
+            __m512i source =
+                _mm512_add_epi32(row, _mm512_mullo_epi32(level[s], _mm512_set1_epi32(part.most)));
             _mm512_storeu_si512(apart.act + s * room + n_uses[s],
                                 _mm512_maskz_compress_epi32(used, act[s]));
             n_uses[s] += list_lanes(apart.source + s * room + n_uses[s], used, source);
         }
     }
     for (long s = 0; s < part.latents; n += n_uses[s++]) {
+        n_uses[s] = fill_up(apart.source + s * room, apart.act + s * room, n_uses[s]);
         memcpy(uses.source + n, apart.source + s * room, n_uses[s] * sizeof *uses.source);
         memcpy(uses.act + n, apart.act + s * room, n_uses[s] * sizeof *uses.act);
         start[s] = n;
@@ -137,13 +149,15 @@ static int list_uses(struct part part, struct uses uses, struct uses apart, int 
     }
 #endif
     for (long s = 0; s < part.latents; s++) {
+        int n_uses = 0;
         start[s] = n;
         for (long r = 0; r < part.rows; r++) {
             uint8_t level = part.first_level[r * part.d_sae + s];
-            uses.source[n] = (r << part.shift) + level;
-            uses.act[n] = part.acts[r * part.d_sae + s];
-            n += level < part.n_levels;
+            if (level >= part.n_levels) continue;
+            uses.source[n + n_uses] = r + level * part.most;
+            uses.act[n + n_uses++] = part.acts[r * part.d_sae + s];
         }
+        n += fill_up(uses.source + n, uses.act + n, n_uses);
     }
     return n;
 }
@@ -161,41 +175,69 @@ static void spread_dots(struct part part, struct uses uses, const int *start, RE
     memset(tile, 0, part.rows * LATENT_TILE * sizeof *tile);
     for (long s = 0; s < part.latents; s++)
         for (int n = start[s]; n < start[s + 1]; n++)
-            tile[(uses.source[n] >> part.shift) * LATENT_TILE + s] = uses.dot[n];
+            tile[uses.source[n] % part.most * LATENT_TILE + s] = uses.dot[n];
     for (long r = 0; r < part.rows; r++)
         memcpy(grad_acts + r * part.d_sae, tile + r * LATENT_TILE, part.latents * sizeof *tile);
 }
 
-/* The sums of four vectors' lanes, set or added. */
-static inline void add_sums(const vec v[4], int adds, REAL *to) {
 #ifdef COMPRESSES
-    if (sizeof(REAL) == 4) {
-        __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
-        __m512d ab = (__m512d)(_mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b));
-        __m512d cd = (__m512d)(_mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d));
-        __m512 abcd = (__m512)_mm512_unpacklo_pd(ab, cd) + (__m512)_mm512_unpackhi_pd(ab, cd);
-        quad sums = fold((vec)abcd), before;
+/* The sums of four vectors' lanes, each over four places. */
+static inline __m512 merge_four(const vec *v) {
+    __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
+    __m512 ab = _mm512_mask_blend_ps(0xcccc, a, b) + _mm512_shuffle_ps(a, b, 0x4e);
+    __m512 cd = _mm512_mask_blend_ps(0xcccc, c, d) + _mm512_shuffle_ps(c, d, 0x4e);
+    return _mm512_shuffle_ps(ab, cd, 0x88) + _mm512_shuffle_ps(ab, cd, 0xdd);
+}
+
+/* The same, of the first four, then of the other. */
+static inline __m256 merge_eight(const vec *v) {
+    __m512 a = merge_four(v), b = merge_four(v + 4);
+    __m512 ab = _mm512_mask_blend_ps(0xff00, a, b) + _mm512_shuffle_f32x4(a, b, 0x4e);
+    ab = _mm512_shuffle_f32x4(ab, ab, 0xd8);
+    return _mm512_castps512_ps256(ab) + _mm512_extractf32x8_ps(ab, 1);
+}
+#endif
+
+/* The sums of n vectors' lanes, set or added. */
+static inline void add_sums(const vec *v, int n, int adds, REAL *to) {
+#ifdef COMPRESSES
+    if (sizeof(REAL) == 4 && n == 8) {
+        __m256 sums = merge_eight(v);
+        if (adds) sums += _mm256_loadu_ps((float *)to);
+        _mm256_storeu_ps((float *)to, sums);
+        return;
+    }
+    if (sizeof(REAL) == 4 && n == 4) {
+        quad sums = fold((vec)merge_four(v)), before;
         memcpy(&before, to, sizeof before);
         if (adds) sums += before;
         memcpy(to, &sums, sizeof sums);
         return;
     }
 #endif
-    FOUR {
+    EACH_USE {
         REAL lanes = sum(v[k]);
         to[k] = adds ? to[k] + lanes : lanes;
     }
 }
 
-/* W . g; and total += act * g. */
-static inline vec multiply(const vec *g, const vec *w, REAL act, vec *total) {
-    vec even = {0}, odd = {0};
-    EACH_VECTOR {
-        if (i % 2) odd += w[i] * g[i];
-        else even += w[i] * g[i];
-        total[i] += act * g[i];
+/* Of n uses from u on: dot = w . g, set or added; and total += act * g. */
+static inline __attribute__((always_inline)) void multiply(const vec *table, struct uses uses,
+                                                           int u, int n, int adds, const vec *w,
+                                                           vec *total) {
+    vec lanes[MOST];
+    EACH_USE {
+        const vec *g = table + (long)uses.source[u + k] * VECTORS;
+        REAL act = uses.act[u + k];
+        vec even = w[0] * g[0], odd = w[1] * g[1];
+        EACH_VECTOR {
+            if (i > 1 && i % 2) odd += w[i] * g[i];
+            else if (i > 1) even += w[i] * g[i];
+            total[i] += act * g[i];
+        }
+        lanes[k] = even + odd;
     }
-    return even + odd;
+    add_sums(lanes, n, adds, uses.dot + u);
 }
 
 /* With g = grad[first level of (row, s)][row] for each latent s that a row uses, for latents begin
@@ -205,11 +247,11 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
                           const REAL *grad, REAL *grad_acts, REAL *grad_W_dec, long n_rows,
                           long d_sae, long d_in, long n_levels, long top, long bottom, long begin,
                           long end) {
-    long n_tables = parts((bottom - top) * n_levels, TABLE_ROWS), latents = end - begin;
-    long most = (bottom - top + n_tables - 1) / n_tables, n_pairs = latents * (bottom - top);
-    int shift = 0, n = 0, *start;
-    while (1 << shift < n_levels) shift++;
-    vec *table = aligned_alloc(VECTOR_BYTES, (most << shift) * VECTORS * VECTOR_BYTES);
+    long n_tables = parts((bottom - top) * n_levels, MOST_SOURCES), latents = end - begin;
+    long most = (bottom - top + n_tables - 1) / n_tables;
+    long n_pairs = latents * (bottom - top + n_tables * (MOST / 2 - 1));
+    int n = 0, *start;
+    vec *table = aligned_alloc(VECTOR_BYTES, most * n_levels * VECTORS * VECTOR_BYTES);
     struct uses uses = {malloc((n_pairs + 1) * sizeof *uses.source),
                         malloc((n_pairs + 1) * sizeof(REAL)), malloc((n_pairs + 1) * sizeof(REAL))};
     struct uses apart = {malloc(16 * (ROW_TILE + OVERRUN) * sizeof *uses.source),
@@ -218,13 +260,13 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
     REAL *tile = malloc(most * LATENT_TILE * sizeof *tile);
     struct latent *own = aligned_alloc(VECTOR_BYTES, latents * sizeof *own);
     int failed = !table || !uses.source || !uses.act || !uses.dot || !apart.source || !apart.act ||
-                 !list || !tile;
+                 !list || !tile || !own;
 
     start = list;
     for (long first = top; first < bottom && !failed; first += most, start += latents) {
         long place = first * d_sae + begin, rows = smaller(most, bottom - first);
         struct part part = {acts + place, first_level + place, rows, latents, d_sae, n_levels,
-                            shift};
+                            most};
         int n_here = list_uses(part, (struct uses){uses.source + n, uses.act + n, 0}, apart, start);
         for (long s = 0; s < latents; s++) start[s] += n;
         n += n_here;
@@ -232,39 +274,33 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
     if (!failed) *start = n;
     for (long column = 0; column < d_in && !failed; column += STRIP) {
         const int *at = list;
-        for (long s = 0; s < latents; s++) {
-            const REAL *w_row = W_dec + (begin + s) * d_in, *before = grad_W_dec + (begin + s) * d_in;
-            fetch(w_row + AHEAD * d_in, column);
-            load(own[s].w, w_row, column, d_in);
-            if (top) load(own[s].total, before, column, d_in);
-            else EACH_VECTOR own[s].total[i] = (vec){0};
-        }
         for (long first = top; first < bottom; first += most) {
+            int is_first = first == top, is_last = first + most >= bottom;
             for (long l = 0; l < n_levels; l++)
                 for (long r = 0; r < smaller(most, bottom - first); r++) {
                     const REAL *row = grad + (l * n_rows + first + r) * d_in;
                     fetch(row + AHEAD * d_in, column);
-                    load(table + ((r << shift) + l) * VECTORS, row, column, d_in);
+                    load(table + (l * most + r) * VECTORS, row, column, d_in);
                 }
             for (long s = 0; s < latents; s++, at++) {
-                vec w[VECTORS], total[VECTORS], lanes[4];
-                EACH_VECTOR w[i] = own[s].w[i], total[i] = own[s].total[i];
+                const REAL *w_row = W_dec + (begin + s) * d_in;
+                REAL *out = grad_W_dec + (begin + s) * d_in;
+                vec w[VECTORS], total[VECTORS];
                 int u = at[0], adds = column > 0;
-                for (; u + 4 <= at[1]; u += 4) {
-                    FOUR lanes[k] = multiply(table + (long)uses.source[u + k] * VECTORS, w,
-                                             uses.act[u + k], total);
-                    add_sums(lanes, adds, uses.dot + u);
-                }
-                for (; u < at[1]; u++) {
-                    REAL dot = sum(multiply(table + (long)uses.source[u] * VECTORS, w, uses.act[u],
-                                            total));
-                    uses.dot[u] = adds ? uses.dot[u] + dot : dot;
-                }
-                EACH_VECTOR own[s].total[i] = total[i];
+                if (is_first) {
+                    fetch(w_row + AHEAD * d_in, column);
+                    load(w, w_row, column, d_in);
+                    if (top) load(total, out, column, d_in);
+                    else EACH_VECTOR total[i] = (vec){0};
+                } else EACH_VECTOR w[i] = own[s].w[i], total[i] = own[s].total[i];
+                for (; u + MOST <= at[1]; u += MOST)
+                    multiply(table, uses, u, MOST, adds, w, total);
+                if (u < at[1]) multiply(table, uses, u, MOST / 2, adds, w, total);
+                if (is_first) EACH_VECTOR own[s].w[i] = w[i];
+                if (is_last) store(out, total, column, d_in);
+                else EACH_VECTOR own[s].total[i] = total[i];
             }
         }
-        for (long s = 0; s < latents; s++)
-            store(grad_W_dec + (begin + s) * d_in, own[s].total, column, d_in);
     }
     start = list;
     for (long first = top; first < bottom && !failed; first += most)
@@ -272,7 +308,7 @@ static long gradient_tile(const REAL *acts, const uint8_t *first_level, const RE
             long place = first * d_sae + s, rows = smaller(most, bottom - first);
             long width = smaller(LATENT_TILE, end - s);
             struct part part = {acts + place, first_level + place, rows, width, d_sae, n_levels,
-                                shift};
+                                most};
             spread_dots(part, uses, start, tile, grad_acts + place);
             start += width;
         }

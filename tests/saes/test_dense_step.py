@@ -95,7 +95,14 @@ def width(request, monkeypatch):
     monkeypatch.setattr(dense_step, "MAX_WIDTH", request.param)
 
 
-@pytest.mark.usefixtures("width")
+@pytest.fixture(params=[(0, 0), (0, 1), (1, 1)], ids=["none", "gradients", "all"])
+def from_lists(request, monkeypatch):
+    """What of a step is worked out from lists of active latents, however many are active."""
+    monkeypatch.setattr(dense_step, "MAX_SHARE_DECODED", request.param[0])
+    monkeypatch.setattr(dense_step, "MAX_SHARE_LISTED", request.param[1])
+
+
+@pytest.mark.usefixtures("width", "from_lists")
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize(
     ("silent", "dead"),
@@ -114,6 +121,7 @@ def test_losses_and_gradients_are_autograds(settings, silent, dead):
     assert_same(both_ways(sae, step_input(rows(), dead)))
 
 
+@pytest.mark.usefixtures("from_lists")
 def test_in_single_precision_too():
     sae = make_sae("float32")
     silence(sae, range(10))
@@ -121,7 +129,7 @@ def test_in_single_precision_too():
     assert_same(results, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("width")
+@pytest.mark.usefixtures("width", "from_lists")
 @pytest.mark.parametrize("silent", [(), range(10)])
 def test_every_output_has_its_gradient(silent):
     sae = make_sae()
@@ -134,6 +142,7 @@ def test_every_output_has_its_gradient(silent):
     assert_same(both_ways(sae, step_input(rows(), (2, 3)), also))
 
 
+@pytest.mark.usefixtures("from_lists")
 def test_single_losses_can_be_differentiated():
     sae = make_sae()
     for name in ("mse_loss", "l1_loss", "ghost_grad_loss"):
@@ -147,6 +156,7 @@ def test_single_losses_can_be_differentiated():
             torch.testing.assert_close(fast[parameter], gradient, msg=f"{name} {parameter}")
 
 
+@pytest.mark.usefixtures("from_lists")
 def test_nan_reaches_the_loss_and_the_gradients():
     sae, sae_in = make_sae(), rows()
     sae_in[3, 2] = torch.nan
@@ -157,6 +167,7 @@ def test_nan_reaches_the_loss_and_the_gradients():
     assert sae.W_enc.grad.isnan().any()
 
 
+@pytest.mark.usefixtures("from_lists")
 def test_outputs_that_are_kept_are_not_written_over():
     sae = make_sae("float32")
     kept = sae.training_forward_pass(step_input(rows(torch.float32)))

@@ -7,7 +7,9 @@ fired, a sum over rows. Here they are a few, in C (with a C compiler at hand, se
 ``vit_sae_plugin.cpu_kernels``).
 
 Latents that no row of the batch uses have no part in three of the five products: neither do they
-change the reconstruction, nor do they get a gradient from it. Dead latents of a PatchSAE are
+change the reconstruction, nor do they get a gradient from it. Once few of a row's latents are
+active, as the penalty wants it, all but the encoder's product are worked out from lists of those
+(``sparse_products``). Dead latents of a PatchSAE are
 decoded by the ghost term alone, so a step with ghost gradients, too, costs little more than five
 products, whatever the share of dead latents.
 
@@ -33,10 +35,24 @@ from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 from vit_sae_plugin.reused_memory import REUSED_MEMORY
 
 from .ghost_gradients import EPSILON
+from .largest_latents import ActiveLatents
+from .sparse_products import (
+    SparseGradients,
+    decode_active,
+    has_sparse_products,
+    list_active,
+    sparse_gradients,
+)
 from .unit_norm_decoder import remove_parallel_part_
 
 MIN_SHARE_UNUSED = 0.1
 """Share of latents without use from which on it pays to copy the others out of the arrays."""
+
+MAX_SHARE_DECODED = 0.04
+"""Share of active latents up to which the reconstruction is summed up from decoder rows."""
+
+MAX_SHARE_LISTED = 0.14
+"""Share of active latents up to which gradients are worked out from lists of them."""
 
 MAX_WIDTH = 8192
 """Latents that are worked on at once: enough for fast products, few enough for little memory."""
@@ -145,18 +161,23 @@ class _DenseStep(torch.autograd.Function):
         hidden_pre = _empty(rows, n_rows, d_sae)
         sae_out = _empty(rows, n_rows, d_in).copy_(b_dec.expand(n_rows, d_in))
         n_fired, sums = torch.empty_like(b_enc), torch.empty_like(b_enc)
-        blocks, used, acts = _blocks(d_sae), [], None
+        blocks, used, active, acts = _blocks(d_sae), [], [], None
         for block in blocks:
             acts = None  # so that the next has its memory
             hidden = torch.mm(centred, W_enc[:, block], out=hidden_pre[:, block])
             acts = _empty(rows, *hidden.shape)
             arrays = (hidden, b_enc[block], acts, n_fired[block], sums[block])
             run_kernel(kernels.rectify, *arrays, *hidden.shape, d_sae)
+            share = n_fired[block].sum() / max(acts.numel(), 1)
+            active.append(_listed(acts) if share <= MAX_SHARE_LISTED else None)
             used.append(_used_latents(n_fired[block]))
+            if active[-1] is not None and share <= MAX_SHARE_DECODED:
+                sae_out += decode_active(active[-1], W_dec[block])
+                continue
             acts = _columns(acts, used[-1], kernels)
             sae_out.addmm_(acts, _rows(W_dec[block], used[-1]))
-        if len(blocks) > 1:
-            acts = None  # made again; a single block's stay
+        if len(blocks) > 1 or active[0] is not None:
+            acts = None  # made again, or not needed; a single block's stay
         residual, (weight, error) = _empty(rows, n_rows, d_in), rows.new_empty(2, n_rows, 1)
         arrays = (rows, sae_out, residual, weight, error)
         run_kernel(kernels.residual_rows, *arrays, n_rows, d_in, int(settings.divide_by_norm))
@@ -165,16 +186,20 @@ class _DenseStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(n_fired)
         ctx.settings, ctx.used = settings, used
+        lists = [t for block in active for t in (block.tensors() if block else [None] * 3)]
         # Unlike attributes these go with the backward pass, however long the output is kept.
-        ctx.save_for_backward(centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *ghosts)
+        ctx.save_for_backward(
+            centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *ghosts, *lists
+        )
         mse_loss, l1_loss = error.sum() / rows.numel(), settings.penalty * (sums.sum() / n_rows)
         return mse_loss, l1_loss, ghost_loss, sae_out, hidden_pre, n_fired
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *of_ghosts = ctx.saved_tensors
+        centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *more = ctx.saved_tensors
         d_mse, d_l1, d_ghost, d_out, d_hidden, _ = grad_outputs
-        settings, kernels, ghosts = ctx.settings, ctx.settings.kernels, _Ghosts(*of_ghosts)
+        settings, kernels, ghosts = ctx.settings, ctx.settings.kernels, _Ghosts(*more[:3])
+        lists = [more[i : i + 3] for i in range(3, len(more), 3)]
         n_rows, (d_sae, d_in) = len(residual), W_dec.shape
         zero = residual.new_zeros(())
 
@@ -191,8 +216,12 @@ class _DenseStep(torch.autograd.Function):
         grad_W_enc, grad_W_dec = matrices
         grad_b_enc = zero.new_empty(d_sae)
         gradients = _Gradients(grad_W_enc, grad_b_enc, grad_W_dec, adds)
-        for block, used in zip(_blocks(d_sae), ctx.used, strict=True):
+        for block, used, listed in zip(_blocks(d_sae), ctx.used, lists, strict=True):
             part = _Part(block, used, ghosts.within(block), kernels)
+            if listed[0] is not None:
+                active = ActiveLatents(*listed)
+                part.fill_from_lists(gradients, active, centred, grad_out, W_dec, penalty)
+                continue
             own_acts = part.acts(hidden_pre) if acts is None else acts
             part.fill(gradients, own_acts, centred, grad_out, W_dec, penalty)
             del own_acts  # so that the next has their memory
@@ -214,6 +243,10 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 def _blocks(d_sae: int) -> list[slice]:
     width = -(-d_sae // -(-d_sae // MAX_WIDTH))  # all about as wide
     return [slice(begin, min(begin + width, d_sae)) for begin in range(0, d_sae, width)]
+
+
+def _listed(acts: Tensor) -> ActiveLatents | None:
+    return list_active(acts) if has_sparse_products(acts.device, acts.dtype) else None
 
 
 def _used_latents(n_fired: Tensor) -> Tensor | None:
@@ -350,6 +383,33 @@ class _Part:
             made = torch.mm(centred.T, grad_hidden, out=_empty(acts, len(whole), n))
             places.spread_columns(made, whole, adds)
             places.spread_columns(sums[None], gradients.b_enc[None, self.block], adds=False)
+
+    def fill_from_lists(
+        self,
+        gradients: _Gradients,
+        active: ActiveLatents,
+        centred: Tensor,
+        grad_out: Tensor,
+        W_dec: Tensor,
+        penalty: Tensor,
+    ) -> None:
+        """As ``fill``, of latents few of which are active in a row."""
+        of_decoder, of_encoder = gradients.W_dec[self.block], gradients.W_enc[:, self.block]
+        out = SparseGradients(of_decoder, of_encoder, gradients.b_enc[self.block])
+        if gradients.adds:
+            made = (_empty(of_decoder, *of_decoder.shape), _empty(of_encoder, *of_encoder.shape))
+            out = SparseGradients(*made, out.b_enc)
+        sparse_gradients(active, W_dec[self.block], grad_out, centred, penalty=penalty, out=out)
+        if gradients.adds:
+            of_decoder += out.W_dec
+            of_encoder += out.W_enc
+        if len(self.ghosts.latents):
+            # to which those are added that don't fire
+            rest = gradients._replace(b_enc=torch.zeros_like(gradients.b_enc), adds=True)
+            none = self.ghosts.latents[:0]
+            no_acts = centred.new_empty(len(centred), 0)
+            replace(self, used=none).fill(rest, no_acts, centred, grad_out, W_dec, penalty)
+            gradients.b_enc[self.block] += rest.b_enc[self.block]
 
 
 @dataclass(frozen=True)

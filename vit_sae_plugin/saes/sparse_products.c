@@ -16,6 +16,58 @@
 #define CHUNK 2048L /* latents whose encoder columns are held until they are transposed */
 #define SQUARE 16L
 
+/* How many latents of each row are active: not zero. NaN is. */
+static long count_share(const REAL *acts, int64_t *n_active, long d_sae, long begin, long end) {
+    for (long r = begin; r < end; r++) {
+        int64_t n = 0;
+        _Pragma("omp simd reduction(+ : n)")
+        for (long s = 0; s < d_sae; s++) n += acts[r * d_sae + s] != 0;
+        n_active[r] = n;
+    }
+    return 0;
+}
+
+long count_active(const REAL *acts, int64_t *n_active, long n_rows, long d_sae, long threads) {
+    SHARE_OUT(n_rows, threads, count_share(acts, n_active, d_sae, begin, end));
+}
+
+/* Which they are, and how active, of a row that has n. */
+static void list_row(const REAL *acts, int32_t *latent, REAL *act, long n, long d_sae) {
+    long a = 0;
+    for (long s = 0; s < d_sae && a < n; s++) {
+#ifdef COMPRESSES
+        if (sizeof(REAL) == 4 && s % 16 == 0 && s + 16 <= d_sae) {
+            __m512 v = _mm512_loadu_ps((const float *)acts + s);
+            __mmask16 chosen = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+            __m512i which = _mm512_add_epi32(ascending(), _mm512_set1_epi32(s));
+            if (chosen) {
+                _mm512_mask_compressstoreu_ps(act + a, chosen, v);
+                _mm512_mask_compressstoreu_epi32(latent + a, chosen, which);
+                a += __builtin_popcount(chosen);
+            }
+            s += 15;
+            continue;
+        }
+#endif
+        if (acts[s] != 0) latent[a] = s, act[a++] = acts[s];
+    }
+}
+
+static long list_share(const REAL *acts, const int64_t *row_start, int32_t *latent, REAL *act,
+                       long d_sae, long begin, long end) {
+    for (long r = begin; r < end; r++) {
+        long first = row_start[r];
+        list_row(acts + r * d_sae, latent + first, act + first, row_start[r + 1] - first, d_sae);
+    }
+    return 0;
+}
+
+/* The latents of all rows, of which row_start tells how many each has. */
+long list_active(const REAL *acts, const int64_t *row_start, int32_t *latent, REAL *act,
+                 long n_rows, long d_sae, long threads) {
+    SHARE_OUT(n_rows, threads, list_share(acts, row_start, latent, act, d_sae, begin, end));
+}
+
 static long decode_share(const int64_t *row_start, const int32_t *latent, const REAL *act,
                          const REAL *W_dec, REAL *out, long d_in, long begin, long end) {
     for (long r = begin; r < end; r++)
@@ -106,9 +158,20 @@ static void decoder_gradient(struct uses uses, const REAL *W_dec, const REAL *gr
         }
 }
 
-/* grad_W_enc[:, latent] = sum of dot[use] * x[row] */
+/* dot[use] += penalty, which every active latent pays; grad_b_enc[latent] = sum of dot[use] */
+static void bias_gradient(struct uses uses, REAL penalty, REAL *dot, REAL *grad_b_enc) {
+    long n = uses.last - uses.first;
+    for (long s = 0; s < n; s++) {
+        REAL total = 0;
+        for (long use = uses.first_use[s]; use < uses.first_use[uses.n_tiles * n + s]; use++)
+            total += dot[use] += penalty;
+        grad_b_enc[uses.first + s] = total;
+    }
+}
+
+/* grad_W_enc[:, latent] = sum of dot[use] * x[row]; grad_W_enc's rows lie stride apart */
 static void encoder_gradient(struct uses uses, const REAL *x, vec *table, vec *columns,
-                             const REAL *dot, REAL *grad_W_enc, long n_rows, long d_sae,
+                             const REAL *dot, REAL *grad_W_enc, long n_rows, long stride,
                              long d_in) {
     long n = uses.last - uses.first;
     for (long column = 0; column < d_in; column += STRIP) {
@@ -129,7 +192,7 @@ static void encoder_gradient(struct uses uses, const REAL *x, vec *table, vec *c
         const REAL *from = (const REAL *)columns;
         for (long left = 0; left < n; left += SQUARE)
             for (long c = 0; c < smaller(STRIP, d_in - column); c++) {
-                REAL *out = grad_W_enc + (column + c) * d_sae + uses.first;
+                REAL *out = grad_W_enc + (column + c) * stride + uses.first;
                 for (long s = left; s < smaller(left + SQUARE, n); s++)
                     out[s] = from[s * STRIP + c];
             }
@@ -149,8 +212,9 @@ static long latent_at(const int64_t *latent_start, long d_sae, long work) {
 
 static long gradients_share(const int64_t *latent_start, const int32_t *use_row,
                             const REAL *use_act, const REAL *W_dec, const REAL *grad,
-                            const REAL *x, REAL *dot, REAL *grad_W_dec, REAL *grad_W_enc,
-                            long n_rows, long d_sae, long d_in, long begin, long end) {
+                            const REAL *x, REAL penalty, REAL *dot, REAL *grad_W_dec,
+                            REAL *grad_W_enc, REAL *grad_b_enc, long n_rows, long d_sae, long d_in,
+                            long stride, long begin, long end) {
     long first = latent_at(latent_start, d_sae, begin), last = latent_at(latent_start, d_sae, end);
     long n_tiles = n_rows ? (n_rows - 1) / TABLE_ROWS + 1 : 1;
     vec *table = aligned_alloc(VECTOR_BYTES, smaller(TABLE_ROWS, n_rows + 1) * sizeof(vec[VECTORS]));
@@ -168,19 +232,23 @@ static long gradients_share(const int64_t *latent_start, const int32_t *use_row,
         }
         struct uses uses = {use_row, use_act, first_use, first, first + n, n_tiles};
         decoder_gradient(uses, W_dec, grad, table, dot, grad_W_dec, n_rows, d_in);
-        encoder_gradient(uses, x, table, columns, dot, grad_W_enc, n_rows, d_sae, d_in);
+        bias_gradient(uses, penalty, dot, grad_b_enc);
+        encoder_gradient(uses, x, table, columns, dot, grad_W_enc, n_rows, stride, d_in);
     }
     free(table), free(columns), free(first_use);
     return -failed;
 }
 
 /* With grad the gradient of what decode_rows returns and latents sorted by sort_by_latent, the
- * gradient of each use's latent (dot), of the decoder, and of the encoder whose input is x. */
+ * gradient of each use's latent (dot), to which penalty[0] is added, and those of the decoder and of
+ * the encoder whose input is x. grad_W_enc's rows lie stride apart. */
 long gradients(const int64_t *latent_start, const int32_t *use_row, const REAL *use_act,
-               const REAL *W_dec, const REAL *grad, const REAL *x, REAL *dot, REAL *grad_W_dec,
-               REAL *grad_W_enc, long n_rows, long d_sae, long d_in, long threads) {
+               const REAL *W_dec, const REAL *grad, const REAL *x, const REAL *penalty, REAL *dot,
+               REAL *grad_W_dec, REAL *grad_W_enc, REAL *grad_b_enc, long n_rows, long d_sae,
+               long d_in, long stride, long threads) {
     long work = latent_start[d_sae] + d_sae;
     SHARE_OUT(work, threads,
-              gradients_share(latent_start, use_row, use_act, W_dec, grad, x, dot, grad_W_dec,
-                              grad_W_enc, n_rows, d_sae, d_in, begin, end));
+              gradients_share(latent_start, use_row, use_act, W_dec, grad, x, penalty[0], dot,
+                              grad_W_dec, grad_W_enc, grad_b_enc, n_rows, d_sae, d_in, stride,
+                              begin, end));
 }

@@ -1,9 +1,10 @@
 """The products of a training step that few active latents make cheap.
 
 Of the five matrix products of an SAE's step only the encoder's has to be done in full when a few
-latents of a row are active, as under top-k. The reconstruction is a sum of a few decoder rows; a
-latent's gradient is one dot product; and each latent's decoder row and encoder column get their
-gradients from the rows alone in which the latent is active.
+latents of a row are active, as under top-k, or once an L1 penalty has done its work. The
+reconstruction is a sum of a few decoder rows; a latent's gradient is one dot product; and each
+latent's decoder row and encoder column get their gradients from the rows alone in which the latent
+is active.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ def has_sparse_products(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in _REAL and _kernels(dtype) is not None
 
 
+def list_active(acts: Float[Tensor, "rows d_sae"]) -> ActiveLatents:
+    """The latents that aren't zero, NaN among them, of contiguous rows on a CPU."""
+    kernels, (n_rows, d_sae) = _kernels(acts.dtype), acts.shape
+    row_start = torch.zeros(n_rows + 1, dtype=torch.int64)
+    run_kernel(kernels.count_active, acts, row_start[1:], n_rows, d_sae)
+    row_start.cumsum_(0)
+    latent = torch.empty(int(row_start[-1]), dtype=torch.int32)
+    active = ActiveLatents(row_start, latent, acts.new_empty(len(latent)))
+    run_kernel(kernels.list_active, acts, *active.tensors(), n_rows, d_sae)
+    return active
+
+
 def decode_active(
     active: ActiveLatents, W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "rows d_in"]:
@@ -50,6 +63,9 @@ def sparse_gradients(
     W_dec: Float[Tensor, "d_sae d_in"],
     grad: Float[Tensor, "rows d_in"],
     x: Float[Tensor, "rows d_in"],
+    *,
+    penalty: Float[Tensor, ""] | None = None,
+    out: SparseGradients | None = None,
 ) -> SparseGradients:
     """The gradients of what ``decode_active`` returns, all the way back to the encoder.
 
@@ -57,6 +73,8 @@ def sparse_gradients(
         active, W_dec: as they were decoded.
         grad: gradient of the reconstruction.
         x: what was encoded.
+        penalty: what the loss grows by with each active latent's act, beside that.
+        out: where they go, as columns or rows of larger arrays may be; None: into new ones.
     """
     kernels = _kernels(W_dec.dtype)
     (d_sae, d_in), n_rows, n_active = W_dec.shape, len(x), len(active.act)
@@ -64,14 +82,15 @@ def sparse_gradients(
     use_row, use_act = torch.empty(n_active, dtype=torch.int32), torch.empty_like(active.act)
     lists = (latent_start, use_row, use_act)
     run_kernel(kernels.sort_by_latent, *active.tensors(), *lists, n_rows, d_sae)
-    grad_acts = torch.empty_like(use_act)
-    grad_W_dec, grad_W_enc = W_dec.new_empty(d_sae, d_in), W_dec.new_empty(d_in, d_sae)
+    if out is None:
+        matrices = W_dec.new_empty(d_sae, d_in), W_dec.new_empty(d_in, d_sae)
+        out = SparseGradients(*matrices, W_dec.new_empty(d_sae))
     factors = (W_dec.contiguous(), grad.contiguous(), x.contiguous())
-    results = (grad_acts, grad_W_dec, grad_W_enc)
-    run_kernel(kernels.gradients, *lists, *factors, *results, n_rows, d_sae, d_in)
-    latent = torch.arange(d_sae).repeat_interleave(latent_start.diff())
-    grad_b_enc = W_dec.new_zeros(d_sae).index_add_(0, latent, grad_acts)
-    return SparseGradients(grad_W_dec, grad_W_enc, grad_b_enc)
+    penalty = W_dec.new_zeros(()) if penalty is None else penalty
+    results = (torch.empty_like(use_act), out.W_dec, out.W_enc, out.b_enc)
+    sizes = (n_rows, d_sae, d_in, out.W_enc.stride(0))
+    run_kernel(kernels.gradients, *lists, *factors, penalty, *results, *sizes)
+    return out
 
 
 _REAL = {torch.float32: "float", torch.float64: "double"}

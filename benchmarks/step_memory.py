@@ -44,6 +44,7 @@ class Case:
 CASES = [
     Case("patchsae, none dead", 3),
     Case("patchsae, a quarter dead", 3),
+    Case("patchsae, 2 % positive", 3),
     Case("patchsae, none dead", n_parts=4),
     Case("patchsae, a quarter dead", n_parts=4),
     Case("topk, k 64", 3),

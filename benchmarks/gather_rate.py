@@ -5,10 +5,11 @@
 Nested decoding adds up decoder rows for each of a row's levels, and its gradients look up one of a
 row's level gradients for each latent in use. Kernels that hold what they look up in a table of one
 strip of columns load each vector of it once for each pair of a row and an active latent, in
-decoding and again for the gradients. Here such loads, with the one multiplication that decoding
-does with each, are timed alone: no lists are made or read from memory, no table is filled, nothing
-is written. Times are in products of ``[batch, d_in] × [d_in, d_sae]``, timed in turn with them, by
-the processor's clock, which other load on the machine disturbs least.
+decoding and again for the gradients. Here such loads are timed with the arithmetic that goes with
+them, one multiplication a vector in decoding, two and the sum of its lanes for the gradients, and
+with nothing else: no lists are made or read from memory, no table is filled, nothing is written
+but what is added up. Times are in products of ``[batch, d_in] × [d_in, d_sae]``, timed in turn with
+them, by the processor's clock, which other load on the machine disturbs least.
 
 It says what *gathering* can reach on a machine. Kernels that use each loaded vector for several
 rows or latents would not be bound by it.
@@ -50,10 +51,14 @@ def main() -> None:
     for kib in TABLE_KIB:
         n_rows = kib * 1024 // row_bytes
         tables = torch.randn(args.threads * n_rows * row_bytes // 4)
-        row = torch.randint(n_rows, (N_GATHERED,), dtype=torch.int32)
+        row = torch.randint(n_rows, (N_GATHERED,), dtype=torch.int16)
         act, sums = torch.rand(N_GATHERED), torch.empty(args.threads * row_bytes // 4)
-        arrays = (tables, row, act, sums, N_GATHERED, times, n_rows)
-        steps[f"{kib} KiB"] = partial(run_kernel, kernels.gather, *arrays)
+        dot, sizes_of = torch.empty(args.threads * N_GATHERED), (N_GATHERED, times, n_rows)
+        decode = partial(run_kernel, kernels.gather, tables, row, act, sums, *sizes_of)
+        gradients = partial(
+            run_kernel, kernels.gather_gradients, tables, row, act, dot, sums, *sizes_of
+        )
+        steps |= {f"decoding, {kib} KiB": decode, f"gradients, {kib} KiB": gradients}
     seconds = seconds_in_turns(steps, args.rounds, time.process_time, warm_up=2)
     bare = seconds.pop("")
     print(f"products, for {args.threads} threads; half / a fifth of all pairs")
@@ -63,7 +68,7 @@ def main() -> None:
             ratio_of(name, [d * s for s in all_pairs], bare, "one product") for d in DENSITIES
         ]
         shown = " / ".join(f"{r.ratio:.2f} ({r.low:.2f} to {r.high:.2f})" for r in by_density)
-        print(f"{name:>8} a thread: {shown}")
+        print(f"{name:>19} a thread: {shown}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from vit_sae_plugin.reused_memory import ReusedMemory
 from vit_sae_plugin.saes import (
     PatchTrainingSAE,
     PatchTrainingSAEConfig,
+    dense_gradients,
     dense_step,
     patch_sae,
 )
@@ -194,7 +195,7 @@ def test_a_wide_step_keeps_one_buffer_and_the_dead_latents(n_dead, n_parts, monk
         return block
 
     monkeypatch.setattr(memory, "_take", counted)
-    monkeypatch.setattr(dense_step, "REUSED_MEMORY", memory)
+    monkeypatch.setattr(dense_gradients, "REUSED_MEMORY", memory)
     monkeypatch.setattr(dense_step, "MAX_WIDTH", 512)
     n_rows, d_sae = 256, 4096
     sae = PatchTrainingSAE(PatchTrainingSAEConfig(d_in=8, d_sae=d_sae))

@@ -9,9 +9,8 @@ fired, a sum over rows. Here they are a few, in C (with a C compiler at hand, se
 Latents that no row of the batch uses have no part in three of the five products: neither do they
 change the reconstruction, nor do they get a gradient from it. Once few of a row's latents are
 active, as the penalty wants it, all but the encoder's product are worked out from lists of those
-(``sparse_products``). Dead latents of a PatchSAE are
-decoded by the ghost term alone, so a step with ghost gradients, too, costs little more than five
-products, whatever the share of dead latents.
+(``sparse_products``). Dead latents of a PatchSAE are decoded by the ghost term alone, so a step
+with ghost gradients, too, costs little more than five products, whatever the share of dead latents.
 
 Wide SAEs are worked on a block of latents at a time. Of ``[rows, d_sae]`` arrays a step keeps the
 latents before ReLU, for its backward pass, and those of dead latents' exponentials; latents and
@@ -32,17 +31,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
-from vit_sae_plugin.reused_memory import REUSED_MEMORY
 
+from .dense_gradients import Ghosts, Gradients, Part, columns_of, reused_empty, rows_of
 from .ghost_gradients import EPSILON
 from .largest_latents import ActiveLatents
-from .sparse_products import (
-    SparseGradients,
-    decode_active,
-    has_sparse_products,
-    list_active,
-    sparse_gradients,
-)
+from .sparse_products import decode_active, has_sparse_products, list_active
 from .unit_norm_decoder import remove_parallel_part_
 
 MIN_SHARE_UNUSED = 0.1
@@ -157,15 +150,15 @@ class _DenseStep(torch.autograd.Function):
         settings: _Settings,
     ) -> tuple[Tensor, ...]:
         kernels, n_rows, (d_sae, d_in) = settings.kernels, len(rows), W_dec.shape
-        centred = torch.sub(rows, b_dec, out=_empty(rows, n_rows, d_in))
-        hidden_pre = _empty(rows, n_rows, d_sae)
-        sae_out = _empty(rows, n_rows, d_in).copy_(b_dec.expand(n_rows, d_in))
+        centred = torch.sub(rows, b_dec, out=reused_empty(rows, n_rows, d_in))
+        hidden_pre = reused_empty(rows, n_rows, d_sae)
+        sae_out = reused_empty(rows, n_rows, d_in).copy_(b_dec.expand(n_rows, d_in))
         n_fired, sums = torch.empty_like(b_enc), torch.empty_like(b_enc)
         blocks, used, active, acts = _blocks(d_sae), [], [], None
         for block in blocks:
             acts = None  # so that the next has its memory
             hidden = torch.mm(centred, W_enc[:, block], out=hidden_pre[:, block])
-            acts = _empty(rows, *hidden.shape)
+            acts = reused_empty(rows, *hidden.shape)
             arrays = (hidden, b_enc[block], acts, n_fired[block], sums[block])
             run_kernel(kernels.rectify, *arrays, *hidden.shape, d_sae)
             share = n_fired[block].sum() / max(acts.numel(), 1)
@@ -174,11 +167,11 @@ class _DenseStep(torch.autograd.Function):
             if active[-1] is not None and share <= MAX_SHARE_DECODED:
                 sae_out += decode_active(active[-1], W_dec[block])
                 continue
-            acts = _columns(acts, used[-1], kernels)
-            sae_out.addmm_(acts, _rows(W_dec[block], used[-1]))
+            acts = columns_of(acts, used[-1], kernels)
+            sae_out.addmm_(acts, rows_of(W_dec[block], used[-1]))
         if len(blocks) > 1 or active[0] is not None:
             acts = None  # made again, or not needed; a single block's stay
-        residual, (weight, error) = _empty(rows, n_rows, d_in), rows.new_empty(2, n_rows, 1)
+        residual, (weight, error) = reused_empty(rows, n_rows, d_in), rows.new_empty(2, n_rows, 1)
         arrays = (rows, sae_out, residual, weight, error)
         run_kernel(kernels.residual_rows, *arrays, n_rows, d_in, int(settings.divide_by_norm))
         ghosts, ghost_loss = _ghosts(hidden_pre, W_dec, settings, residual, weight)
@@ -198,13 +191,13 @@ class _DenseStep(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         centred, W_enc, W_dec, residual, weight, hidden_pre, acts, *more = ctx.saved_tensors
         d_mse, d_l1, d_ghost, d_out, d_hidden, _ = grad_outputs
-        settings, kernels, ghosts = ctx.settings, ctx.settings.kernels, _Ghosts(*more[:3])
+        settings, kernels, ghosts = ctx.settings, ctx.settings.kernels, Ghosts(*more[:3])
         lists = [more[i : i + 3] for i in range(3, len(more), 3)]
         n_rows, (d_sae, d_in) = len(residual), W_dec.shape
         zero = residual.new_zeros(())
 
         scale = zero if d_mse is None else d_mse * (-2 / residual.numel())
-        grad_out = torch.mul(residual, scale * weight, out=_empty(residual, n_rows, d_in))
+        grad_out = torch.mul(residual, scale * weight, out=reused_empty(residual, n_rows, d_in))
         if d_out is not None:
             grad_out += d_out
         penalty = zero if d_l1 is None else (d_l1 * settings.penalty / n_rows).to(zero.dtype)
@@ -212,12 +205,15 @@ class _DenseStep(torch.autograd.Function):
         ghosts = ghosts._replace(grad_out=ghosts.grad_out * scale)
 
         adds = settings.gradients is not None
-        matrices = settings.gradients or (_empty(zero, d_in, d_sae), _empty(zero, d_sae, d_in))
+        matrices = settings.gradients or (
+            reused_empty(zero, d_in, d_sae),
+            reused_empty(zero, d_sae, d_in),
+        )
         grad_W_enc, grad_W_dec = matrices
         grad_b_enc = zero.new_empty(d_sae)
-        gradients = _Gradients(grad_W_enc, grad_b_enc, grad_W_dec, adds)
+        gradients = Gradients(grad_W_enc, grad_b_enc, grad_W_dec, adds)
         for block, used, listed in zip(_blocks(d_sae), ctx.used, lists, strict=True):
-            part = _Part(block, used, ghosts.within(block), kernels)
+            part = Part(block, used, ghosts.within(block), kernels)
             if listed[0] is not None:
                 active = ActiveLatents(*listed)
                 part.fill_from_lists(gradients, active, centred, grad_out, W_dec, penalty)
@@ -236,10 +232,6 @@ class _DenseStep(torch.autograd.Function):
         return None, grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec, None
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return REUSED_MEMORY.empty(*shape, dtype=like.dtype)
-
-
 def _blocks(d_sae: int) -> list[slice]:
     width = -(-d_sae // -(-d_sae // MAX_WIDTH))  # all about as wide
     return [slice(begin, min(begin + width, d_sae)) for begin in range(0, d_sae, width)]
@@ -255,194 +247,27 @@ def _used_latents(n_fired: Tensor) -> Tensor | None:
     return used if len(used) <= (1 - MIN_SHARE_UNUSED) * len(n_fired) else None
 
 
-def _columns(array: Tensor, latents: Tensor | None, kernels: ctypes.CDLL) -> Tensor:
-    if latents is None:
-        return array
-    columns = _empty(array, len(array), len(latents))
-    sizes = (len(array), array.stride(0), len(latents))
-    run_kernel(kernels.gather_columns, array, latents, columns, *sizes)
-    return columns
-
-
-def _rows(array: Tensor, latents: Tensor | None) -> Tensor:
-    if latents is None:
-        return array
-    out = _empty(array, len(latents), array.shape[1])
-    return torch.index_select(array, 0, latents, out=out)
-
-
-class _Ghosts(NamedTuple):
-    """What the ghost term's backward pass needs. Without such a term, there are no latents."""
-
-    latents: Tensor
-    """In ascending order."""
-    acts: Tensor
-    """``[rows, ghosts]``: their exponentials, up to a factor of each row."""
-    grad_out: Tensor
-    """``[rows, d_in]``: the gradient of the term, times its elements, with respect to what they
-    decode."""
-
-    def within(self, block: slice) -> _Ghosts:
-        """Those of a block, counted from its first latent."""
-        edges = self.latents.new_tensor([block.start, block.stop])
-        begin, end = torch.searchsorted(self.latents, edges).tolist()
-        return _Ghosts(
-            self.latents[begin:end] - block.start, self.acts[:, begin:end], self.grad_out
-        )
-
-
 def _ghosts(
     hidden_pre: Tensor, W_dec: Tensor, settings: _Settings, residual: Tensor, weight: Tensor
-) -> tuple[_Ghosts, Tensor]:
+) -> tuple[Ghosts, Tensor]:
     """What is kept of the term, and the term, a mean over rows and features."""
     latents = torch.empty(0, dtype=torch.long)
     if settings.ghosts is not None:
         latents = settings.ghosts.nonzero().squeeze(-1)
     if len(latents) == 0:
         none = residual.new_empty(len(residual), 0)
-        return _Ghosts(latents, none, none), residual.new_zeros(())
-    acts = _columns(hidden_pre, latents, settings.kernels)
+        return Ghosts(latents, none, none), residual.new_zeros(())
+    acts = columns_of(hidden_pre, latents, settings.kernels)
     # as exponential_acts and scaled_ghost_error, in place
     acts.sub_(acts.amax(dim=-1, keepdim=True).clamp_(min=0)).exp_()
-    decoded = _empty(acts, *residual.shape).zero_()
+    decoded = reused_empty(acts, *residual.shape).zero_()
     for block in _blocks(len(latents)):
-        decoded.addmm_(acts[:, block], _rows(W_dec, latents[block]))
+        decoded.addmm_(acts[:, block], rows_of(W_dec, latents[block]))
     error = torch.empty_like(weight)
     constants = acts.new_tensor([EPSILON, torch.finfo(acts.dtype).tiny])
     arrays = (residual, weight, decoded, error, constants)
     run_kernel(settings.kernels.ghost_rows, *arrays, *residual.shape)
-    return _Ghosts(latents, acts, decoded), error.sum() / residual.numel()
-
-
-class _Gradients(NamedTuple):
-    """A step's, filled block by block."""
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    adds: bool
-    """Whether the matrices are to be added to."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The latents of a block that get a gradient: those that some row uses, then the ghosts."""
-
-    block: slice
-    used: Tensor | None
-    ghosts: _Ghosts
-    kernels: ctypes.CDLL
-
-    def acts(self, hidden_pre: Tensor) -> Tensor:
-        """Those that are used, from latents before ReLU."""
-        hidden = hidden_pre[:, self.block]
-        if self.used is None:
-            return torch.clamp(hidden, min=0, out=_empty(hidden, *hidden.shape))
-        return _columns(hidden, self.used, self.kernels).clamp_(min=0)
-
-    def fill(
-        self,
-        gradients: _Gradients,
-        acts: Tensor,
-        centred: Tensor,
-        grad_out: Tensor,
-        W_dec: Tensor,
-        penalty: Tensor,
-    ) -> None:
-        """Work out the block's share of the gradients."""
-        (n_rows, n_used), n_ghosts = acts.shape, len(self.ghosts.latents)
-        n, W_dec = n_used + n_ghosts, W_dec[self.block]
-        places = _Places.of(self.used, self.ghosts.latents, len(W_dec), self.kernels)
-
-        # The decoder's first, so that the encoder's can have the memory that it leaves.
-        whole, adds = gradients.W_dec[self.block], gradients.adds
-        made = whole if places is None else _empty(whole, n, whole.shape[1])
-        made[:n_used].addmm_(acts.T, grad_out, beta=int(adds and places is None))
-        if n_ghosts:
-            torch.mm(self.ghosts.acts.T, self.ghosts.grad_out, out=made[n_used:])
-        if places is not None:
-            places.spread_rows(made, whole, adds)
-        del made
-
-        # The gradient of latents, then, in the same memory, of latents before ReLU.
-        grad_hidden, sums = _empty(acts, n_rows, n), acts.new_empty(n)
-        torch.mm(grad_out, _rows(W_dec, self.used).T, out=grad_hidden[:, :n_used])
-        arrays = (acts, grad_hidden, penalty, sums)
-        run_kernel(self.kernels.rectify_gradient, *arrays, n_rows, n_used, n)
-        if n_ghosts:
-            of_ghosts = grad_hidden[:, n_used:]
-            torch.mm(self.ghosts.grad_out, _rows(W_dec, self.ghosts.latents).T, out=of_ghosts)
-            of_ghosts *= self.ghosts.acts
-            torch.sum(of_ghosts, dim=0, out=sums[n_used:])
-
-        whole, adds = gradients.W_enc[:, self.block], gradients.adds
-        if places is None:
-            whole.addmm_(centred.T, grad_hidden, beta=int(adds))
-            gradients.b_enc[self.block] = sums
-        else:
-            made = torch.mm(centred.T, grad_hidden, out=_empty(acts, len(whole), n))
-            places.spread_columns(made, whole, adds)
-            places.spread_columns(sums[None], gradients.b_enc[None, self.block], adds=False)
-
-    def fill_from_lists(
-        self,
-        gradients: _Gradients,
-        active: ActiveLatents,
-        centred: Tensor,
-        grad_out: Tensor,
-        W_dec: Tensor,
-        penalty: Tensor,
-    ) -> None:
-        """As ``fill``, of latents few of which are active in a row."""
-        of_decoder, of_encoder = gradients.W_dec[self.block], gradients.W_enc[:, self.block]
-        out = SparseGradients(of_decoder, of_encoder, gradients.b_enc[self.block])
-        if gradients.adds:
-            made = (_empty(of_decoder, *of_decoder.shape), _empty(of_encoder, *of_encoder.shape))
-            out = SparseGradients(*made, out.b_enc)
-        sparse_gradients(active, W_dec[self.block], grad_out, centred, penalty=penalty, out=out)
-        if gradients.adds:
-            of_decoder += out.W_dec
-            of_encoder += out.W_enc
-        if len(self.ghosts.latents):
-            # to which those are added that don't fire
-            rest = gradients._replace(b_enc=torch.zeros_like(gradients.b_enc), adds=True)
-            none = self.ghosts.latents[:0]
-            no_acts = centred.new_empty(len(centred), 0)
-            replace(self, used=none).fill(rest, no_acts, centred, grad_out, W_dec, penalty)
-            gradients.b_enc[self.block] += rest.b_enc[self.block]
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where each latent of a block is in arrays of some: in one place, in two (that add up), or
-    nowhere."""
-
-    one: Tensor
-    other: Tensor
-    kernels: ctypes.CDLL
-
-    @classmethod
-    def of(
-        cls, used: Tensor | None, ghosts: Tensor, width: int, kernels: ctypes.CDLL
-    ) -> _Places | None:
-        if used is None and len(ghosts) == 0:
-            return None  # all are there, in order
-        one, other = torch.full((2, width), -1).unbind()
-        n_used = width if used is None else len(used)
-        one[slice(None) if used is None else used] = torch.arange(n_used)
-        other[ghosts] = torch.arange(n_used, n_used + len(ghosts))
-        return cls(one, other, kernels)
-
-    def spread_columns(self, part: Tensor, whole: Tensor, adds: bool) -> None:
-        """``[n, some]`` to ``[n, width]``, or added to what is there."""
-        arrays = (part, self.one, self.other, whole)
-        sizes = (*part.shape, whole.shape[1], whole.stride(0), int(adds))
-        run_kernel(self.kernels.spread_columns, *arrays, *sizes)
-
-    def spread_rows(self, part: Tensor, whole: Tensor, adds: bool) -> None:
-        """``[some, n]`` to ``[width, n]``, likewise."""
-        arrays = (part, self.one, self.other, whole)
-        run_kernel(self.kernels.spread_rows, *arrays, *whole.shape, int(adds))
+    return Ghosts(latents, acts, decoded), error.sum() / residual.numel()
 
 
 def has_hooks(sae: nn.Module) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 
 import numpy as np
 import torch
@@ -24,6 +26,15 @@ def small_unless_blue(picture: Image.Image) -> torch.Tensor:
 def kills_its_process(picture: Image.Image) -> torch.Tensor:
     os.kill(os.getpid(), signal.SIGKILL)
     return small(picture)
+
+
+def killed_as_it_asks_whether_to_end(picture: Image.Image) -> torch.Tensor:
+    """Die with whatever lock there is in the event by which torch's loop hears of its end."""
+    frame = sys._getframe()
+    while "done_event" not in frame.f_locals:
+        frame = frame.f_back
+    getattr(frame.f_locals["done_event"], "_cond", threading.Lock()).acquire()
+    return kills_its_process(picture)
 
 
 def own_size(picture: Image.Image) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -194,13 +195,18 @@ def test_preprocessing_that_is_wrong_ends_with_one_clear_error(
         assert multiprocessing.active_children() == []  # while the error is still held
 
 
-def test_a_killed_worker_is_one_clear_error() -> None:
-    loader = ImageLoader(
-        ArrayImages(sources.arrays()),
-        preprocessing.kills_its_process,
-        batch_size_images=2,
-        n_workers=1,
-    )
+@pytest.mark.parametrize(
+    ("start_method", "dies"),
+    [
+        (None, preprocessing.kills_its_process),
+        (None, preprocessing.killed_as_it_asks_whether_to_end),
+        ("spawn", preprocessing.killed_as_it_asks_whether_to_end),
+    ],
+)
+def test_a_killed_worker_is_one_clear_error(start_method, dies, monkeypatch) -> None:
+    started = functools.partial(multiprocessing.get_context, start_method)
+    monkeypatch.setattr(multiprocessing, "get_context", started)
+    loader = ImageLoader(ArrayImages(sources.arrays()), dies, batch_size_images=2, n_workers=1)
     with pytest.raises(WorkerDiedError, match=r"decodes arrays died.*fewer n_workers"):
         list(loader)
     assert multiprocessing.active_children() == []

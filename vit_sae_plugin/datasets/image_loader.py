@@ -20,6 +20,7 @@ from vit_sae_plugin.datasets.image_source import (
     UnreadableImageError,
 )
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
+from vit_sae_plugin.datasets.worker_context import worker_context
 
 Preprocess = Callable[[Image.Image], torch.Tensor]
 
@@ -152,6 +153,7 @@ class ImageLoader:
             collate_fn=_unchanged,
             generator=torch.Generator(),
             worker_init_fn=_start_worker,
+            multiprocessing_context=worker_context() if self.n_workers else None,
         )
         batches = iter(loader)
         try:

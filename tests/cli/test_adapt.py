@@ -9,7 +9,7 @@ import torch
 from tests.cli.command import vit_sae
 from vit_sae_plugin.activations import ActivationSource
 from vit_sae_plugin.hooked_vit import HookedViT
-from vit_sae_plugin.saes.saved_sae import load_saved_sae
+from vit_sae_plugin.saved_sae import load_saved_sae
 
 IMAGES = "shapes:train?style=outline&n_objects=1&n_images=400&seed=3"
 FEW = ("--preset", "shapes", "--shots", 1, "--epochs", 2, "--device", "cpu")

@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 import vit_sae_cli
 from tests.cli.command import vit_sae
 from vit_sae_plugin.cli import error_lines, export
-from vit_sae_plugin.datasets import NoReadableImagesError
-from vit_sae_plugin.datasets.image_loader import WorkerDiedError
+from vit_sae_plugin.datasets import NoReadableImagesError, WorkerDiedError
 from vit_sae_plugin.fingerprints import DamagedFileError
 from vit_sae_plugin.training import DamagedCheckpointError, DivergedError, RankLostError
 

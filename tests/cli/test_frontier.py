@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.cli.command import vit_sae
 from vit_sae_plugin.attached_sae import RowCoder
 from vit_sae_plugin.evaluation import EvaluationReport, evaluate_embeddings, load_latents
-from vit_sae_plugin.saes.saved_sae import load_saved_sae
+from vit_sae_plugin.saved_sae import load_saved_sae
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from multiprocessing import resource_sharer
 
 import numpy as np
 import torch
@@ -51,3 +53,16 @@ def whole_numbers(picture: Image.Image) -> torch.Tensor:
 
 def not_a_tensor(picture: Image.Image) -> Image.Image:
     return picture
+
+
+def small_until_it_dies_slowly(picture: Image.Image) -> torch.Tensor:
+    """At a black picture: take back what is on its way to the main process, and die a second later.
+
+    A process that is killed closes its sockets, too, some time before it counts as dead.
+    """
+    if picture.getpixel((0, 0)) == (0, 0, 0):
+        time.sleep(0.2)
+        resource_sharer.stop()
+        time.sleep(1.5)
+        return kills_its_process(picture)
+    return small(picture)

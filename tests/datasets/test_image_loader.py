@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,18 @@ def test_a_killed_worker_is_one_clear_error(start_method, dies, monkeypatch) -> 
     loader = ImageLoader(ArrayImages(sources.arrays()), dies, batch_size_images=2, n_workers=1)
     with pytest.raises(WorkerDiedError, match=r"decodes arrays died.*fewer n_workers"):
         list(loader)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_dying_worker_had_sent_is_lost_with_a_clear_error() -> None:
+    pictures = [np.full((5, 6, 3), value, np.uint8) for value in (9, 9, 0)]
+    preprocess = preprocessing.small_until_it_dies_slowly
+    loader = ImageLoader(ArrayImages(pictures), preprocess, batch_size_images=1, n_workers=1)
+    batches = iter(loader)
+    assert next(batches).batch_number == 0
+    time.sleep(0.7)  # the second is on its way; meanwhile its sender begins to die
+    with pytest.raises(WorkerDiedError, match=r"decodes arrays died: .*worker \(pid"):
+        next(batches)
     assert multiprocessing.active_children() == []
 
 

@@ -14,7 +14,7 @@ from tests.evaluation.tiny_setup import Pictures, identity_sae, tiny_hooked_vit,
 from vit_sae_plugin.datasets import ShapeScenes
 from vit_sae_plugin.evaluation import EvaluationReport, evaluate_sae
 from vit_sae_plugin.evaluation.contrastive import contrastive_loss
-from vit_sae_plugin.saes.saved_sae import load_saved_sae
+from vit_sae_plugin.saved_sae import load_saved_sae
 from vit_sae_plugin.training import ViTSAERunnerConfig, ViTSAETrainingRunner
 
 HOOK = "blocks.1.hook_resid_post"

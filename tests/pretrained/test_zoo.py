@@ -96,6 +96,11 @@ def test_what_this_package_saved_is_an_entry_like_another(tmp_path, monkeypatch)
     sae = load_pretrained_sae("mine", dtype="float64")
     assert (sae.W_dec.dtype, sae.cfg.architecture()) == (torch.float64, "patchsae")
     torch.testing.assert_close(sae.W_dec, saved.W_dec.double(), rtol=0, atol=0)
+    with torch.no_grad():
+        saved.W_dec[0, 0] = torch.nan
+    saved.save_inference_model("org/repo/diverged")
+    with pytest.raises(ValueError, match=r"W_dec of the SAE in .*diverged holds 1 values"):
+        load_pretrained_sae("sae_lens:org/repo/diverged")
 
     with pytest.raises(ValueError, match="sae_lens has no option 'hook_name'"):
         load_pretrained_sae("mine", hook_name="h")

@@ -20,7 +20,7 @@ from vit_sae_plugin.attached_sae.interventions import (
     positions,
 )
 from vit_sae_plugin.attached_sae.row_coder import RowCoder
-from vit_sae_plugin.saes.saved_sae import check_finite_weights
+from vit_sae_plugin.saved_sae import check_finite_weights
 
 if TYPE_CHECKING:
     from sae_lens import SAE

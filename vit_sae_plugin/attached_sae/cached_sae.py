@@ -21,7 +21,7 @@ from vit_sae_plugin.attached_sae.row_coder import RowCoder
 from vit_sae_plugin.attached_sae.upper_run import where_to_start
 from vit_sae_plugin.datasets import ImageSource
 from vit_sae_plugin.fingerprints import known_model_fingerprint, values_sha256
-from vit_sae_plugin.saes.saved_sae import check_finite_weights
+from vit_sae_plugin.saved_sae import check_finite_weights
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -63,7 +63,7 @@ def _explained(error: BaseException) -> str | None:
     if isinstance(error, (ValueError, OSError, ImportError)):
         return text
     from vit_sae_plugin.datasets import NoReadableImagesError, UnreadableImageError
-    from vit_sae_plugin.datasets.image_loader import WorkerDiedError
+    from vit_sae_plugin.datasets.worker_processes import WorkerDiedError
     from vit_sae_plugin.training import DivergedError, RankLostError
 
     ours: tuple[type[Exception], ...] = (NoReadableImagesError, UnreadableImageError)

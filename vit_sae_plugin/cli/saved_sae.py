@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def load_sae(folder: str, device: str = "cpu") -> SAE[Any]:
     """The SAE in a folder that SAELens, ``vit-sae train`` or a run's checkpoint wrote."""
-    from vit_sae_plugin.saes.saved_sae import load_saved_sae
+    from vit_sae_plugin.saved_sae import load_saved_sae
 
     return load_saved_sae(folder, device)
 

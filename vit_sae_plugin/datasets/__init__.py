@@ -5,7 +5,7 @@ from vit_sae_plugin.datasets.benchmark_sets import BENCHMARK_SETS, BenchmarkImag
 from vit_sae_plugin.datasets.folder_images import FolderImages
 from vit_sae_plugin.datasets.hugging_face_images import HuggingFaceImages
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits, UnreadableImageError
-from vit_sae_plugin.datasets.image_loader import ImageBatch, ImageLoader, WorkerDiedError
+from vit_sae_plugin.datasets.image_loader import ImageBatch, ImageLoader
 from vit_sae_plugin.datasets.image_source import (
     ImageRecord,
     ImageSource,
@@ -22,6 +22,7 @@ from vit_sae_plugin.datasets.subsets import (
     of_classes,
 )
 from vit_sae_plugin.datasets.webdataset_images import WebDatasetImages
+from vit_sae_plugin.datasets.worker_processes import WorkerDiedError
 
 __all__ = [
     "BENCHMARK_SETS",

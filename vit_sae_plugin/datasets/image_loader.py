@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +20,14 @@ from vit_sae_plugin.datasets.image_source import (
     UnreadableImageError,
 )
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
-from vit_sae_plugin.datasets.worker_context import worker_context
+from vit_sae_plugin.datasets.worker_processes import (
+    next_or_death,
+    start_worker,
+    worker_context,
+    worker_died,
+)
 
 Preprocess = Callable[[Image.Image], torch.Tensor]
-
-
-class WorkerDiedError(RuntimeError):
-    """A worker process was killed or crashed while it decoded images."""
 
 
 @dataclass
@@ -152,13 +153,15 @@ class ImageLoader:
             num_workers=self.n_workers,
             collate_fn=_unchanged,
             generator=torch.Generator(),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             multiprocessing_context=worker_context() if self.n_workers else None,
         )
+        others = multiprocessing.active_children()
         batches = iter(loader)
+        workers = [child for child in multiprocessing.active_children() if child not in others]
         try:
             while True:
-                decoded, death = _next_or_death(batches)
+                decoded, death = next_or_death(batches, workers)
                 if death is not None:
                     raise worker_died(self.source.name, death)
                 if decoded is None:
@@ -169,37 +172,6 @@ class ImageLoader:
         finally:
             # An exception keeps this frame alive; its workers must end now all the same.
             del batches
-
-
-def is_worker_death(error: RuntimeError) -> bool:
-    """Whether this is torch's message that a worker process died."""
-    return str(error).startswith("DataLoader worker")
-
-
-def worker_died(source_name: str, death: str) -> WorkerDiedError:
-    """The error for torch's message that a worker process died, which it raises wherever the main
-    process happens to be."""
-    return WorkerDiedError(
-        f"a worker process that decodes {source_name} died: {death}; most often memory ran out: "
-        "use fewer n_workers or a smaller batch_size_images, or give the container more shared "
-        "memory (--shm-size); with n_workers=0 the cause shows in this process"
-    )
-
-
-def _next_or_death(batches: Iterator[_DecodedBatch]) -> tuple[_DecodedBatch | None, str | None]:
-    """The next batch (None after the last), or torch's message if a worker died."""
-    try:
-        return next(batches, None), None
-    except RuntimeError as error:
-        if not is_worker_death(error):
-            raise
-        return None, str(error)
-
-
-def _start_worker(worker: int) -> None:
-    # A forked worker must not collect garbage of the process it came from: among it may be earlier
-    # loaders, which would try to stop workers that are not their children.
-    gc.freeze()
 
 
 @dataclass

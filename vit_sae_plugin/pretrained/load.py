@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAE_LENS = "sae_lens"
-"""The kind of a folder that SAELens saves, which SAELens itself opens."""
+"""The kind of a folder that SAELens saves."""
 WHAT_IT_READS = ("model_name", "model_from_pretrained_kwargs", "hook_name", "token_kind", "licence")
 """Metadata that any SAE can be given as options, in place of what its file says."""
 _EMPTY_METADATA: dict[str, Any] = {
@@ -61,7 +61,8 @@ def load_pretrained_sae(
             Hugging Face hub. Kinds: ``patchsae``, ``msae``, ``prisma``, ``saev``, ``clipscope``,
             ``overcomplete``, ``dictionary_learning``, ``sae_for_vlm``, ``dn_cbm``, ``sparsify``,
             ``visaebench``; and ``sae_lens``, a folder that SAELens or this package saved, here or
-            on the hub, which SAELens opens and which takes no options but ``force_download``.
+            on the hub, which takes no options but ``force_download``; one that is here is checked
+            as ``vit_sae_plugin.saes.load_saved_sae`` does.
         device: where the SAE is put.
         dtype: its number format.
         **options: of the kind (see ``vit_sae_plugin.pretrained.formats``); ``model_name``,
@@ -109,12 +110,15 @@ def _saved_by_sae_lens(
 ) -> SAE[Any]:
     from sae_lens import SAE
 
+    from vit_sae_plugin.saved_sae import load_saved_sae
+
     if options:
         raise ValueError(
             f"{SAE_LENS} has no option {next(iter(options))!r}; its folder says everything"
         )
-    if Path(place).expanduser().is_dir():
-        return SAE.load_from_disk(Path(place).expanduser(), device=device, dtype=dtype)
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return load_saved_sae(folder, device, dtype)
     organisation, _, rest = place.partition("/")
     repository, _, sae_id = rest.partition("/")
     if not (organisation and repository and sae_id):

@@ -1,5 +1,7 @@
 """Sparse autoencoder architectures, as SAELens classes, and the pieces they are made of."""
 
+from vit_sae_plugin.saved_sae import load_saved_sae
+
 from .export import export_as_standard, export_as_topk, save_exported
 from .ghost_gradients import ghost_gradient_error
 from .ghost_saes import (
@@ -17,7 +19,6 @@ from .matryoshka_topk_training import (
 from .patch_aggregated import PatchAggregatedSAE, PatchAggregatedSAEConfig
 from .patch_sae import PatchSAE, PatchSAEConfig, PatchTrainingSAE, PatchTrainingSAEConfig
 from .registration import register
-from .saved_sae import load_saved_sae
 from .signed_topk import SignedTopKSAE, SignedTopKSAEConfig
 from .sparse_topk_training import (
     SparseBatchTopKTrainingSAE,

@@ -12,9 +12,9 @@ from sae_lens import SAE, SAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, To
 
 from vit_sae_plugin.atomic_files import write_folder_atomically
 from vit_sae_plugin.fingerprints import write_manifest
+from vit_sae_plugin.saved_sae import check_finite_weights, no_loading_advice
 
 from .patch_aggregated import PatchAggregatedSAE
-from .saved_sae import check_finite_weights, no_loading_advice
 
 ExportArchitecture = Literal["standard", "topk"]
 

@@ -14,7 +14,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vit_sae_plugin.saes.saved_sae import check_finite_weights
+from vit_sae_plugin.saved_sae import check_finite_weights
 from vit_sae_plugin.training.checkpoints import (
     CheckpointFolder,
     DamagedCheckpointError,

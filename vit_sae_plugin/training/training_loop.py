@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from vit_sae_plugin.activations.row_store import RowStore
 from vit_sae_plugin.activations.shared_rows import SharedRows
-from vit_sae_plugin.datasets.image_loader import WorkerDiedError
+from vit_sae_plugin.datasets.worker_processes import WorkerDiedError
 from vit_sae_plugin.training.checkpoints import read_state, restoring
 from vit_sae_plugin.training.divergence import DivergedError
 from vit_sae_plugin.training.interruption import (

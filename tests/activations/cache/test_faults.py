@@ -33,9 +33,8 @@ from vit_sae_plugin.activations.cache import (
     verify_cache,
 )
 from vit_sae_plugin.activations.cache.room import in_words
-from vit_sae_plugin.datasets import ArrayImages, NoReadableImagesError
+from vit_sae_plugin.datasets import ArrayImages, NoReadableImagesError, WorkerDiedError
 from vit_sae_plugin.datasets.image_decoding import DecodingLimits
-from vit_sae_plugin.datasets.image_loader import WorkerDiedError
 from vit_sae_plugin.hooked_vit import HookedViT
 
 SHARD = "shards/shard-000001"

@@ -23,7 +23,7 @@ from vit_sae_plugin.activations.cache.shard_claims import ShardClaim, ShardClaim
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry, shard_folder
 from vit_sae_plugin.activations.cache.shard_writer import fill, save
 from vit_sae_plugin.datasets import SkippedImages, open_images
-from vit_sae_plugin.datasets.image_loader import is_worker_death, worker_died
+from vit_sae_plugin.datasets.worker_processes import is_worker_death, worker_died
 
 if TYPE_CHECKING:
     from vit_sae_plugin.activations.cache.cache_plan import CachePlan, ShardRange

@@ -21,13 +21,18 @@ from vit_sae_plugin.field_types import check_values
 from vit_sae_plugin.fingerprints import MANIFEST, check_file_hashes, read_manifest
 
 
-def load_saved_sae(folder: str | Path, device: str = "cpu") -> SAE[Any]:
+def load_saved_sae(folder: str | Path, device: str = "cpu", dtype: str | None = None) -> SAE[Any]:
     """The SAE in a folder that SAELens, a training run or one of its checkpoints wrote.
 
     ``SAE.load_from_disk`` with checks: files that have changed since their hashes were taken
     (``manifest.json``; a folder without one still opens), settings of the wrong type, and weights
     that don't fit them or aren't finite are refused. A run's own folder will do: its finished SAE
     is taken.
+
+    Args:
+        folder: where it is.
+        device: where it is put.
+        dtype: its number format, such as ``"float32"``; None: the saved one.
 
     Raises:
         FileNotFoundError: there is no SAE in the folder.
@@ -45,7 +50,7 @@ def load_saved_sae(folder: str | Path, device: str = "cpu") -> SAE[Any]:
     _check_settings(path)
     try:
         with no_loading_advice():
-            return SAE.load_from_disk(path, device=device, converter=checked_files)
+            return SAE.load_from_disk(path, device=device, dtype=dtype, converter=checked_files)
     except SafetensorError as error:
         raise ValueError(f"the weights in {folder} can't be read: {error}") from None
     except torch.OutOfMemoryError:

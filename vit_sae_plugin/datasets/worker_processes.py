@@ -1,0 +1,98 @@
+"""Worker processes that decode images: how they start, end, and die."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_LONGEST_DEATH_SECONDS = 5.0
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process was killed or crashed while it decoded images."""
+
+
+class LockFreeEvent:
+    """What a ``DataLoader`` needs of ``multiprocessing.Event``, without the lock in it.
+
+    Workers ask for the event before each batch. One that is killed while it asks takes an event's
+    lock with it, and the main process would wait for ever to tell the others that they may end.
+    """
+
+    def __init__(self, context: BaseContext) -> None:
+        self._flag: Any = context.RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        """Say it to all processes."""
+        self._flag.value = True
+
+    def is_set(self) -> bool:
+        """Whether it was said."""
+        return self._flag.value
+
+
+def worker_context() -> BaseContext:
+    """The start method in use, for a ``DataLoader``, with events that no killed worker can hold."""
+    context = copy.copy(multiprocessing.get_context())
+    vars(context)["Event"] = lambda: LockFreeEvent(context)
+    return context
+
+
+def start_worker(worker: int) -> None:
+    """Called in each worker. A forked one must not collect garbage of the process it came from:
+    among it may be earlier loaders, which would try to stop workers that are not their children."""
+    gc.freeze()
+
+
+def is_worker_death(error: RuntimeError) -> bool:
+    """Whether this is torch's message that a worker process died."""
+    return str(error).startswith("DataLoader worker")
+
+
+def worker_died(source_name: str, death: str) -> WorkerDiedError:
+    """The error for torch's message that a worker process died, which it raises wherever the main
+    process happens to be."""
+    return WorkerDiedError(
+        f"a worker process that decodes {source_name} died: {death}; most often memory ran out: "
+        "use fewer n_workers or a smaller batch_size_images, or give the container more shared "
+        "memory (--shm-size); with n_workers=0 the cause shows in this process"
+    )
+
+
+def next_or_death(
+    batches: Iterator[T], workers: Sequence[BaseProcess]
+) -> tuple[T | None, str | None]:
+    """The next batch (None after the last), or a message if a worker died, mostly torch's."""
+    try:
+        try:
+            return next(batches, None), None
+        except (EOFError, ConnectionError, FileNotFoundError):
+            death = _soon_dead(workers)
+            if death is None:
+                raise
+            return None, death
+    except RuntimeError as error:
+        if not is_worker_death(error):
+            raise
+        return None, str(error)
+
+
+def _soon_dead(workers: Sequence[BaseProcess]) -> str | None:
+    """That one of the workers is dead or soon will be: what a dying process has sent can't be
+    fetched any more from a moment on at which it doesn't count as dead yet."""
+    until = time.monotonic() + _LONGEST_DEATH_SECONDS
+    while workers and time.monotonic() < until:
+        for worker in workers:
+            if worker.exitcode is not None:
+                return f"DataLoader worker (pid {worker.pid}) ended with code {worker.exitcode}"
+        time.sleep(0.01)
+    return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -211,6 +213,17 @@ def test_a_killed_worker_is_one_clear_error(start_method, dies, monkeypatch) -> 
     with pytest.raises(WorkerDiedError, match=r"decodes arrays died.*fewer n_workers"):
         list(loader)
     assert multiprocessing.active_children() == []
+
+
+def test_a_death_disturbs_nothing_until_the_next_batch_is_waited_for() -> None:
+    images = ArrayImages(sources.arrays())
+    batches = iter(ImageLoader(images, preprocessing.small, batch_size_images=1, n_workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)  # here torch would raise what it heard of
+    with pytest.raises(WorkerDiedError, match=r"decodes arrays died"):
+        next(batches)
 
 
 def test_what_a_dying_worker_had_sent_is_lost_with_a_clear_error() -> None:

@@ -21,6 +21,7 @@ from vit_sae_plugin.datasets.image_source import (
 )
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
 from vit_sae_plugin.datasets.worker_processes import (
+    keep_death_to_the_next_batch,
     next_or_death,
     start_worker,
     worker_context,
@@ -158,6 +159,7 @@ class ImageLoader:
         )
         others = multiprocessing.active_children()
         batches = iter(loader)
+        keep_death_to_the_next_batch(batches)
         workers = [child for child in multiprocessing.active_children() if child not in others]
         try:
             while True:

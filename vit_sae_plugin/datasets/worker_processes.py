@@ -6,11 +6,15 @@ import copy
 import ctypes
 import gc
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, TypeVar
+
+from torch.utils.data._utils import signal_handling
 
 T = TypeVar("T")
 
@@ -51,16 +55,28 @@ def start_worker(worker: int) -> None:
     """Called in each worker. A forked one must not collect garbage of the process it came from:
     among it may be earlier loaders, which would try to stop workers that are not their children."""
     gc.freeze()
+    sys.excepthook = _quiet_about_the_end
 
 
-def is_worker_death(error: RuntimeError) -> bool:
-    """Whether this is torch's message that a worker process died."""
-    return str(error).startswith("DataLoader worker")
+def _quiet_about_the_end(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A main process that is interrupted may leave in the middle of fetching a batch."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+def keep_death_to_the_next_batch(batches: Iterator[Any]) -> None:
+    """That a worker of this loader has died is noticed where its next batch is waited for, within
+    seconds, and nowhere else: torch would raise an error wherever the main process happens to be,
+    in the middle of a training step or of a file."""
+    if getattr(batches, "_worker_pids_set", False):
+        signal_handling._remove_worker_pids(id(batches))
+        batches._worker_pids_set = False  # type: ignore[attr-defined]  # or it would do so again
 
 
 def worker_died(source_name: str, death: str) -> WorkerDiedError:
-    """The error for torch's message that a worker process died, which it raises wherever the main
-    process happens to be."""
+    """The error for a message that a worker process died."""
     return WorkerDiedError(
         f"a worker process that decodes {source_name} died: {death}; most often memory ran out: "
         "use fewer n_workers or a smaller batch_size_images, or give the container more shared "
@@ -81,7 +97,7 @@ def next_or_death(
                 raise
             return None, death
     except RuntimeError as error:
-        if not is_worker_death(error):
+        if not str(error).startswith("DataLoader worker"):
             raise
         return None, str(error)
 

@@ -23,11 +23,6 @@ class StopWaiting(BaseException):
 class InterruptRequest:
     """While entered, the first SIGINT or SIGTERM is noted; a second SIGINT stops at once.
 
-    Nor does a dying child process disturb anything: PyTorch's handler of SIGCHLD raises an error
-    wherever this process is if a worker process was killed, and a signal to the process group kills
-    workers in the middle of a training step or of a checkpoint. (That a worker has died is noticed
-    all the same, where its next batch is waited for.)
-
     Outside the main thread signals can't be handled, and nothing changes.
 
     Args:
@@ -48,14 +43,12 @@ class InterruptRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
-            self._ignore_children()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         ends = self._with_others and error is not None
         for number, handler in self._previous.items():
-            is_ending_signal = number in (signal.SIGINT, signal.SIGTERM)
-            signal.signal(number, signal.SIG_IGN if ends and is_ending_signal else handler)
+            signal.signal(number, signal.SIG_IGN if ends else handler)
 
     def wait_for_all(self, function: Callable[[], T]) -> T | None:
         """What ``function`` returns, or None if it raised ``StopWaiting``.
@@ -67,8 +60,6 @@ class InterruptRequest:
             return function()
         except StopWaiting:
             return None
-        finally:
-            self._ignore_children()
 
     def wait_for(self, function: Callable[[], T]) -> T | None:
         """What ``function`` returns, or None if a signal came before it did.
@@ -90,7 +81,6 @@ class InterruptRequest:
             raise
         finally:
             self._waiting = False
-            self._ignore_children()  # PyTorch sets its handler when it starts its first workers
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -104,16 +94,3 @@ class InterruptRequest:
         self.requested = True
         if self._waiting:
             raise StopWaiting
-
-    def _ignore_children(self) -> None:
-        child = getattr(signal, "SIGCHLD", None)  # Windows has none
-        if child is None or not self._previous:
-            return
-        current = signal.getsignal(child)
-        if callable(current) and current is not _do_nothing:
-            self._previous[child] = current
-            signal.signal(child, _do_nothing)
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    pass

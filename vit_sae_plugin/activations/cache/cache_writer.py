@@ -23,7 +23,6 @@ from vit_sae_plugin.activations.cache.shard_claims import ShardClaim, ShardClaim
 from vit_sae_plugin.activations.cache.shard_files import ShardEntry, shard_folder
 from vit_sae_plugin.activations.cache.shard_writer import fill, save
 from vit_sae_plugin.datasets import SkippedImages, open_images
-from vit_sae_plugin.datasets.worker_processes import is_worker_death, worker_died
 
 if TYPE_CHECKING:
     from vit_sae_plugin.activations.cache.cache_plan import CachePlan, ShardRange
@@ -153,11 +152,6 @@ class _Writer:
                 for shard, claim in self._claimed(bar):
                     self._write(thread, shard, claim, bar)
                 self._wait()
-            except RuntimeError as error:
-                # torch raises it wherever we are when it hears of the death
-                if not is_worker_death(error):
-                    raise
-                raise worker_died(self.feed.images.name, str(error)) from error
             finally:
                 self.feed.close()
         return self.plan

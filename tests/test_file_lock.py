@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,3 +92,30 @@ def test_a_link_in_the_locks_place_does_not_empty_what_it_points_at(tmp_path) ->
     with pytest.raises(OSError, match="symbolic links"):
         FileLock(tmp_path / "a.lock").acquire()
     assert diary.read_text() == "dear diary"
+
+
+@pytest.mark.parametrize("locks", ["system's locks", "no locks"])
+def test_any_number_may_ask_at_once_and_only_a_holder_is_in_their_way(
+    locks, tmp_path, monkeypatch
+) -> None:
+    if locks == "no locks":
+        monkeypatch.setattr(file_lock, "_fcntl", None)
+    path = tmp_path / "a.lock"
+    assert not FileLock(path).is_held()
+    assert not path.exists(), "who asks leaves nothing"
+    path.write_text(json.dumps(_DEAD | {"pid": 2**22 + 1}))  # its process was killed
+    answers: list[bool] = []
+    askers = [
+        threading.Thread(target=lambda: answers.extend(FileLock(path).is_held() for _ in range(50)))
+        for _ in range(4)
+    ]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert answers == [False] * 200
+    holder = FileLock(path)
+    assert holder.acquire()
+    assert FileLock(path).is_held()
+    holder.release()
+    assert not FileLock(path).is_held()

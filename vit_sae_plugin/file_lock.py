@@ -61,6 +61,24 @@ class FileLock:
         self.by_presence = self._descriptor is None
         return not self.by_presence or self._take_by_presence()
 
+    def is_held(self) -> bool:
+        """Whether a process holds the lock now, this one or another. Any number may ask at once.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        try:
+            locked = self._is_locked()
+        except FileNotFoundError:
+            return False
+        self.by_presence = locked is None
+        if locked is not None:
+            return locked
+        if not (holder := self.holder()):
+            time.sleep(_MOMENT_SECONDS)  # it may be about to be written
+            holder = self.holder()
+        return bool(holder) and _may_run(holder)
+
     def release(self) -> None:
         """Give the lock back, and delete its file unless another has taken it by now."""
         with contextlib.suppress(OSError):
@@ -135,13 +153,32 @@ class FileLock:
                 return descriptor
             _close(descriptor)  # its holder deleted it between our opening and locking it
 
+    def _is_locked(self) -> bool | None:
+        """Whether the file is locked; None where the system or the file system has no locks.
+
+        Who asks takes a lock that others may have, too: only one that is held is in its way.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        _HELD.add(descriptor)
+        try:
+            if _fcntl is None:
+                return None
+            _fcntl.flock(descriptor, _fcntl.LOCK_SH | _fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        finally:
+            _close(descriptor)
+        return False
+
     def _take_by_presence(self) -> bool:
         """Make the file, with our name in it, unless a process that may still run made it."""
         while not self._put(self._written()):
             seen = self.contents()
             if not (holder := _parsed(seen)):
                 time.sleep(_MOMENT_SECONDS)  # it may be about to be written
-            elif holder.get("host") != socket.gethostname() or is_running(holder["pid"]):
+            elif _may_run(holder):
                 return False
             self._remove(seen)
         return True
@@ -196,6 +233,11 @@ def _parsed(contents: bytes) -> dict[str, Any]:
         return {**holder, "pid": int(holder["pid"])}
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
+
+
+def _may_run(holder: Mapping[str, Any]) -> bool:
+    """Whether a lock's holder may be at work still; one on another machine always may."""
+    return holder.get("host") != socket.gethostname() or is_running(holder["pid"])
 
 
 def _copy_to_new(source: Path, target: Path) -> bool:

@@ -32,10 +32,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Raise a `RunInUseError` if a process writes in the folder now."""
-    if (folder / LOCK_FILE).exists():
-        with locked(folder):
-            pass
+    """Raise a `RunInUseError` if a process writes in the folder now.
+
+    Several may ask at once, such as those that train together.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    if lock.is_held():
+        raise _in_use(lock)
 
 
 def _in_use(lock: FileLock) -> RunInUseError:

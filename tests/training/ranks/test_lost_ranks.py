@@ -137,12 +137,15 @@ def test_when_one_is_killed_between_steps_not_even_a_step_is_lost(
     assert _same_bits(_resume(tmp_path, model, images), undisturbed)
 
 
-def test_when_the_first_is_killed_the_others_say_so(model, images, tmp_path) -> None:
+def test_when_the_first_is_killed_the_others_say_so(model, images, undisturbed, tmp_path) -> None:
     killed = {0: ("step", 5, _die)}
     processes = _train_disturbed(tmp_path, model, images, killed)
     _, log = processes.end(-signal.SIGKILL, FAILED)
     assert f"RankLostError: rank 0 (process {processes.ids[0]} on" in log
     assert "is gone: it was killed, or crashed; nothing was saved. Go on with" in log
+    # its lock's file is still there, and each process looks whether it holds
+    assert (tmp_path / "run" / "run.lock").exists()
+    assert _same_bits(_resume(tmp_path, model, images), undisturbed)
 
 
 def test_an_error_in_one_reaches_all(model, images, tmp_path) -> None:

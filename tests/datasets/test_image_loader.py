@@ -33,6 +33,7 @@ from vit_sae_plugin.datasets import (
     WorkerDiedError,
 )
 from vit_sae_plugin.datasets.batch_plan import BatchPlan, shuffled_stream
+from vit_sae_plugin.datasets.worker_processes import start_workers
 
 Make = Callable[[Path], ImageSource]
 
@@ -213,6 +214,32 @@ def test_a_killed_worker_is_one_clear_error(start_method, dies, monkeypatch) -> 
     with pytest.raises(WorkerDiedError, match=r"decodes arrays died.*fewer n_workers"):
         list(loader)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_comes_after_the_workers_are_started(number) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped
+
+    class Loader:
+        is_whole = False
+
+        def __iter__(self) -> Iterator[None]:
+            signal.raise_signal(number)
+            self.is_whole = True
+            return iter([])
+
+    loader, before = Loader(), signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            start_workers(loader)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert loader.is_whole
 
 
 def test_a_death_disturbs_nothing_until_the_next_batch_is_waited_for() -> None:

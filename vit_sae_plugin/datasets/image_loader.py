@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,9 @@ from vit_sae_plugin.datasets.image_source import (
 )
 from vit_sae_plugin.datasets.skipped_images import SkippedImages
 from vit_sae_plugin.datasets.worker_processes import (
-    keep_death_to_the_next_batch,
     next_or_death,
     start_worker,
+    start_workers,
     worker_context,
     worker_died,
 )
@@ -157,10 +156,7 @@ class ImageLoader:
             worker_init_fn=start_worker,
             multiprocessing_context=worker_context() if self.n_workers else None,
         )
-        others = multiprocessing.active_children()
-        batches = iter(loader)
-        keep_death_to_the_next_batch(batches)
-        workers = [child for child in multiprocessing.active_children() if child not in others]
+        batches, workers = start_workers(loader)
         try:
             while True:
                 decoded, death = next_or_death(batches, workers)

@@ -6,9 +6,12 @@ import copy
 import ctypes
 import gc
 import multiprocessing
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -66,13 +69,40 @@ def _quiet_about_the_end(
         sys.__excepthook__(kind, error, trace)
 
 
-def keep_death_to_the_next_batch(batches: Iterator[Any]) -> None:
-    """That a worker of this loader has died is noticed where its next batch is waited for, within
-    seconds, and nowhere else: torch would raise an error wherever the main process happens to be,
-    in the middle of a training step or of a file."""
-    if getattr(batches, "_worker_pids_set", False):
-        signal_handling._remove_worker_pids(id(batches))
-        batches._worker_pids_set = False  # type: ignore[attr-defined]  # or it would do so again
+def start_workers(loader: Iterable[T]) -> tuple[Iterator[T], list[BaseProcess]]:
+    """The batches of a ``DataLoader``, and its workers, which are started here.
+
+    That one of them has died is noticed where the next batch is waited for, within seconds, and
+    nowhere else: torch would raise an error wherever the main process happens to be, in the middle
+    of a training step or of a file.
+    """
+    others = multiprocessing.active_children()
+    with _interrupted_after():
+        batches = iter(loader)
+        if getattr(batches, "_worker_pids_set", False):
+            signal_handling._remove_worker_pids(id(batches))
+            vars(batches)["_worker_pids_set"] = False  # or it would do so again
+        return batches, [c for c in multiprocessing.active_children() if c not in others]
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """SIGINT and SIGTERM come at the end of the block: an error from within a fork is printed,
+    forgotten, and may leave locks behind."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread() or None in handlers.values():
+        yield
+        return
+    seen: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for came in seen:
+        signal.raise_signal(came)
 
 
 def worker_died(source_name: str, death: str) -> WorkerDiedError:

@@ -242,6 +242,19 @@ def test_ctrl_c_comes_after_the_workers_are_started(number) -> None:
     assert loader.is_whole
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_sigterm_ends_a_worker_that_has_just_been_forked() -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[int]:
+            child = os.fork()
+            if child == 0:
+                signal.raise_signal(signal.SIGTERM)
+                os._exit(0)
+            return iter([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])])
+
+    assert next(start_workers(Loader())[0]) == 1
+
+
 def test_a_death_disturbs_nothing_until_the_next_batch_is_waited_for() -> None:
     images = ArrayImages(sources.arrays())
     batches = iter(ImageLoader(images, preprocessing.small, batch_size_images=1, n_workers=1))

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import gc
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from torch.utils.data._utils import signal_handling
@@ -59,6 +60,9 @@ def start_worker(worker: int) -> None:
     among it may be earlier loaders, which would try to stop workers that are not their children."""
     gc.freeze()
     sys.excepthook = _quiet_about_the_end
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)  # torch's loop takes whoever is the parent from now on for the one it serves
 
 
 def _quiet_about_the_end(
@@ -94,8 +98,16 @@ def _interrupted_after() -> Iterator[None]:
         yield
         return
     seen: list[int] = []
+    process = os.getpid()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            seen.append(number)
+        elif number == signal.SIGTERM:
+            os._exit(1)  # a worker that has just been forked
+
     for number in handlers:
-        signal.signal(number, lambda number, frame: seen.append(number))
+        signal.signal(number, note)
     try:
         yield
     finally:

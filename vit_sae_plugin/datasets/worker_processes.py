@@ -81,12 +81,18 @@ def start_workers(loader: Iterable[T]) -> tuple[Iterator[T], list[BaseProcess]]:
     of a training step or of a file.
     """
     others = multiprocessing.active_children()
-    with _interrupted_after():
-        batches = iter(loader)
-        if getattr(batches, "_worker_pids_set", False):
-            signal_handling._remove_worker_pids(id(batches))
-            vars(batches)["_worker_pids_set"] = False  # or it would do so again
-        return batches, [c for c in multiprocessing.active_children() if c not in others]
+    batches: Iterator[T] = iter(())
+    try:
+        with _interrupted_after():
+            batches = iter(loader)
+            if getattr(batches, "_worker_pids_set", False):
+                signal_handling._remove_worker_pids(id(batches))
+                vars(batches)["_worker_pids_set"] = False  # or it would do so again
+            workers = [c for c in multiprocessing.active_children() if c not in others]
+    except BaseException:
+        del batches  # or the error's traceback would keep the workers alive
+        raise
+    return batches, workers
 
 
 @contextmanager

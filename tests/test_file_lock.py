@@ -104,6 +104,7 @@ def test_any_number_may_ask_at_once_and_only_a_holder_is_in_their_way(
     assert not FileLock(path).is_held()
     assert not path.exists(), "who asks leaves nothing"
     path.write_text(json.dumps(_DEAD | {"pid": 2**22 + 1}))  # its process was killed
+    assert not FileLock(path / "run.lock").is_held(), "a file, not a folder"
     answers: list[bool] = []
     askers = [
         threading.Thread(target=lambda: answers.extend(FileLock(path).is_held() for _ in range(50)))

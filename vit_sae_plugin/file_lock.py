@@ -69,7 +69,7 @@ class FileLock:
         """
         try:
             locked = self._is_locked()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         self.by_presence = locked is None
         if locked is not None:

@@ -131,7 +131,7 @@ def test_the_class_weights_are_those_that_were_trained(method, clip, images, tmp
     weights = adapted.zero_shot_classifier(names, ["an picture {}"])
     assert torch.equal(weights, again.zero_shot_classifier(names, ["red {}"]))
     plain = clip.zero_shot_classifier(names, ["a photo of a {}."])
-    assert torch.allclose(weights, plain) == (method in ("vpt", "lora"))
+    assert torch.allclose(weights, plain, rtol=1e-4, atol=1e-5) == (method in ("vpt", "lora"))
     if method == "linear_probe":
         swapped = adapted.zero_shot_classifier(["blue", "red"], ())
         assert torch.equal(swapped, weights.flip(1))

@@ -94,9 +94,8 @@ def test_a_zero_shot_logit(model, pixels):
     score = zero_shot_score(classifier, 2, 100.0)
     with torch.no_grad():
         embeds = model.encode_image(pixels, normalize=True)
-        assert score(model(pixels)).item() == pytest.approx(
-            (100 * embeds @ classifier)[0, 2].item()
-        )
+        wanted = (100 * embeds @ classifier)[0, 2].item()
+        assert score(model(pixels)).item() == pytest.approx(wanted, abs=1e-4)  # parts are up to 100
     with pytest.raises(ValueError, match="label is 3; want 0 to 2"):
         zero_shot_score(classifier, 3)
 

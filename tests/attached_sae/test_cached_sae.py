@@ -72,7 +72,10 @@ def assert_close_atlas(one: LatentAtlas, other: LatentAtlas, rtol: float):
     for name, table in one.references.items():
         np.testing.assert_array_equal(table.image, other.references[name].image)
         np.testing.assert_array_equal(table.peak_patch, other.references[name].peak_patch)
-        np.testing.assert_allclose(table.value, other.references[name].value, rtol=rtol)
+        # a sum that nearly cancels is as exact as its parts, not as itself
+        wanted = other.references[name].value
+        largest = np.abs(wanted[np.isfinite(wanted)]).max()
+        np.testing.assert_allclose(table.value, wanted, rtol=rtol, atol=rtol * largest)
     np.testing.assert_array_equal(one.class_counts, other.class_counts)
     assert one.info.threshold == pytest.approx(other.info.threshold, rel=rtol)
     assert one.info.data_sha256 == other.info.data_sha256

@@ -46,6 +46,9 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Fit by full-batch L-BFGS from zero, so that the result needs no seed.
 
+    In double precision where the device has it: in single, the line search stops where rounding
+    hides the loss's slope, and the last bit of an embedding moves logits by up to 0.3 %.
+
     Args:
         embeddings: of a **training** split, raw; not the rows to be evaluated.
         labels: class indices from 0.
@@ -71,8 +74,10 @@ def fit_linear_probe(
             f"labels reach {int(labels.max())} and n_classes is {n_classes}; "
             "want at least 2 classes and labels below n_classes"
         )
-    probe = LinearProbe(embeddings.shape[-1], n_classes, unit_rows).to(embeddings.device)
-    embeddings, labels = embeddings.float(), labels.to(embeddings.device)
+    device = embeddings.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no double
+    probe = LinearProbe(embeddings.shape[-1], n_classes, unit_rows).to(device, dtype)
+    embeddings, labels = embeddings.to(dtype), labels.to(device)
     mean, scale = embeddings.mean(0), embeddings.std(0).clamp(min=1e-12)
     if not unit_rows:
         embeddings = (embeddings - mean) / scale
@@ -93,7 +98,7 @@ def fit_linear_probe(
         with torch.no_grad():
             probe.weight /= scale
             probe.bias -= probe.weight @ mean
-    return probe.requires_grad_(False)
+    return probe.float().requires_grad_(False)
 
 
 class ProbeTotals:

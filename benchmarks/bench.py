@@ -3,7 +3,8 @@
     make bench                                         # everything, into bench-results/
     python -m benchmarks.bench --only shuffle steps    # some sections
     python -m benchmarks.bench --list
-    python -m benchmarks.bench --page docs/performance.md   # renew the page from the last results
+    cp bench-results/bench.json benchmarks/results/MACHINE.json   # keep them
+    python -m benchmarks.bench --page docs/performance.md   # renew the page from all that are kept
 
 Each section is a benchmark of its own with a process of its own, one after the other; within a
 section all that is compared takes turns in one process on the same data. A ratio is the median of
@@ -18,6 +19,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -47,6 +49,8 @@ SECTIONS = {
 """Name → (module with ``measure(rounds)``, heading)."""
 PACKAGES = ("torch", "sae-lens", "transformer-lens", "open-clip-torch", "overcomplete", "numpy")
 TABLE_FILE = "bench.json"
+KEPT = Path(__file__).parent / "results"
+"""Whole runs' results, one file a machine: the page's columns, in the order of their names."""
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 
@@ -121,27 +125,63 @@ def print_section(heading: str, result: dict[str, Any]) -> None:
             print(f"  {'':{width}}          {line.note}")
 
 
-def as_markdown(sections: dict[str, Any]) -> str:
-    """All sections as tables, one after the other, in the order of ``SECTIONS``."""
+def as_markdown(machines: dict[str, dict[str, Any]]) -> str:
+    """All sections as tables, one after the other, in the order of ``SECTIONS``.
+
+    Args:
+        machines: processor → its sections, as in ``bench.json``. Each has a column; the absolute
+            figures are the first one's.
+    """
     parts = []
     for name, (module, heading) in SECTIONS.items():
-        if not sections.get(name, {}).get("table"):
+        tables = {
+            processor: {line["name"]: Ratio(**line) for line in sections[name]["table"]}
+            for processor, sections in machines.items()
+            if sections.get(name, {}).get("table")
+        }
+        if not tables:
             continue
-        lines = [f"### {heading}", f"`python -m {module}`", ""]
-        lines += [
-            "| what | ratio | rounds | ÷ | goal | |",
-            "| --- | ---: | --- | --- | --- | --- |",
-        ]
-        for line in (Ratio(**line) for line in sections[name]["table"]):
-            goal = "" if line.goal is None else f"{line.goal}{'' if line.is_met else ' **missed**'}"
-            spread = f"{line.low:.2f} to {line.high:.2f}"
-            cells = (line.name, f"{line.ratio:.2f}", spread, line.against, goal, line.note)
-            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-        parts.append("\n".join(lines) + "\n")
+        columns = ["what", *tables, "÷", "goal", f"on {next(iter(tables))}"]
+        rules = ["---", *["---:"] * len(tables), "---", "---", "---"]
+        rows = [columns, rules]
+        for what in dict.fromkeys(what for table in tables.values() for what in table):
+            measured = [table.get(what) for table in tables.values()]
+            line = next(filter(None, measured))
+            note = line.note if measured[0] else ""
+            rows.append([what, *map(_cell, measured), line.against, line.goal or "", note])
+        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+        parts.append("\n".join([f"### {heading}", f"`python -m {module}`", "", *lines]) + "\n")
     return "\n".join(parts)
 
 
-def renew_page(page: Path, sections: dict[str, Any]) -> None:
+def _cell(measured: Ratio | None) -> str:
+    if measured is None:
+        return "–"
+    missed = " **missed**" if measured.is_met is False else ""
+    return f"{measured.ratio:.2f} ({measured.low:.2f} to {measured.high:.2f}){missed}"
+
+
+def kept_results(folder: Path = KEPT) -> dict[str, dict[str, Any]]:
+    """Processor → sections, of every machine whose results are kept.
+
+    Raises:
+        ValueError: none are, or two are of the same processor.
+    """
+    machines: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        sections = json.loads(path.read_text())["sections"]
+        processor = next(iter(sections.values()))["machine"]["processor"]
+        processor = re.sub(r"\(R\)|\(TM\)|@|\b(CPU|Processor)\b", " ", processor)
+        processor = " ".join(processor.split())
+        if processor in machines:
+            raise ValueError(f"{path} is of {processor!r}, as another file is; want one of each")
+        machines[processor] = sections
+    if not machines:
+        raise ValueError(f"{folder} has no results; want a bench.json of `make bench`, renamed")
+    return machines
+
+
+def renew_page(page: Path, machines: dict[str, dict[str, Any]]) -> None:
     """Put the tables between the page's two marks.
 
     Raises:
@@ -152,7 +192,7 @@ def renew_page(page: Path, sections: dict[str, Any]) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page} lacks {BEGIN.strip()} or {END.strip()}; want both, a line each")
-    page.write_text(f"{before}{begin}{as_markdown(sections)}{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}{as_markdown(machines)}{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -165,7 +205,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=600, help="seconds a section may take")
     parser.add_argument("--output-path", type=Path, default=Path("bench-results"))
     parser.add_argument("--list", action="store_true", help="name the sections and end")
-    parser.add_argument("--page", type=Path, help="renew this page's tables from the last results")
+    parser.add_argument("--page", type=Path, help="renew its tables from benchmarks/results")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.list:
@@ -178,11 +218,11 @@ def main() -> None:
         table = importlib.import_module(SECTIONS[args.section][0]).measure(args.rounds)
         print(json.dumps([asdict(line) for line in table]))
         return
+    if args.page:
+        renew_page(args.page, kept_results())
+        return
     path = args.output_path / TABLE_FILE
     known = json.loads(path.read_text())["sections"] if path.is_file() else {}
-    if args.page:
-        renew_page(args.page, known)
-        return
     machine = describe_machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items() if name != "packages"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,12 +75,17 @@ class Case:
     """Share of the other latents' pre-activations above zero; half are at initialisation."""
     n_parts: int = 1
     """Only ``ViTSAETrainer`` takes more."""
+    autocast: bool = False
+    """To bfloat16."""
+    compiled: bool = False
+    """As ``compile_sae`` does it."""
     note: str = ""
 
-    def described(self) -> str:
-        """The note and the published ratio."""
+    def described(self, products_s: Sequence[float]) -> str:
+        """The note, the published ratio and the products' own time."""
         published = f"published code {self.published}" if self.published else ""
-        return "; ".join(filter(None, [self.note, published]))
+        products_ms = f"the five {1e3 * statistics.median(products_s):.0f} ms"
+        return "; ".join(filter(None, [self.note, published, products_ms]))
 
 
 def _patchsae(sizes: Sizes) -> PatchTrainingSAEConfig:
@@ -122,6 +127,17 @@ CASES = [
     Case("batchtopk, k 64", _batchtopk, 1.1),
     Case("matryoshka_topk, half positive", _matryoshka, 1.3, 11.8),
     Case("matryoshka_topk, a fifth positive", _matryoshka, 1.15, share_positive=0.2),
+    Case("patchsae, none dead, bf16", _patchsae, clip_grad_norm=None, autocast=True),
+    Case(
+        "patchsae, 2 % positive, bf16",
+        _patchsae,
+        clip_grad_norm=None,
+        share_positive=0.02,
+        autocast=True,
+    ),
+    Case("topk, k 64, bf16", _topk, autocast=True),
+    Case("matryoshka_topk, half positive, bf16", _matryoshka, autocast=True),
+    Case("patchsae, none dead, compile_sae", _patchsae, clip_grad_norm=None, compiled=True),
     Case("topk, k 64, SAELens's trainer", _topk, published=1.58, trainer=SAETrainer),
     Case("batchtopk, k 64, SAELens's trainer", _batchtopk, trainer=SAETrainer),
     Case("standard, SAELens's trainer", _standard, trainer=SAETrainer),
@@ -137,11 +153,20 @@ def make_step(case: Case, sizes: Sizes, rows: Tensor) -> Callable[[], object]:
     else:  # SAELens's own class
         sae = TrainingSAE.from_dict(cfg_sae.to_dict() | {"device": sizes.device})
     # Steps too small to change what is measured.
-    cfg = SAETrainerConfig(10**9 * len(rows), len(rows), lr=1e-9, lr_end=0.0, device=sizes.device)
+    cfg = SAETrainerConfig(
+        total_training_samples=10**9 * len(rows),
+        train_batch_size_samples=len(rows),
+        lr=1e-9,
+        lr_end=0.0,
+        device=sizes.device,
+        autocast=case.autocast,
+    )
     settings: dict[str, Any] = {}
     if case.trainer is ViTSAETrainer:
         settings = {"clip_grad_norm": case.clip_grad_norm, "n_parts": case.n_parts}
     trainer = case.trainer(cfg, sae, iter(()), **settings)
+    if case.compiled:
+        sae.training_forward_pass = torch.compile(sae.training_forward_pass)
     _set_positive_share(sae, rows, case.share_positive)
     n_dead = round(case.share_dead * sizes.d_sae)
     if n_dead:
@@ -205,10 +230,10 @@ def measure(
     results = []
     for case in cases:
         neighbour = seconds[f"products, {case.name}"]
-        against = f"five bare products, {1e3 * statistics.median(neighbour):.0f} ms"
         goal = None if case.goal is None else f"≤ {case.goal}"
+        note = case.described(neighbour)
         results.append(
-            ratio_of(case.name, seconds[case.name], neighbour, against, goal, case.described())
+            ratio_of(case.name, seconds[case.name], neighbour, "five bare products", goal, note)
         )
     return results
 

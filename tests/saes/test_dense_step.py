@@ -101,6 +101,7 @@ def from_lists(request, monkeypatch):
     """What of a step is worked out from lists of active latents, however many are active."""
     monkeypatch.setattr(dense_step, "MAX_SHARE_DECODED", request.param[0])
     monkeypatch.setattr(dense_step, "MAX_SHARE_LISTED", request.param[1])
+    return request.param
 
 
 @pytest.mark.usefixtures("width", "from_lists")
@@ -120,6 +121,56 @@ def test_losses_and_gradients_are_autograds(settings, silent, dead):
     sae = make_sae(**SETTINGS[settings])
     silence(sae, silent)
     assert_same(both_ways(sae, step_input(rows(), dead)))
+
+
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dead", [(), range(4, 16)], ids=["no ghosts", "ghosts"])
+def test_dense_products_are_autocasts(dead, from_lists, monkeypatch):
+    """Each in its precision, and none of what is worked out from lists."""
+    formats = []
+    for module in (dense_step, dense_gradients):
+
+        def multiply(a, b, dtype, *args, own=module.multiply, **kwargs):
+            formats.append(dtype)
+            return own(a, b, dtype, *args, **kwargs)
+
+        monkeypatch.setattr(module, "multiply", multiply)
+    sae, step = make_sae("float32"), step_input(rows(torch.float32), dead)
+    silence(sae, range(10))
+    assert_same(both_ways(sae, step), rtol=1e-5, atol=1e-6)
+    assert set(formats) == {None}
+    formats.clear()
+    rounded = copy.deepcopy(sae)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = rounded.training_forward_pass(step)
+    output.loss.backward()
+    assert set(formats) == {torch.bfloat16}
+    if not dead:
+        n_blocks = len(dense_step._blocks(D_SAE))
+        assert len(formats) == n_blocks * {(0, 0): 5, (0, 1): 2, (1, 1): 1}[from_lists]
+    x = step.sae_in - sae.b_dec.detach()
+    product = (x.bfloat16() @ sae.W_enc.bfloat16()).float()
+    torch.testing.assert_close(output.hidden_pre, product + sae.b_enc)
+
+    # By autograd under autocast, from the same latents on.
+    plain = sae.encode_with_hidden_pre
+
+    def encode(x):
+        with torch.autocast("cpu", enabled=False):
+            hidden_pre = plain(x)[1]
+        hidden_pre = output.hidden_pre.detach() + hidden_pre - hidden_pre.detach()
+        return hidden_pre.relu(), hidden_pre
+
+    monkeypatch.setattr(sae, "encode_with_hidden_pre", encode)
+    monkeypatch.setattr(patch_sae, "step_kernels", lambda dtype: None)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = sae.training_forward_pass(step)
+    expected.loss.backward()
+    torch.testing.assert_close(output.losses, expected.losses, rtol=0.01, atol=0)
+    of_rounded = dict(rounded.named_parameters())
+    for name, parameter in sae.named_parameters():
+        difference = (of_rounded[name].grad - parameter.grad).norm() / parameter.grad.norm()
+        assert difference < 0.05, f"{name} differs by {difference}"
 
 
 @pytest.mark.usefixtures("from_lists")
@@ -230,8 +281,6 @@ def test_who_needs_something_else_gets_the_plain_way():
     assert not is_fast(sae, sae_in[None])
     assert not is_fast(sae, sae_in.float())
     assert not is_fast(sae, sae_in.clone().requires_grad_())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not is_fast(make_sae("float32"), sae_in.float())
     assert not is_fast(_Doubled(sae.cfg), sae_in)
     assert not is_fast(make_sae(normalize_activations="layer_norm"), sae_in)
     sae.activation_fn = nn.Softplus()

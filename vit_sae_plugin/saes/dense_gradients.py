@@ -17,6 +17,7 @@ from vit_sae_plugin.cpu_kernels import run_kernel
 from vit_sae_plugin.reused_memory import REUSED_MEMORY
 
 from .largest_latents import ActiveLatents
+from .mixed_precision import multiply
 from .sparse_products import SparseGradients, sparse_gradients
 
 
@@ -79,6 +80,8 @@ class Part:
     used: Tensor | None
     ghosts: Ghosts
     kernels: ctypes.CDLL
+    dtype: torch.dtype | None = None
+    """Of matrix products' factors; None: their own."""
 
     def acts(self, hidden_pre: Tensor) -> Tensor:
         """Those that are used, from latents before ReLU."""
@@ -98,36 +101,39 @@ class Part:
     ) -> None:
         """Work out the block's share of the gradients."""
         (n_rows, n_used), n_ghosts = acts.shape, len(self.ghosts.latents)
-        n, W_dec = n_used + n_ghosts, W_dec[self.block]
+        n, W_dec, dtype = n_used + n_ghosts, W_dec[self.block], self.dtype
         places = _Places.of(self.used, self.ghosts.latents, len(W_dec), self.kernels)
 
         # The decoder's first, so that the encoder's can have the memory that it leaves.
         whole, adds = gradients.W_dec[self.block], gradients.adds
         made = whole if places is None else reused_empty(whole, n, whole.shape[1])
-        made[:n_used].addmm_(acts.T, grad_out, beta=int(adds and places is None))
+        multiply(acts.T, grad_out, dtype, made[:n_used], adds=adds and places is None)
         if n_ghosts:
-            torch.mm(self.ghosts.acts.T, self.ghosts.grad_out, out=made[n_used:])
+            multiply(self.ghosts.acts.T, self.ghosts.grad_out, dtype, made[n_used:])
         if places is not None:
             places.spread_rows(made, whole, adds)
         del made
 
         # The gradient of latents, then, in the same memory, of latents before ReLU.
         grad_hidden, sums = reused_empty(acts, n_rows, n), acts.new_empty(n)
-        torch.mm(grad_out, rows_of(W_dec, self.used).T, out=grad_hidden[:, :n_used])
+        multiply(grad_out, rows_of(W_dec, self.used).T, dtype, grad_hidden[:, :n_used])
         arrays = (acts, grad_hidden, penalty, sums)
         run_kernel(self.kernels.rectify_gradient, *arrays, n_rows, n_used, n)
         if n_ghosts:
             of_ghosts = grad_hidden[:, n_used:]
-            torch.mm(self.ghosts.grad_out, rows_of(W_dec, self.ghosts.latents).T, out=of_ghosts)
+            ghosts_T = rows_of(W_dec, self.ghosts.latents).T
+            multiply(self.ghosts.grad_out, ghosts_T, dtype, of_ghosts)
+            del ghosts_T
             of_ghosts *= self.ghosts.acts
             torch.sum(of_ghosts, dim=0, out=sums[n_used:])
 
         whole, adds = gradients.W_enc[:, self.block], gradients.adds
         if places is None:
-            whole.addmm_(centred.T, grad_hidden, beta=int(adds))
+            multiply(centred.T, grad_hidden, dtype, whole, adds=adds)
             gradients.b_enc[self.block] = sums
         else:
-            made = torch.mm(centred.T, grad_hidden, out=reused_empty(acts, len(whole), n))
+            made = reused_empty(acts, len(whole), n)
+            multiply(centred.T, grad_hidden, dtype, made)
             places.spread_columns(made, whole, adds)
             places.spread_columns(sums[None], gradients.b_enc[None, self.block], adds=False)
 

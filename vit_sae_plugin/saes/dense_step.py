@@ -35,6 +35,7 @@ from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 from .dense_gradients import Ghosts, Gradients, Part, columns_of, reused_empty, rows_of
 from .ghost_gradients import EPSILON
 from .largest_latents import ActiveLatents
+from .mixed_precision import autocast_dtype, multiply
 from .sparse_products import decode_active, has_sparse_products, list_active
 from .unit_norm_decoder import remove_parallel_part_
 
@@ -96,7 +97,8 @@ def dense_step(
 ) -> DenseStep:
     """The losses of one batch.
 
-    The decoder's gradient has no part parallel to its rows.
+    The decoder's gradient has no part parallel to its rows. Under autocast dense products are in
+    its lower precision; lists, sums and losses are not.
 
     Args:
         rows: the SAE's input, and what it is to reconstruct; on a CPU, contiguous, and of the
@@ -106,7 +108,7 @@ def dense_step(
         kernels: from ``step_kernels``.
         divide_by_norm: divide each row's squared error by the row's norm, if it has one.
     """
-    settings = _Settings(kernels, penalty, ghosts, divide_by_norm)
+    settings = _Settings(kernels, penalty, ghosts, divide_by_norm, autocast_dtype(rows))
     of_encoder, of_decoder = weights.W_enc.grad, weights.W_dec.grad
     if _ADDS_IN_PLACE.get() and of_encoder is not None and of_decoder is not None:
         settings = replace(settings, gradients=(of_encoder, of_decoder))
@@ -134,6 +136,8 @@ class _Settings:
     penalty: Tensor
     ghosts: Tensor | None
     divide_by_norm: bool
+    dtype: torch.dtype | None
+    """Of matrix products' factors; None: their own."""
     gradients: tuple[Tensor, Tensor] | None = None
     """The encoder's and the decoder's, to be added to; None: the step makes them."""
 
@@ -157,7 +161,7 @@ class _DenseStep(torch.autograd.Function):
         blocks, used, active, acts = _blocks(d_sae), [], [], None
         for block in blocks:
             acts = None  # so that the next has its memory
-            hidden = torch.mm(centred, W_enc[:, block], out=hidden_pre[:, block])
+            hidden = multiply(centred, W_enc[:, block], settings.dtype, hidden_pre[:, block])
             acts = reused_empty(rows, *hidden.shape)
             arrays = (hidden, b_enc[block], acts, n_fired[block], sums[block])
             run_kernel(kernels.rectify, *arrays, *hidden.shape, d_sae)
@@ -168,7 +172,7 @@ class _DenseStep(torch.autograd.Function):
                 sae_out += decode_active(active[-1], W_dec[block])
                 continue
             acts = columns_of(acts, used[-1], kernels)
-            sae_out.addmm_(acts, rows_of(W_dec[block], used[-1]))
+            multiply(acts, rows_of(W_dec[block], used[-1]), settings.dtype, sae_out, adds=True)
         if len(blocks) > 1 or active[0] is not None:
             acts = None  # made again, or not needed; a single block's stay
         residual, (weight, error) = reused_empty(rows, n_rows, d_in), rows.new_empty(2, n_rows, 1)
@@ -213,7 +217,7 @@ class _DenseStep(torch.autograd.Function):
         grad_b_enc = zero.new_empty(d_sae)
         gradients = Gradients(grad_W_enc, grad_b_enc, grad_W_dec, adds)
         for block, used, listed in zip(_blocks(d_sae), ctx.used, lists, strict=True):
-            part = Part(block, used, ghosts.within(block), kernels)
+            part = Part(block, used, ghosts.within(block), kernels, settings.dtype)
             if listed[0] is not None:
                 active = ActiveLatents(*listed)
                 part.fill_from_lists(gradients, active, centred, grad_out, W_dec, penalty)
@@ -222,7 +226,7 @@ class _DenseStep(torch.autograd.Function):
             part.fill(gradients, own_acts, centred, grad_out, W_dec, penalty)
             del own_acts  # so that the next has their memory
         if d_hidden is not None:
-            grad_W_enc.addmm_(centred.T, d_hidden)
+            multiply(centred.T, d_hidden, settings.dtype, grad_W_enc, adds=True)
             grad_b_enc += d_hidden.sum(dim=0)
         remove_parallel_part_(grad_W_dec, W_dec)
         # What b_dec does in the encoder is what b_enc does, by way of W_enc.
@@ -262,7 +266,8 @@ def _ghosts(
     acts.sub_(acts.amax(dim=-1, keepdim=True).clamp_(min=0)).exp_()
     decoded = reused_empty(acts, *residual.shape).zero_()
     for block in _blocks(len(latents)):
-        decoded.addmm_(acts[:, block], rows_of(W_dec, latents[block]))
+        own, dtype = acts[:, block], settings.dtype
+        multiply(own, rows_of(W_dec, latents[block]), dtype, decoded, adds=True)
     error = torch.empty_like(weight)
     constants = acts.new_tensor([EPSILON, torch.finfo(acts.dtype).tiny])
     arrays = (residual, weight, decoded, error, constants)

@@ -20,6 +20,7 @@ from torch import Tensor
 from vit_sae_plugin.cpu_kernels import load_kernels, run_kernel
 from vit_sae_plugin.reused_memory import REUSED_MEMORY, empty_for_a_step
 
+from .mixed_precision import autocast_dtype
 from .nested_topk_selection import NestedSelection
 
 _GRADIENTS_FILE = str(Path(__file__).with_name("nested_gradients.c"))
@@ -139,6 +140,4 @@ def products_for(acts: Tensor, W_dec: Tensor) -> DenseProducts | SparseProducts:
         gradient_kernels = load_kernels(_GRADIENTS_FILE, real)
         if kernels is not None and gradient_kernels is not None:
             return SparseProducts(kernels, gradient_kernels, dtype)
-    if torch.is_autocast_enabled(acts.device.type):
-        dtype = torch.get_autocast_dtype(acts.device.type)
-    return DenseProducts(dtype)
+    return DenseProducts(autocast_dtype(acts) or dtype)

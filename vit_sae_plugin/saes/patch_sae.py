@@ -281,7 +281,6 @@ class PatchTrainingSAE(TrainingSAE[PatchTrainingSAEConfig]):
             and cfg.normalize_activations not in ("layer_norm", "constant_norm_rescale")
             and cfg.cls_mse_coefficient == 1.0
             and type(self.activation_fn) is nn.ReLU
-            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not has_hooks(self)
         )

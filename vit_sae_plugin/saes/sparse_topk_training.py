@@ -28,6 +28,7 @@ from .dead_latents import n_dead_at_most
 from .dense_step import has_hooks
 from .firing_counts import CountedStepOutput
 from .largest_latents import ActiveLatents, largest_of_batch, largest_of_rows
+from .mixed_precision import autocast_dtype, multiply
 from .sparse_products import (
     SparseGradients,
     decode_active,
@@ -40,7 +41,8 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
     """``TopKTrainingSAE`` whose training steps decode and differentiate only active latents.
 
     They do on a CPU with a C compiler, for rows ``[rows, d_in]``, in float32 or float64. Elsewhere,
-    under autocast, and while any of the SAE's hooks is in use, a step is SAELens's own.
+    and while any of the SAE's hooks is in use, a step is SAELens's own. Under autocast the
+    encoder's product is in its lower precision, and what active latents make isn't.
     ``feature_acts`` of a step is a sparse tensor, as with SAELens's ``use_sparse_activations``.
     """
 
@@ -119,7 +121,6 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             and sae_in.ndim == 2
             and not sae_in.requires_grad
             and self.cfg.k <= self.cfg.d_sae
-            and not torch.is_autocast_enabled(sae_in.device.type)
             and not has_hooks(self)
             and has_sparse_products(sae_in.device, self.dtype)
         )
@@ -192,7 +193,8 @@ class _SparseCode(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         if sae.cfg.apply_b_dec_to_input:
             x = x - b_dec
-        hidden_pre = torch.addmm(b_enc, x, W_enc)
+        hidden_pre = b_enc.repeat(len(x), 1)
+        multiply(x, W_enc, autocast_dtype(x), out=hidden_pre, adds=True)
         norm = W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else None
         if norm is not None:
             hidden_pre.mul_(norm)

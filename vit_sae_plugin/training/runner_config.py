@@ -126,7 +126,8 @@ class ViTSAERunnerConfig:
     dtype: str = "float32"
     """Number format of the rows, whatever the model's is. The SAE's own is ``sae.dtype``."""
     autocast: bool = False
-    """Train the SAE under bfloat16 autocast."""
+    """Train the SAE under bfloat16 autocast: faster where the device multiplies that format. On a
+    CPU its dense products alone are in bfloat16 (see "bf16" in the docs' performance page)."""
     autocast_model: bool = False
     """Run the model under bfloat16 autocast (SAELens: ``autocast_lm``)."""
     compile_sae: bool = False

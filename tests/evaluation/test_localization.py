@@ -244,7 +244,9 @@ def test_principal_directions_come_strongest_first():
 
 
 def test_random_latents_fire_as_often_as_asked():
-    acts = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    # one number a row, so that a score is one product, the same however it is worked out
+    numbers = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    acts = numbers[:, None] * torch.eye(5)[torch.arange(200) % 5]
     first, second = random_latents(acts, acts[:50], torch.tensor([1, 0, 40, 200]), seed=3)
     assert first.n_active().tolist() == [1, 0, 40, 199]  # the last row is the threshold itself
     scores = random_directions(4, 5, seed=3) @ acts.T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -53,6 +54,8 @@ class Processes:
                 os.dup2(log.fileno(), 2)
                 sys.stdout = sys.stderr = log
                 warnings.simplefilter("ignore")
+                # what doesn't end says where it is, before it is killed
+                faulthandler.dump_traceback_later(SECONDS - 10, file=log)
                 torch.set_num_threads(1)
                 try:
                     train()

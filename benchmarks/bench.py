@@ -148,7 +148,8 @@ def as_markdown(machines: dict[str, dict[str, Any]]) -> str:
             measured = [table.get(what) for table in tables.values()]
             line = next(filter(None, measured))
             note = line.note if measured[0] else ""
-            rows.append([what, *map(_cell, measured), line.against, line.goal or "", note])
+            goal = (line.goal or "").replace(" ", "\u00a0")  # in one line
+            rows.append([what, *map(_cell, measured), line.against, goal, note])
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         parts.append("\n".join([f"### {heading}", f"`python -m {module}`", "", *lines]) + "\n")
     return "\n".join(parts)

@@ -29,7 +29,7 @@ def test_machines_stand_side_by_side(tmp_path):
         "| what | One | Intel Two | ÷ | goal | on One |\n"
         "| --- | ---: | ---: | --- | --- | --- |\n"
         "| a step | 1.20 (1.10 to 1.30) | 1.30 (1.20 to 1.40) **missed** "
-        "| five / products | ≤ 1.25 | 100 ms |\n"
+        "| five / products | ≤\u00a01.25 | 100 ms |\n"
         "| another | – | 0.50 (0.40 to 0.60) | five / products |  |  |\n"
         f"{bench.END}after\n"
     )

@@ -80,7 +80,7 @@ class Part:
     used: Tensor | None
     ghosts: Ghosts
     kernels: ctypes.CDLL
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None
     """Of matrix products' factors; None: their own."""
 
     def acts(self, hidden_pre: Tensor) -> Tensor:
